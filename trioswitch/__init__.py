@@ -1,0 +1,43 @@
+"""trioswitch: a real-time push server on Trio.
+
+Rooms, groups and users over WebSocket, with bounded, batched outboxes. Run it with `python -m trioswitch serve`, or embed
+it: `async with trioswitch.open_switch() as switch` (`docs/embedding.md`).
+"""
+
+from .auth import Identity
+from .config import Options, Overflow, RoomPolicy
+from .connection import Connection
+from .errors import Cause, Refused, ServeError, TrioswitchError, UnencodableData, UnknownConnection
+from .metrics import OutboxStatistics, RoomStatistics, SwitchStatistics
+from .serve import Server, serve
+from .subscription import Subscription
+from .switch import Delivery, Switch, open_switch
+from .transport import ConnectRequest
+from .version import __version__
+from .wire.prepared import Receipt
+
+__all__ = [
+    "Cause",
+    "ConnectRequest",
+    "Connection",
+    "Delivery",
+    "Identity",
+    "Options",
+    "OutboxStatistics",
+    "Overflow",
+    "Receipt",
+    "Refused",
+    "RoomPolicy",
+    "RoomStatistics",
+    "ServeError",
+    "Server",
+    "Subscription",
+    "Switch",
+    "SwitchStatistics",
+    "TrioswitchError",
+    "UnencodableData",
+    "UnknownConnection",
+    "__version__",
+    "open_switch",
+    "serve",
+]

@@ -1,0 +1,231 @@
+"""`python -m trioswitch serve`: the options, the signals, the exit status."""
+
+import argparse
+import enum
+import logging
+import resource
+import signal
+import ssl
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn, get_args
+
+import attrs
+import trio
+
+from .config import Options, Overflow, RoomPolicy
+from .entry import TransportName
+from .errors import ServeError
+from .serve import serve
+from .switch import Switch, open_switch
+from .version import __version__
+from .web import health, landing_page
+
+__all__ = ["main"]
+
+OK, FAILED, USAGE = 0, 1, 2
+
+
+class _Interrupted(Exception):
+    """A second signal came while the server drained."""
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line, and exit: 0 after a drain, 2 for a usage error, 1 for anything else."""
+    parser = _parser()
+    chosen = parser.parse_args(arguments)
+    try:
+        options = _options(chosen)
+        context = _tls(chosen.tls_cert, chosen.tls_key)
+    except ValueError as error:
+        parser.error(str(error))
+    raise_file_limit()
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=chosen.log_level.upper())
+    try:
+        trio.run(_serve, options, chosen, context, strict_exception_groups=True)
+    except* _Interrupted:
+        _exit("stopped at the second signal, before everything was written")
+    except* ServeError as group:
+        _exit(_sentence(group))
+    except* KeyboardInterrupt:
+        _exit("interrupted before the server was up")
+    except* Exception as group:
+        logging.getLogger(__name__).debug("the server failed", exc_info=group)
+        _exit(f"the server failed: {_sentence(group)}")
+    sys.exit(OK)
+
+
+def _exit(sentence: str) -> NoReturn:
+    print(f"trioswitch: {sentence}", file=sys.stderr)
+    sys.exit(FAILED)
+
+
+def _sentence(group: BaseExceptionGroup[BaseException]) -> str:
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return str(error) or type(error).__name__
+
+
+async def _serve(options: Options, chosen: argparse.Namespace, context: ssl.SSLContext | None) -> None:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async with open_switch(options) as switch, trio.open_nursery() as nursery:
+            pages = {"/": landing_page(), "/health": health(switch)}
+            server = await nursery.start(_serve_on, switch, chosen, context, pages)
+            print(f"trioswitch {__version__} listens on {' and '.join(server.urls)}", file=sys.stderr, flush=True)
+            await anext(signals)
+            server.stop()
+            nursery.start_soon(_interrupt, signals)
+            if not await switch.drain(chosen.drain_timeout):
+                left = len(switch.connections())
+                logging.getLogger(__name__).warning("%d connections were cut at the drain timeout", left)
+            nursery.cancel_scope.cancel()
+
+
+async def _interrupt(signals: Any) -> None:
+    await anext(signals)
+    raise _Interrupted
+
+
+async def _serve_on(
+    switch: Switch,
+    chosen: argparse.Namespace,
+    context: ssl.SSLContext | None,
+    pages: Any,
+    task_status: trio.TaskStatus[Any] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    await serve(
+        switch,
+        host=chosen.host,
+        port=chosen.port,
+        uds=chosen.uds,
+        ssl_context=context,
+        transport=chosen.transport,
+        pages=pages,
+        task_status=task_status,
+    )
+
+
+# --- the options
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="trioswitch", description="A real-time push server on Trio.")
+    parser.add_argument("--version", action="version", version=f"trioswitch {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    serve_command = commands.add_parser(
+        "serve",
+        help="run the server",
+        description="Run the server until SIGTERM or SIGINT; a second signal ends it at once.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = serve_command.add_argument
+    add("--host", default="127.0.0.1", help="address to listen on")
+    add("--port", type=_port, default=8765, help="TCP port; 0 takes a free one")
+    add("--uds", metavar="PATH", help="listen on a Unix socket instead")
+    add("--tls-cert", metavar="FILE", help="certificate chain (PEM): speak TLS")
+    add("--tls-key", metavar="FILE", help="private key (PEM), if it is not in the certificate's file")
+    add("--transport", choices=get_args(TransportName), default="native", help="what carries the WebSockets")
+    add("--drain-timeout", type=_seconds, default=10.0, metavar="SECONDS", help="time for an orderly end")
+    add(
+        "--room", action="append", default=[], metavar="PATTERN:KEY=VALUE,...", type=_room_policy,
+        help="policy of rooms whose name matches, e.g. 'ticker.*:overflow=conflate,announce=no'; keys: overflow ("
+        + ", ".join(policy.value for policy in Overflow)
+        + "), block-timeout, announce, announce-limit; the first that matches holds",
+    )  # fmt: skip
+    add("--log-level", choices=("debug", "info", "warning", "error"), default="info", help="what is logged, on stderr")
+    group = serve_command.add_argument_group("limits and batching")
+    for field in attrs.fields(Options):
+        if "help" in field.metadata:
+            group.add_argument(f"--{field.name.replace('_', '-')}", **_flag(field))
+    return parser
+
+
+def _flag(field: "attrs.Attribute[Any]") -> dict[str, Any]:
+    """An option's command-line flag, from its definition in `config`."""
+    default, text = field.default, field.metadata["help"].replace("%", "%%")
+    if isinstance(default, bool):
+        return {"action": argparse.BooleanOptionalAction, "default": default, "help": text}
+    if isinstance(default, enum.Enum):
+        choices = [choice.value for choice in type(default) if choice in field.metadata.get("choices", type(default))]
+        return {"choices": choices, "default": default.value, "help": text}
+    kind = float if isinstance(default, float) else int
+    return {"type": kind, "default": default, "help": text, "metavar": "SECONDS" if kind is float else "N"}
+
+
+def _options(chosen: argparse.Namespace) -> Options:
+    """Raises ValueError with a sentence that names the flag."""
+    values = {field.name: getattr(chosen, field.name) for field in attrs.fields(Options) if "help" in field.metadata}
+    for name, value in values.items():
+        try:
+            Options(**{name: value})
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"argument --{name.replace('_', '-')}: {error.args[0]}") from None
+    return Options(**values, policies=tuple(chosen.room))
+
+
+def _room_policy(text: str) -> RoomPolicy:
+    pattern, _, rest = text.rpartition(":")
+    values: dict[str, Any] = {}
+    readers: dict[str, Callable[[str], Any]] = {
+        "overflow": Overflow,
+        "block_timeout": float,
+        "announce": _yes_or_no,
+        "announce_limit": int,
+    }
+    for item in filter(None, rest.split(",")):
+        key, _, value = item.partition("=")
+        name = key.strip().replace("-", "_")
+        if name not in readers:
+            raise argparse.ArgumentTypeError(f"unknown key {key!r} in {text!r}")
+        try:
+            values[name] = readers[name](value.strip())
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(f"{key} in {text!r}: {error}") from None
+    if not pattern or not values:
+        raise argparse.ArgumentTypeError(f"{text!r} is not PATTERN:KEY=VALUE,...")
+    try:
+        return RoomPolicy(pattern=pattern, **values)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: {error.args[0]}") from None
+
+
+def _yes_or_no(text: str) -> bool:
+    if text not in ("yes", "no"):
+        raise ValueError(f"{text!r} is not yes or no")
+    return text == "yes"
+
+
+def _port(text: str) -> int:
+    port = int(text)
+    if not 0 <= port <= 65535:
+        raise argparse.ArgumentTypeError(f"{text} is no port (0 to 65535)")
+    return port
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not seconds >= 0:
+        raise argparse.ArgumentTypeError(f"{text} is less than 0")
+    return seconds
+
+
+def _tls(certificate: str | None, key: str | None) -> ssl.SSLContext | None:
+    """Raises ValueError."""
+    if certificate is None:
+        if key is not None:
+            raise ValueError("argument --tls-key: needs --tls-cert")
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.set_alpn_protocols(["http/1.1"])
+    try:
+        context.load_cert_chain(certificate, key)
+    except (OSError, ssl.SSLError) as error:
+        raise ValueError(f"argument --tls-cert: cannot read {certificate!r}: {error.strerror or error}") from None
+    return context
+
+
+def raise_file_limit() -> None:
+    """Let this process open as many files as it may: every connection is one."""
+    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -1,0 +1,241 @@
+"""The commands of clients, carried out. Each gets at most one answer: an `ack` or `error` where it has an `id`."""
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+import trio
+from msgspec import UNSET
+
+from .auth import Identity
+from .clock import timestamp
+from .connection import Connection, Handler
+from .errors import Cause, Refused
+from .registry import Registry
+from .wire.messages import (
+    Ack,
+    Authenticate,
+    ChatMessage,
+    Command,
+    Custom,
+    DirectMessage,
+    GroupMessage,
+    Heartbeat,
+    HeartbeatAck,
+    JoinRoom,
+    LeaveRoom,
+    Message,
+    Presence,
+    SendChat,
+    SendDirect,
+    SendGroup,
+    SendMessage,
+)
+from .wire.prepared import Prepared, Receipt
+
+__all__ = ["Authenticator", "Commands"]
+
+Authenticator = Callable[[str], Awaitable[Identity]]
+"""From a token to an identity. Raises Refused."""
+
+
+class Commands:
+    """Carries out commands on a registry. A method returns what has to be awaited, where the command has to wait."""
+
+    def __init__(self, registry: Registry, handlers: Mapping[str, Handler], authenticate: Authenticator | None) -> None:
+        self._registry = registry
+        self._handlers = handlers
+        self._authenticate = authenticate
+        self._methods: dict[type[Command], Callable[[Connection, Any, int], Awaitable[None] | None]] = {
+            SendChat: self._chat,
+            SendMessage: self._message,
+            JoinRoom: self._join,
+            LeaveRoom: self._leave,
+            SendDirect: self._direct,
+            SendGroup: self._group,
+            Heartbeat: self._heartbeat,
+            Presence: self._presence,
+            Authenticate: self._authenticate_by_message,
+            Custom: self._custom,
+        }
+
+    def dispatch(self, connection: Connection, command: Command, size: int) -> Awaitable[None] | None:
+        """Carry out one command, whose bytes were `size`. The caller awaits what this returns, if anything."""
+        if connection.identity is None and type(command) is not Authenticate:
+            connection.reply_error("unauthorised", "authenticate first", command.id)
+            return None
+        try:
+            return self._methods[type(command)](connection, command, size)
+        except Refused as refused:
+            connection.reply_error(refused.code, refused.message, command.id)
+            return None
+
+    # --- rooms
+
+    def _join(self, connection: Connection, command: JoinRoom, _size: int) -> None:
+        if command.since is not None or command.history is not None:
+            raise Refused("this server keeps no history", code="not_available")
+        identity = connection.identity
+        assert identity is not None
+        if not identity.may_join(command.room):
+            raise Refused(f"you may not join {command.room!r}")
+        if command.room not in connection.rooms and len(connection.rooms) >= self._registry.options.max_rooms:
+            raise Refused(f"a connection may be in {self._registry.options.max_rooms} rooms", code="too_many_rooms")
+        self._name(connection, command.user_id)
+        room = self._registry.join(connection, command.room)
+        if command.id is not None:
+            connection.reply(Ack(id=command.id, room=room.name, online_count=room.connections, user_id=connection.user))
+
+    def _leave(self, connection: Connection, command: LeaveRoom, _size: int) -> None:
+        if not self._registry.leave(connection, command.room):
+            raise Refused(f"you are not in {command.room!r}", code="not_joined")
+        if command.id is not None:
+            connection.reply(Ack(id=command.id, room=command.room))
+
+    def _presence(self, connection: Connection, command: Presence, _size: int) -> None:
+        identity = connection.identity
+        assert identity is not None
+        if not identity.may_join(command.room):
+            raise Refused(f"you may not look into {command.room!r}")
+        users = self._registry.users_in(command.room)
+        count = self._registry.online_count(command.room)
+        if command.id is None:
+            raise Refused("`presence` needs an `id` to be answered under", code="invalid")
+        connection.reply(Ack(id=command.id, room=command.room, users=users, count=len(users), online_count=count))
+
+    def _chat(self, connection: Connection, command: SendChat, size: int) -> Awaitable[None] | None:
+        user = command.user_id
+        if user is None or user != connection.user:
+            user = self._name(connection, user)
+        event = ChatMessage(room=command.room, content=command.content, user_id=user)
+        return self._publish(connection, command.id, Prepared(event, room=command.room, size=size))
+
+    def _message(self, connection: Connection, command: SendMessage, size: int) -> Awaitable[None] | None:
+        event = Message(room=command.room, data=command.data, user_id=connection.user)
+        if command.key is not None:
+            event.key = command.key
+        now = trio.current_time()
+        message = Prepared(
+            event,
+            room=command.room,
+            priority=command.priority,
+            deliver_by=None if command.max_delay is None else now + command.max_delay,
+            expires_at=None if command.expires is None else now + command.expires,
+            key=command.key,
+            exclude=frozenset((connection.id,)) if command.exclude_self else frozenset(),
+            size=size,
+        )
+        return self._publish(connection, command.id, message)
+
+    def _publish(
+        self, connection: Connection, request_id: str | int | None, message: Prepared
+    ) -> Awaitable[None] | None:
+        name = message.room
+        assert name is not None
+        if name not in connection.rooms:
+            identity = connection.identity
+            assert identity is not None
+            if not identity.may_publish(name):
+                raise Refused(f"join {name!r} before you publish to it", code="not_joined")
+        if request_id is not None:
+            message.settle = _Acknowledge(connection, request_id)
+        try:
+            if not self._registry.publish_nowait(name, message) and message.settle is not None:
+                message.settle(Receipt())
+        except (trio.WouldBlock, trio.ClosedResourceError):
+            return self._registry.publish(name, message)
+        return None
+
+    # --- users and groups
+
+    def _direct(self, connection: Connection, command: SendDirect, _size: int) -> Awaitable[None]:
+        event = DirectMessage(to=command.to, user_id=connection.user, **_body(command))
+        receivers = self._registry.of_users((command.to,))
+        if not receivers:
+            raise Refused(f"{command.to!r} is not here, and messages are not kept", code="not_available")
+        return self._send(connection, command.id, receivers, Prepared(event))
+
+    def _group(self, connection: Connection, command: SendGroup, _size: int) -> Awaitable[None]:
+        users = self._registry.groups.get(command.group, set())
+        if connection.user not in users:
+            raise Refused(f"you are not in the group {command.group!r}")
+        event = GroupMessage(group=command.group, user_id=connection.user, **_body(command))
+        return self._send(connection, command.id, self._registry.of_users(users), Prepared(event))
+
+    async def _send(
+        self, connection: Connection, request_id: str | int | None, receivers: list[Connection], message: Prepared
+    ) -> None:
+        receipt = await self._registry.send(receivers, message)
+        if request_id is not None:
+            _Acknowledge(connection, request_id)(receipt)
+
+    # --- the rest
+
+    def _heartbeat(self, connection: Connection, command: Heartbeat, _size: int) -> None:
+        connection.reply(HeartbeatAck(timestamp=timestamp()))
+        if command.id is not None:
+            connection.reply(Ack(id=command.id))
+
+    def _custom(self, connection: Connection, command: Custom, _size: int) -> Awaitable[None] | None:
+        handler = self._handlers.get(command.type)
+        if handler is None:
+            raise Refused(f"unknown type {command.type!r}", code="unknown_type")
+        return connection.handle(handler, command)
+
+    def _authenticate_by_message(
+        self, connection: Connection, command: Authenticate, _size: int
+    ) -> Awaitable[None] | None:
+        if self._authenticate is None:
+            raise Refused("this server does not use tokens", code="not_available")
+        if connection.identity is not None:
+            raise Refused("this connection is authenticated already", code="invalid")
+        return self._check_token(self._authenticate, connection, command)
+
+    async def _check_token(self, authenticate: Authenticator, connection: Connection, command: Authenticate) -> None:
+        try:
+            identity = await authenticate(command.token)
+        except Refused as refused:
+            connection.reply_error("unauthorised", refused.message, command.id)
+            connection.close(Cause.UNAUTHORISED)
+            return
+        connection.identity = identity
+        if identity.user is not None:
+            self._registry.rename(connection, identity.user)
+        if command.id is not None:
+            connection.reply(Ack(id=command.id, user_id=connection.user))
+
+    def _name(self, connection: Connection, user: str | None) -> str:
+        """The user that a command speaks for: believed where the connection is anonymous. Raises Refused elsewhere.
+
+        The first name that an anonymous client gives becomes the connection's user; `join_room` may change it later.
+        """
+        identity = connection.identity
+        assert identity is not None
+        if user is None or user == connection.user:
+            return connection.user
+        if identity.user is not None:
+            raise Refused(f"you are {identity.user!r}, not {user!r}")
+        self._registry.rename(connection, user)
+        return user
+
+
+class _Acknowledge:
+    """Answers a publish with its receipt."""
+
+    __slots__ = ("_connection", "_request_id")
+
+    def __init__(self, connection: Connection, request_id: str | int) -> None:
+        self._connection = connection
+        self._request_id = request_id
+
+    def __call__(self, receipt: Receipt) -> None:
+        self._connection.reply(
+            Ack(id=self._request_id, delivered=receipt.delivered, queued=receipt.queued, dropped=receipt.dropped)
+        )
+
+
+def _body(command: SendDirect | SendGroup) -> dict[str, Any]:
+    """The `content` or the `data` of a command. Raises Refused unless there is exactly one of them."""
+    body = {name: value for name in ("content", "data") if (value := getattr(command, name)) is not UNSET}
+    if len(body) != 1:
+        raise Refused("give either `content` or `data`", code="invalid")
+    return body

@@ -1,0 +1,113 @@
+"""Every limit and every choice: named, with its unit, its default and the reason for it.
+
+`python -m trioswitch serve --help` is made from this page: an option's flag is its name with dashes.
+"""
+
+import enum
+import fnmatch
+from typing import Any
+
+import attrs
+from attrs.validators import ge, gt, in_, le
+
+__all__ = ["Options", "Overflow", "RoomPolicy"]
+
+KIB, MIB = 1024, 1024 * 1024
+
+
+class Overflow(enum.Enum):
+    """What happens to a member that cannot take more. The others never wait for it, but under `BLOCK`."""
+
+    BLOCK = "block"
+    """The room waits for it, up to `block_timeout`; then the message is dropped for it."""
+    DROP_OLDEST = "drop_oldest"
+    """Its oldest waiting message of this room gives way."""
+    DROP_NEWEST = "drop_newest"
+    """The new message is not queued for it."""
+    CONFLATE = "conflate"
+    """A message replaces the waiting one with the same key, at any time; when it is full, as `DROP_OLDEST`."""
+    RESYNC = "resync"
+    """All its waiting messages of this room are dropped: it is told the gap and catches up by itself."""
+    DISCONNECT = "disconnect"
+    """Its connection is closed with 4000; it comes back when it can."""
+
+
+def option(default: Any, help: str, *validators: Any) -> Any:
+    return attrs.field(default=default, validator=list(validators), metadata={"help": help})
+
+
+@attrs.frozen(kw_only=True)
+class RoomPolicy:
+    """How rooms whose name matches `pattern` (shell-style: `*`, `?`, `[a-z]`) treat slow members and announcements."""
+
+    pattern: str = "*"
+    overflow: Overflow = attrs.field(default=Overflow.DROP_OLDEST, converter=Overflow)
+    block_timeout: float = option(1.0, "seconds that a room waits for its slowest members under `block`", gt(0))
+    announce: bool = True
+    """Whether joins and leaves are announced at all."""
+    announce_limit: int = option(100, "members above which joins and leaves are not announced one by one", ge(0))
+
+    def matches(self, room: str) -> bool:
+        return fnmatch.fnmatchcase(room, self.pattern)
+
+
+@attrs.frozen(kw_only=True)
+class Options:
+    """The switch's options. Frozen: an option that changed under way would hold for some connections only."""
+
+    batch_messages: int = option(64, "messages in one batch at most", ge(1), le(65535))
+    batch_bytes: int = option(64 * KIB, "bytes in one batch at most; a larger message goes alone", ge(1))
+    linger: float = option(
+        0.0,
+        "seconds that a batch waits for more messages; 0 writes at once (batches still form by themselves while a socket "
+        "is busy), the 0.05 of many push servers trades latency for fewer writes",
+        ge(0),
+    )
+    outbox_messages: int = option(1024, "messages that may wait for one connection", ge(1))
+    outbox_bytes: int = option(1 * MIB, "bytes that may wait for one connection", ge(1))
+    total_outbox_bytes: int = option(
+        512 * MIB, "bytes that may wait for all connections together; above it every outbox counts as full", ge(1)
+    )
+    direct_overflow: Overflow = attrs.field(
+        default=Overflow.DROP_NEWEST,
+        converter=Overflow,
+        validator=in_((Overflow.DROP_OLDEST, Overflow.DROP_NEWEST, Overflow.DISCONNECT)),
+        metadata={"help": "what happens to a direct, group or broadcast message for a full outbox"},
+    )
+    room_messages: int = option(4096, "messages that may wait in a room; then its publishers wait", ge(1))
+    room_bytes: int = option(4 * MIB, "bytes that may wait in a room; then its publishers wait", ge(1))
+    window_messages: int = option(1024, "messages that a room hands out at once at most", ge(1))
+    window_bytes: int = option(
+        256 * KIB, "bytes that a room hands out at once at most; a larger message goes alone", ge(1)
+    )
+    policies: tuple[RoomPolicy, ...] = ()
+    """Policies for rooms by name pattern: the first that matches holds, `RoomPolicy()` where none does."""
+    max_message_bytes: int = option(
+        1 * MIB, "bytes in one message from a client; a larger one closes with 1009", ge(125)
+    )
+    max_fragments: int = option(1024, "fragments in one message from a client", ge(1))
+    max_rooms: int = option(1000, "rooms that one connection may be in", ge(1))
+    max_errors: int = option(10, "malformed messages in a row before a connection is closed with 1008", ge(0))
+    handler_queue: int = option(16, "messages that wait for the application's handlers of one connection", ge(1))
+    compression: bool = option(True, "whether permessage-deflate is offered")
+    compression_min_bytes: int = option(
+        1 * KIB, "bytes from which a message is compressed: smaller ones gain little", ge(1)
+    )
+    compression_level: int = option(6, "zlib's level, 1 (fast) to 9 (small)", ge(1), le(9))
+    incoming_context_takeover: bool = option(
+        False, "whether clients may keep their compression context, at 40 KB of memory for each connection"
+    )
+    ping_interval: float = option(25.0, "seconds between two WebSocket pings to a client", gt(0))
+    ping_timeout: float = option(20.0, "seconds in which a client must answer a ping, or is closed with 4001", gt(0))
+    handshake_timeout: float = option(10.0, "seconds for a whole handshake, TLS and authentication included", gt(0))
+    close_timeout: float = option(5.0, "seconds for flushing and closing one connection", gt(0))
+    hook_timeout: float = option(5.0, "seconds that on_disconnect may take", gt(0))
+    max_connections: int | None = option(
+        None, "connections at most; more get 503. Default: the limit on open files, less 64 for everything else"
+    )
+
+    def policy(self, room: str) -> RoomPolicy:
+        return next((policy for policy in self.policies if policy.matches(room)), _DEFAULT_POLICY)
+
+
+_DEFAULT_POLICY = RoomPolicy()

@@ -1,0 +1,265 @@
+"""From a channel of bytes to a running connection: the request's head, admission, the handshake, the conversation."""
+
+import logging
+import resource
+import secrets
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Final, Literal
+from urllib.parse import parse_qsl
+
+import attrs
+import trio
+import trio_websocket
+
+from .auth import ANONYMOUS, Identity
+from .clock import timestamp
+from .commands import Authenticator, Commands
+from .connection import Connection, Handler, Make
+from .errors import Cause, PeerGone, Refused
+from .heartbeats import Heartbeats
+from .registry import Registry
+from .transport import ConnectRequest
+from .transport.channels import ByteChannel, PrefixedStream
+from .transport.native import NativeTransport, read_head
+from .transport.trio_websocket import TrioWebsocketTransport
+from .version import __version__
+from .wire.messages import Connected
+from .wire.prepared import Prepared
+from .wire.protocols import choose
+from .wire.websocket import Handshake, Rejected, is_upgrade, response
+
+__all__ = ["Entry", "OnConnect", "OnDisconnect", "OtherRequest", "TransportName"]
+
+_log = logging.getLogger(__name__)
+
+OnConnect = Callable[[ConnectRequest], Awaitable[Identity | None]]
+"""Called before a client is let in. Returns who it is (None: anonymous), or raises Refused."""
+OnDisconnect = Callable[[Connection, Cause], Awaitable[None]]
+"""Called when a client that was let in is gone, always; it has `hook_timeout` seconds."""
+OtherRequest = Callable[[ByteChannel, bytes], Awaitable[None]]
+"""Answers a request that is no WebSocket upgrade: gets the channel, and the bytes that were read from it."""
+TransportName = Literal["native", "trio-websocket"]
+
+PATHS: Final = frozenset({"/", "/ws"})
+WELCOME_PRIORITY: Final = 10
+FILE_RESERVE: Final = 64
+"""Open files that are kept for everything but connections."""
+RETRY_AFTER: Final = 5
+"""Seconds after which a client that was refused for lack of room may try again."""
+
+
+@attrs.define(eq=False)
+class Entry:
+    """Lets clients in, and runs their connections. One for each switch."""
+
+    registry: Registry
+    heartbeats: Heartbeats
+    handlers: Mapping[str, Handler]
+    on_connect: OnConnect | None
+    on_disconnect: OnDisconnect | None
+    authenticate: Authenticator | None
+    draining: bool = attrs.field(default=False, init=False)
+    max_connections: int = attrs.field(init=False)
+    _commands: Commands = attrs.field(init=False)
+    _emptied: trio.Event = attrs.field(factory=trio.Event, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._commands = Commands(self.registry, self.handlers, self.authenticate)
+        limit = self.registry.options.max_connections
+        self.max_connections = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - FILE_RESERVE if limit is None else limit
+
+    # --- ways in
+
+    async def serve_channel(
+        self, channel: ByteChannel, other: OtherRequest | None, transport: TransportName = "native"
+    ) -> None:
+        """Serve whoever is at the other end until it is gone; closes the channel. Raises nothing but Cancelled."""
+        try:
+            await self._serve_channel(channel, other, transport)
+        except Rejected as rejected:
+            await self._answer(channel, response(rejected.status, rejected.message + "\n", rejected.headers))
+        except Refused as refused:
+            headers = [("Retry-After", str(RETRY_AFTER))] if refused.status == 503 else []
+            if refused.status == 401:
+                headers = [("WWW-Authenticate", "Bearer")]
+            await self._answer(channel, response(refused.status, refused.message + "\n", headers))
+        except PeerGone:
+            _log.debug("%s went before its handshake was over", channel.remote)
+        except trio.TooSlowError:
+            await self._answer(channel, response(408, "the handshake took too long\n"))
+        finally:
+            await channel.aclose()
+
+    async def _serve_channel(self, channel: ByteChannel, other: OtherRequest | None, transport: TransportName) -> None:
+        options = self.registry.options
+        with trio.fail_after(options.handshake_timeout):
+            head, rest = await read_head(channel)
+            if not is_upgrade(head):
+                if other is None:
+                    raise Rejected(426, "this is a WebSocket server", [("Upgrade", "websocket")])
+                await other(channel, head + rest)
+                return
+            handshake = Handshake(
+                compression=options.compression,
+                incoming_context_takeover=options.incoming_context_takeover,
+                max_message_bytes=options.max_message_bytes,
+            )
+            handshake.receive(head)
+            if handshake.path not in PATHS:
+                raise Rejected(404, f"there is no WebSocket at {handshake.path!r}: it is at /ws")
+            if transport == "native":
+                request = _connect_request(handshake.path, handshake.query, handshake.headers, channel.remote)
+                identity = await self._admit(request)
+                answer, codec = handshake.accept(options.max_fragments)
+                await channel.write(answer)
+        if transport == "native":
+            format = self.registry.format(handshake.protocol, framed=True, deflate_bits=codec.deflate_bits)
+            await self._converse(request, identity, lambda _: NativeTransport(channel, codec, format, rest))
+        else:
+            await self._serve_by_trio_websocket(PrefixedStream(head + rest, channel))
+
+    async def _serve_by_trio_websocket(self, stream: trio.abc.Stream) -> None:
+        async with trio.open_nursery() as nursery:
+            request = await trio_websocket.wrap_server_stream(
+                nursery, stream, max_message_size=self.registry.options.max_message_bytes
+            )
+            await self.serve_request(request)
+            nursery.cancel_scope.cancel()
+
+    async def serve_request(self, request: trio_websocket.WebSocketRequest) -> None:
+        """Serve a client whose request trio-websocket has read, until it is gone. Raises nothing but Cancelled."""
+        options = self.registry.options
+        path, _, query = request.path.partition("?")
+        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in request.headers}
+        remote = request.remote
+        where = remote if isinstance(remote, str) else f"{remote.address}:{remote.port}"
+        connect = _connect_request(path, dict(parse_qsl(query)), headers, where)
+        try:
+            with trio.fail_after(options.handshake_timeout):
+                try:
+                    identity = await self._admit(connect)
+                except Refused as refused:
+                    await request.reject(refused.status, body=f"{refused.message}\n".encode())
+                    return
+                protocol = choose(request.proposed_subprotocols)
+                named = protocol.subprotocol in request.proposed_subprotocols
+                connection = await request.accept(subprotocol=protocol.subprotocol if named else None)
+        except (trio.TooSlowError, trio.BrokenResourceError, trio_websocket.ConnectionClosed):
+            _log.debug("%s went before its handshake was over", where)
+            return
+        format = self.registry.format(protocol, framed=False, deflate_bits=0)
+        await self._converse(
+            connect,
+            identity,
+            lambda client: TrioWebsocketTransport(
+                connection,
+                format,
+                start_soon=client.start_soon,
+                ping_timeout=options.ping_timeout,
+                heard=client.was_heard,
+            ),
+        )
+
+    @staticmethod
+    async def _answer(channel: ByteChannel, data: bytes) -> None:
+        """Tell a peer that is not let in why, if it listens for a moment."""
+        with trio.move_on_after(1.0):
+            try:
+                await channel.write(data)
+                await channel.end_writing()
+                while await channel.read():
+                    pass
+            except PeerGone:
+                _log.debug("%s went before it could be answered", channel.remote)
+
+    # --- admission
+
+    async def _admit(self, request: ConnectRequest) -> Identity | None:
+        """Who the client is; None: it has yet to authenticate itself. Raises Refused."""
+        try:
+            if self.draining:
+                raise Refused("the server is going away", status=503)
+            if len(self.registry.connections) >= self.max_connections:
+                raise Refused("the server is full", status=503)
+            identity: Identity | None = ANONYMOUS
+            if self.authenticate is not None:
+                identity = await self._check_token(self.authenticate, request.token)
+            if self.on_connect is not None:
+                identity = await self.on_connect(request) or identity
+        except Refused as refused:
+            self.registry.refused += 1
+            _log.info("refused %s: %s", request.remote, refused.message)
+            raise
+        except Exception:
+            self.registry.refused += 1
+            _log.exception("a hook failed for %s", request.remote)
+            raise Refused("internal error", status=500, code="internal") from None
+        return identity
+
+    @staticmethod
+    async def _check_token(authenticate: Authenticator, token: str | None) -> Identity | None:
+        if token is None:
+            return None
+        try:
+            return await authenticate(token)
+        except Refused as refused:
+            raise Refused(refused.message, status=401, code="unauthorised") from None
+
+    # --- the conversation
+
+    async def _converse(self, request: ConnectRequest, identity: Identity | None, make: Make) -> None:
+        registry = self.registry
+        connection = Connection(secrets.token_urlsafe(9), request, identity, registry.options, registry.traffic, make)
+        try:
+            await connection.run(self._commands.dispatch, self._opened)
+        finally:
+            registry.remove(connection)
+            if not registry.connections:
+                self._emptied.set()
+                self._emptied = trio.Event()
+            if self.on_disconnect is not None:
+                await self._tell(self.on_disconnect, connection)
+
+    def _opened(self, connection: Connection) -> None:
+        options = self.registry.options
+        self.registry.add(connection)
+        self.heartbeats.add(connection)
+        welcome = Connected(
+            connection_id=connection.id,
+            user_id=connection.user,
+            timestamp=timestamp(),
+            heartbeat=options.ping_interval,
+            max_message_bytes=options.max_message_bytes,
+            server=f"trioswitch/{__version__}",
+        )
+        connection.outbox.reply(Prepared(welcome, priority=WELCOME_PRIORITY))
+        if connection.identity is None:
+            connection.start_soon(self._await_identity, connection)
+        if self.draining:
+            connection.close(Cause.DRAIN)
+
+    async def _await_identity(self, connection: Connection) -> None:
+        await trio.sleep(self.registry.options.handshake_timeout)
+        if connection.identity is None:
+            connection.close(Cause.UNAUTHORISED)
+
+    async def _tell(self, on_disconnect: OnDisconnect, connection: Connection) -> None:
+        assert connection.cause is not None
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + self.registry.options.hook_timeout) as scope:
+            try:
+                await on_disconnect(connection, connection.cause)
+            except Exception:
+                _log.exception("on_disconnect failed for connection %s", connection.id)
+        if scope.cancelled_caught:
+            _log.error("on_disconnect took too long for connection %s", connection.id)
+
+    async def wait_empty(self) -> None:
+        """Wait until no connection is left. Safe to cancel."""
+        while self.registry.connections:
+            await self._emptied.wait()
+
+
+def _connect_request(path: str, query: dict[str, str], headers: dict[str, str], remote: str) -> ConnectRequest:
+    scheme, _, credentials = headers.get("authorization", "").partition(" ")
+    token = credentials.strip() if scheme.lower() == "bearer" else query.get("token")
+    return ConnectRequest(path=path, query=query, headers=headers, remote=remote, token=token or None)

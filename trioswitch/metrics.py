@@ -1,0 +1,130 @@
+"""Counting: what was queued, written and dropped, and the frozen objects in which it is reported."""
+
+import enum
+from collections import Counter
+from collections.abc import Mapping
+
+import attrs
+
+from .wire.frames import CompressionStatistics
+
+__all__ = ["Drop", "OutboxStatistics", "RoomStatistics", "SwitchStatistics", "Traffic"]
+
+
+class Drop(enum.Enum):
+    """Why a message did not reach a receiver."""
+
+    OVERFLOW = "overflow"
+    """The outbox was full (policies drop_oldest, drop_newest, conflate and disconnect)."""
+    CONFLATED = "conflated"
+    """A newer message with the same key took its place."""
+    RESYNC = "resync"
+    """The outbox was full and the member starts again from the room's present (policy resync)."""
+    BLOCK_TIMEOUT = "block_timeout"
+    """The room has waited long enough (policy block)."""
+    EXPIRED = "expired"
+    """It was not written before its `expires`."""
+    WRITE_FAILED = "write_failed"
+    """It was being written when the connection broke: it may have arrived or not."""
+    CLOSED = "closed"
+    """It was waiting when the connection ended."""
+    CRASHED = "crashed"
+    """The room's task failed while it handed the message out."""
+
+
+@attrs.frozen
+class OutboxStatistics:
+    """One connection's way out. `depth` messages of `bytes` wait, the oldest for `oldest_age` seconds (0.0: nothing waits)."""
+
+    depth: int
+    bytes: int
+    oldest_age: float
+    messages_sent: int
+    batches_sent: int
+    bytes_sent: int
+    messages_dropped: int
+
+
+@attrs.frozen
+class RoomStatistics:
+    """One room since it was opened. `waiting` messages are in its queue; `drops` counts receivers by cause."""
+
+    name: str
+    members: int
+    waiting: int
+    published: int
+    windows: int
+    delivered: int
+    queued: int
+    crashes: int
+    drops: Mapping[str, int]
+
+
+@attrs.frozen
+class SwitchStatistics:
+    """The whole switch since it was opened.
+
+    Messages are counted once for each receiver: `messages_queued` were handed to a connection, `messages_sent` of them
+    were written to its socket, in `batches_sent` writes of `bytes_sent` bytes; `pending_messages` wait now.
+    """
+
+    active_connections: int
+    connections_opened: int
+    rooms: Mapping[str, int]
+    """Members by room."""
+    users: int
+    groups: int
+    messages_queued: int
+    messages_sent: int
+    batches_sent: int
+    bytes_sent: int
+    pending_messages: int
+    pending_bytes: int
+    drops: Mapping[str, int]
+    """Receivers that missed a message, by cause."""
+    closes: Mapping[str, int]
+    """Ended connections, by cause."""
+    refused: int
+    room_crashes: int
+    compression: CompressionStatistics
+
+    @property
+    def compression_ratio(self) -> float:
+        return self.compression.ratio
+
+    @property
+    def mean_batch_size(self) -> float:
+        """Messages in a write, on average."""
+        return self.messages_sent / self.batches_sent if self.batches_sent else 0.0
+
+
+@attrs.define(eq=False)
+class Traffic:
+    """What the outboxes of a switch count together.
+
+    An outbox counts what it writes in itself, where the hot path finds it; when it is closed it adds that up here. What
+    waits is counted here at once, for the byte budget of all outboxes, and drops too, which are off the hot path.
+    """
+
+    messages_sent: int = 0
+    batches_sent: int = 0
+    bytes_sent: int = 0
+    waiting: int = 0
+    waiting_bytes: int = 0
+    drops: Counter[Drop] = attrs.field(factory=Counter)
+    _by_room: dict[str, Counter[Drop]] = attrs.field(factory=dict)
+
+    def open_room(self, room: str) -> None:
+        self._by_room[room] = Counter()
+
+    def forget_room(self, room: str) -> None:
+        """The room is gone: only the totals keep its drops, so that names do not pile up."""
+        del self._by_room[room]
+
+    def dropped(self, room: str | None, cause: Drop, count: int = 1) -> None:
+        self.drops[cause] += count
+        if room is not None and (of_room := self._by_room.get(room)) is not None:
+            of_room[cause] += count
+
+    def drops_of(self, room: str) -> dict[str, int]:
+        return {cause.value: count for cause, count in self._by_room[room].items()}

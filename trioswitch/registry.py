@@ -1,0 +1,289 @@
+"""The supervised registry: which connections, users, groups and rooms there are, and how a message finds its receivers."""
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Final
+
+import trio
+
+from .clock import timestamp
+from .config import Options
+from .connection import Connection
+from .errors import Cause, UnknownConnection
+from .metrics import SwitchStatistics, Traffic
+from .outbox import Offer
+from .rooms import YIELD_EVERY, Member, Room
+from .wire.frames import Compressor
+from .wire.messages import System
+from .wire.prepared import Format, Framing, Prepared, Receipt
+from .wire.protocols import ClientProtocol, Codec
+
+__all__ = ["Registry"]
+
+_log = logging.getLogger(__name__)
+
+RESTART_DELAY: Final = 1.0
+"""Seconds that a room which crashes at once again stays down, so that a broken one does not take the whole core."""
+COUNT_INTERVAL: Final = 1.0
+"""Seconds between two announcements of a big room's member count (`docs/protocol.md`)."""
+
+
+class Registry:
+    """State and the operations on it; the application's view of it is `Switch`. All of it belongs to one Trio thread."""
+
+    def __init__(self, options: Options, nursery: trio.Nursery) -> None:
+        self.options = options
+        self.traffic = Traffic()
+        self.connections: dict[str, Connection] = {}
+        self.users: dict[str, dict[str, Connection]] = {}
+        self.groups: dict[str, set[str]] = {}
+        self.rooms: dict[str, Room] = {}
+        self.compressor = Compressor(options.compression_min_bytes, options.compression_level)
+        self.opened = 0
+        self.refused = 0
+        self.closes: Counter[Cause] = Counter()
+        self.room_crashes = 0
+        self._nursery = nursery
+        self._framings: dict[tuple[Codec, bool, int], Framing] = {}
+        self._formats: dict[tuple[ClientProtocol, Framing], Format] = {}
+        self._recount: dict[str, float] = {}  # rooms whose count is to be announced, and when
+        self._recount_wanted = trio.Event()
+
+    # --- formats
+
+    def format(self, protocol: ClientProtocol, *, framed: bool, deflate_bits: int) -> Format:
+        """The one Format object for these choices: connections that share it share encoded bytes."""
+        framing = self._framings.get((protocol.codec, framed, deflate_bits))
+        if framing is None:
+            framing = Framing(protocol.codec, framed, deflate_bits, self.compressor)
+            self._framings[protocol.codec, framed, deflate_bits] = framing
+        known = self._formats.get((protocol, framing))
+        if known is None:
+            known = Format(protocol, framing, self.options.batch_messages, self.options.batch_bytes)
+            self._formats[protocol, framing] = known
+        return known
+
+    # --- connections, users, groups
+
+    def add(self, connection: Connection) -> None:
+        self.opened += 1
+        self.connections[connection.id] = connection
+        self.users.setdefault(connection.user, {})[connection.id] = connection
+
+    def remove(self, connection: Connection) -> None:
+        """Forget a connection: it leaves its rooms, and what is published from now on does not go to it."""
+        self.connections.pop(connection.id, None)
+        for room in list(connection.rooms):
+            self.leave(connection, room)
+        self._forget_user(connection)
+        if connection.cause is not None:
+            self.closes[connection.cause] += 1
+
+    def rename(self, connection: Connection, user: str) -> None:
+        """The connection belongs to this user from now on."""
+        if user != connection.user:
+            self._forget_user(connection)
+            connection.user = user
+            self.users.setdefault(user, {})[connection.id] = connection
+
+    def _forget_user(self, connection: Connection) -> None:
+        of_user = self.users.get(connection.user)
+        if of_user is not None and of_user.pop(connection.id, None) is not None and not of_user:
+            del self.users[connection.user]
+
+    def connection(self, connection_id: str) -> Connection:
+        """Raises UnknownConnection."""
+        try:
+            return self.connections[connection_id]
+        except KeyError:
+            raise UnknownConnection(connection_id) from None
+
+    def of_users(self, users: Iterable[str]) -> list[Connection]:
+        return [connection for user in users for connection in self.users.get(user, {}).values()]
+
+    # --- rooms
+
+    def join(self, connection: Connection, name: str) -> Room:
+        """Make the connection a member; the members, itself included, are told unless it is one already."""
+        room = self._room(name)
+        if connection.id not in room.members:
+            connection.rooms.add(name)
+            room.connections += 1
+            room.members[connection.id] = connection.outbox
+            self._announce(room, "user_joined", connection.user)
+        return room
+
+    def leave(self, connection: Connection, name: str) -> bool:
+        """Returns whether it was a member."""
+        room = self.rooms.get(name)
+        connection.rooms.discard(name)
+        if room is None or room.members.pop(connection.id, None) is None:
+            return False
+        room.connections -= 1
+        self._announce(room, "user_left", connection.user)
+        self._close_if_empty(room)
+        return True
+
+    def add_member(self, name: str, member: Member) -> None:
+        """Make something that is no connection a member; nobody is told."""
+        self._room(name).members[member.id] = member
+
+    def remove_member(self, name: str, member: Member) -> None:
+        room = self.rooms.get(name)
+        if room is not None and room.members.pop(member.id, None) is not None:
+            self._close_if_empty(room)
+
+    def online_count(self, name: str) -> int:
+        room = self.rooms.get(name)
+        return room.connections if room is not None else 0
+
+    def users_in(self, name: str) -> list[str]:
+        """The users with a connection in the room, each once, sorted."""
+        room = self.rooms.get(name)
+        members = room.members if room is not None else {}
+        return sorted({self.connections[id].user for id in members if id in self.connections})
+
+    def _room(self, name: str) -> Room:
+        room = self.rooms.get(name)
+        if room is None:
+            room = Room(name, self.options.policy(name), self.options, self.traffic)
+            self.rooms[name] = room
+            self.traffic.open_room(name)
+            self._nursery.start_soon(self._supervise, room)
+        return room
+
+    def _close_if_empty(self, room: Room) -> None:
+        if not room.members:
+            del self.rooms[room.name]
+            self._recount.pop(room.name, None)
+            self.traffic.forget_room(room.name)
+            room.close()
+
+    async def _supervise(self, room: Room) -> None:
+        """Run a room's task; when it crashes, log and count it, and start it again with its members."""
+        while True:
+            started = trio.current_time()
+            try:
+                await room.run()
+            except Exception:
+                _log.exception("room %r crashed and is started again with its %d members", room.name, len(room.members))
+                self.room_crashes += 1
+                room.crashed()
+                if trio.current_time() - started < RESTART_DELAY:
+                    await trio.sleep(RESTART_DELAY)
+            else:
+                return
+
+    # --- announcements
+
+    def _announce(self, room: Room, action: str, user: str) -> None:
+        policy = room.policy
+        if not policy.announce or not room.members:
+            return
+        if room.connections <= policy.announce_limit:
+            event = System(action=action, room=room.name, online_count=room.connections, user_id=user)
+            try:
+                room.publish_nowait(Prepared(event, room=room.name))
+            except (
+                trio.WouldBlock
+            ):  # the room is saturated: the count, once it can be told, stands for what is left out
+                pass
+            else:
+                return
+        self._recount.setdefault(room.name, room.counted_at + COUNT_INTERVAL)
+        self._recount_wanted.set()
+
+    async def announce_counts(self) -> None:
+        """The task that tells big rooms how many they are, each at most once in `COUNT_INTERVAL`."""
+        while True:
+            await self._recount_wanted.wait()
+            await trio.sleep_until(min(self._recount.values(), default=0.0))
+            now = trio.current_time()
+            for name in [name for name, due in self._recount.items() if due <= now]:
+                del self._recount[name]
+                room = self.rooms[name]
+                room.counted_at = now
+                event = System(action="count", room=name, online_count=room.connections)
+                try:
+                    room.publish_nowait(Prepared(event, room=name))
+                except trio.WouldBlock:
+                    self._recount[name] = now + COUNT_INTERVAL
+            if not self._recount:
+                self._recount_wanted = trio.Event()
+
+    # --- messages to receivers
+
+    async def publish(self, room_name: str, message: Prepared) -> None:
+        """Queue a message in a room, and wait for space there. Its `settle` is called in any case."""
+        room = self.rooms.get(room_name)
+        try:
+            if room is not None:
+                await room.publish(message)
+                return
+        except trio.ClosedResourceError:
+            _log.debug("room %r was closed while a publisher waited for it", room_name)
+        if message.settle is not None:
+            message.settle(Receipt())
+
+    def publish_nowait(self, room_name: str, message: Prepared) -> bool:
+        """Queue a message in a room. Returns whether there is one. Raises trio.WouldBlock when it is full."""
+        room = self.rooms.get(room_name)
+        if room is None:
+            return False
+        room.publish_nowait(message)
+        return True
+
+    async def send(self, receivers: Sequence[Connection], message: Prepared) -> Receipt:
+        """Hand a message to connections. When it is cancelled, some of them may have it."""
+        message.stamp(timestamp())
+        counts: Counter[Offer] = Counter()
+        for count, connection in enumerate(receivers):
+            if count and not count % YIELD_EVERY:
+                await trio.lowlevel.checkpoint()
+            if connection.id not in message.exclude:
+                counts[connection.outbox.offer(message, self.options.direct_overflow)] += 1
+        return Receipt(counts[Offer.WRITTEN], counts[Offer.QUEUED], counts[Offer.DROPPED])
+
+    async def flush(self) -> None:
+        """Write everything that waits now, whatever its linger, and wait until it is written or its connection gone."""
+        for room in list(self.rooms.values()):
+            await room.wait_handed_out()
+        async with trio.open_nursery() as nursery:
+            for connection in list(self.connections.values()):
+                if connection.outbox.busy:
+                    nursery.start_soon(connection.outbox.flush)
+
+    def abandon(self) -> None:
+        """The switch ends: whoever waits for a receipt gets one."""
+        for room in self.rooms.values():
+            room.abandon()
+
+    # --- statistics
+
+    def statistics(self) -> SwitchStatistics:
+        traffic = self.traffic
+        live = [connection.outbox for connection in self.connections.values()]
+
+        def total(finished: int, name: Callable[[Any], int]) -> int:
+            return finished + sum(map(name, live))
+
+        sent = total(traffic.messages_sent, lambda outbox: outbox.messages_sent)
+        return SwitchStatistics(
+            active_connections=len(self.connections),
+            connections_opened=self.opened,
+            rooms={room.name: len(room.members) for room in self.rooms.values()},
+            users=len(self.users),
+            groups=len(self.groups),
+            messages_queued=sent + traffic.waiting + traffic.drops.total(),
+            messages_sent=sent,
+            batches_sent=total(traffic.batches_sent, lambda outbox: outbox.batches_sent),
+            bytes_sent=total(traffic.bytes_sent, lambda outbox: outbox.bytes_sent),
+            pending_messages=traffic.waiting,
+            pending_bytes=traffic.waiting_bytes,
+            drops={cause.value: count for cause, count in traffic.drops.items()},
+            closes={cause.name.lower(): count for cause, count in self.closes.items()},
+            refused=self.refused,
+            room_crashes=self.room_crashes,
+            compression=self.compressor.statistics(),
+        )

@@ -1,0 +1,290 @@
+"""The switch: what an application holds in its hand."""
+
+import copy
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
+from secrets import token_urlsafe
+from typing import Any, TypedDict, Unpack
+
+import trio
+import trio_websocket
+
+from .commands import Authenticator
+from .config import Options
+from .connection import Handler
+from .entry import Entry, OnConnect, OnDisconnect, OtherRequest, TransportName
+from .errors import Cause
+from .heartbeats import Heartbeats
+from .metrics import OutboxStatistics, RoomStatistics, SwitchStatistics
+from .registry import Registry
+from .subscription import Subscription
+from .transport.channels import ByteChannel, StreamChannel
+from .wire.messages import DirectMessage, Event, GroupMessage, Message, Reconnect
+from .wire.prepared import Prepared, Receipt
+from .wire.protocols import JSON_CODEC
+
+__all__ = ["Delivery", "Switch", "open_switch"]
+
+RECONNECT_AFTER = 1.0
+"""Seconds after which a client that is told of a drain may come back."""
+
+
+class Delivery(TypedDict, total=False):
+    """How a message is to be delivered: keyword arguments of `publish` and of everything that sends."""
+
+    priority: int
+    """0 to 10, default 0. The highest goes first; above 5 a message goes at once, whatever the linger."""
+    max_delay: float | None
+    """Seconds from now by which a linger ends for it."""
+    expires: float | None
+    """Seconds from now after which it is not written any more."""
+    key: str | None
+    """What it is the newest state of: under the policy `conflate` it replaces a waiting one of the same key."""
+    exclude: Iterable[str]
+    """Ids of connections that do not get it."""
+
+
+@asynccontextmanager
+async def open_switch(
+    options: Options | None = None,
+    *,
+    on_connect: OnConnect | None = None,
+    on_disconnect: OnDisconnect | None = None,
+    authenticate: Authenticator | None = None,
+) -> AsyncIterator["Switch"]:
+    """Run a switch: `async with open_switch() as switch`. Its rooms and sweepers live until the block is left.
+
+    With `authenticate`, a client needs a token: in the `Authorization` header, in `?token=`, or in its first message.
+    Connections are served in the nursery of whoever calls `serve`, `Switch.serve_stream` or `Switch.serve_request`: open
+    that nursery inside the block, so that connections end before their rooms do.
+    """
+    async with trio.open_nursery() as nursery:
+        switch = Switch(options or Options(), nursery, on_connect, on_disconnect, authenticate)
+        try:
+            yield switch
+        finally:
+            switch._registry.abandon()
+            nursery.cancel_scope.cancel()
+
+
+class Switch:
+    """Pushes messages to rooms, groups, users and single connections. Made by `open_switch`; belongs to its Trio thread.
+
+    `data` of a message is anything that JSON can carry, or an event of `trioswitch.wire.messages`, which is sent as it is.
+    Whatever sends raises UnencodableData for other data, and ValueError for a priority that is none.
+    """
+
+    def __init__(
+        self,
+        options: Options,
+        nursery: trio.Nursery,
+        on_connect: OnConnect | None,
+        on_disconnect: OnDisconnect | None,
+        authenticate: Authenticator | None,
+    ) -> None:
+        self.options = options
+        self._handlers: dict[str, Handler] = {}
+        self._registry = Registry(options, nursery)
+        heartbeats = Heartbeats(options.ping_interval, options.ping_timeout)
+        self._entry = Entry(self._registry, heartbeats, self._handlers, on_connect, on_disconnect, authenticate)
+        nursery.start_soon(self._registry.announce_counts)
+        nursery.start_soon(heartbeats.run)
+
+    # --- messages out
+
+    async def publish(self, room: str, data: Any, **delivery: Unpack[Delivery]) -> Receipt:
+        """Publish to a room, and wait until the message has been handed to its members.
+
+        Waits while the room is full. When it is cancelled, the message may be out or not.
+        """
+        settled = trio.Event()
+        receipts: list[Receipt] = []
+
+        def settle(receipt: Receipt) -> None:
+            receipts.append(receipt)
+            settled.set()
+
+        message = self._prepare(_event(data, room), room, delivery)
+        message.settle = settle
+        await self._registry.publish(room, message)
+        await settled.wait()
+        return receipts[0]
+
+    def publish_nowait(self, room: str, data: Any, **delivery: Unpack[Delivery]) -> None:
+        """As `publish`, without waiting and without a receipt. Raises trio.WouldBlock when the room is full."""
+        self._registry.publish_nowait(room, self._prepare(_event(data, room), room, delivery))
+
+    async def send(self, connection_id: str, data: Any, **delivery: Unpack[Delivery]) -> Receipt:
+        """Send to one connection, as `message`. Raises UnknownConnection."""
+        message = self._prepare(_event(data), None, delivery)
+        return await self._registry.send([self._registry.connection(connection_id)], message)
+
+    async def send_to_user(self, user: str, data: Any, **delivery: Unpack[Delivery]) -> Receipt:
+        """Send to every connection of a user, as `direct_message`. An empty receipt says that the user is not here."""
+        event = data if isinstance(data, Event) else DirectMessage(to=user, data=data)
+        return await self._registry.send(self._registry.of_users((user,)), self._prepare(event, None, delivery))
+
+    async def send_to_group(self, group: str, data: Any, **delivery: Unpack[Delivery]) -> Receipt:
+        """Send to every connection of every user in a group, as `group_message`."""
+        event = data if isinstance(data, Event) else GroupMessage(group=group, data=data)
+        receivers = self._registry.of_users(self.group(group))
+        return await self._registry.send(receivers, self._prepare(event, None, delivery))
+
+    async def broadcast(
+        self, data: Any, *, connections: Iterable[str] | None = None, **delivery: Unpack[Delivery]
+    ) -> Receipt:
+        """Send to all connections, as `message`, or to those with the given ids (unknown ones are passed over)."""
+        known = self._registry.connections
+        receivers = list(known.values()) if connections is None else [known[id] for id in connections if id in known]
+        return await self._registry.send(receivers, self._prepare(_event(data), None, delivery))
+
+    async def flush_all(self) -> None:
+        """Write everything that waits now, without lingering; returns when it is written or its connection gone.
+
+        Safe to cancel. A client that does not read holds it up until its connection is closed: set a deadline.
+        """
+        await self._registry.flush()
+
+    def _prepare(self, event: Event, room: str | None, delivery: Delivery) -> Prepared:
+        now = trio.current_time()
+        priority, max_delay, expires = delivery.get("priority", 0), delivery.get("max_delay"), delivery.get("expires")
+        if priority not in range(11):
+            raise ValueError(f"priority must be an integer from 0 to 10, not {priority!r}")
+        size = len(JSON_CODEC.encode(event))  # raises here, in the caller, rather than in the room
+        return Prepared(
+            copy.copy(event),  # it is stamped when it goes out, and the caller may use it again
+            room=room,
+            priority=priority,
+            deliver_by=None if max_delay is None else now + max_delay,
+            expires_at=None if expires is None else now + expires,
+            key=delivery.get("key"),
+            exclude=frozenset(delivery.get("exclude", ())),
+            size=size,
+        )
+
+    # --- rooms, groups, connections
+
+    def join(self, connection_id: str, room: str) -> None:
+        """Make a connection a member of a room, as if it had asked for it. Raises UnknownConnection."""
+        self._registry.join(self._registry.connection(connection_id), room)
+
+    def leave(self, connection_id: str, room: str) -> None:
+        """End a membership, if there is one. Raises UnknownConnection."""
+        self._registry.leave(self._registry.connection(connection_id), room)
+
+    def kick(self, connection_id: str, reason: str = "") -> None:
+        """Close a connection with 4502, after what waits for it. Raises UnknownConnection."""
+        self._registry.connection(connection_id).close(Cause.KICKED, reason or None)
+
+    def add_to_group(self, group: str, user: str) -> None:
+        """Groups hold users, here or not; only the server changes them."""
+        self._registry.groups.setdefault(group, set()).add(user)
+
+    def remove_from_group(self, group: str, user: str) -> None:
+        users = self._registry.groups.get(group, set())
+        users.discard(user)
+        if not users:
+            self._registry.groups.pop(group, None)
+
+    def group(self, group: str) -> frozenset[str]:
+        """The users in a group."""
+        return frozenset(self._registry.groups.get(group, ()))
+
+    def connections(self, user: str | None = None) -> list[str]:
+        """Ids of all connections, or of a user's."""
+        known = self._registry.connections if user is None else self._registry.users.get(user, {})
+        return list(known)
+
+    def users_in(self, room: str) -> list[str]:
+        """The users with a connection in the room, each once, sorted."""
+        return self._registry.users_in(room)
+
+    @asynccontextmanager
+    async def subscribe(self, room: str) -> AsyncIterator[Subscription]:
+        """Be a member of a room: `async with switch.subscribe("r") as events: async for event in events`.
+
+        Members are not told of it. The room's overflow policy holds; see `Subscription`.
+        """
+        subscription = Subscription(f"subscription-{token_urlsafe(9)}", room, self._registry.traffic)
+        self._registry.add_member(room, subscription)
+        try:
+            yield subscription
+        finally:
+            self._registry.remove_member(room, subscription)
+            subscription.close()
+
+    # --- hooks
+
+    def handler(self, type: str) -> Callable[[Handler], Handler]:
+        """Decorator: `async def handle(connection, message)` for client messages of a type of your own.
+
+        It runs in the connection's nursery, one message after the other, and is cancelled when the connection goes. What
+        it returns is the `data` of the `ack` to a message with an `id`; it may raise Refused.
+        """
+
+        def register(handler: Handler) -> Handler:
+            self._handlers[type] = handler
+            return handler
+
+        return register
+
+    # --- connections in, and the end
+
+    async def serve_stream(
+        self, stream: trio.abc.Stream, *, remote: str | None = None, other: OtherRequest | None = None
+    ) -> None:
+        """Serve whoever is at the other end of a Trio stream, from its HTTP request on, until it is gone.
+
+        Closes the stream. Raises nothing but Cancelled.
+        """
+        await self.serve_channel(StreamChannel(stream, remote), other=other)
+
+    async def serve_channel(
+        self, channel: ByteChannel, *, other: OtherRequest | None = None, transport: TransportName = "native"
+    ) -> None:
+        """As `serve_stream`, for a channel of bytes. Requests that are no WebSocket upgrade go to `other`."""
+        await self._entry.serve_channel(channel, other, transport)
+
+    async def serve_request(self, request: trio_websocket.WebSocketRequest) -> None:
+        """Serve a client of a program that runs trio-websocket: call it in the handler, it returns when the client is gone."""
+        await self._entry.serve_request(request)
+
+    async def drain(self, timeout: float = 10.0) -> bool:  # noqa: ASYNC109
+        """Let nobody in, write what waits, close every connection with 1001. Returns whether all were gone in time.
+
+        What is still open after `timeout` seconds stays so: cancel the nursery in which it is served.
+        """
+        self._entry.draining = True
+        with trio.move_on_after(timeout):
+            with trio.move_on_after(timeout / 2):
+                await self._registry.flush()
+            for connection in list(self._registry.connections.values()):
+                connection.reply(Reconnect(after=RECONNECT_AFTER, reason=Cause.DRAIN.reason))
+                connection.close(Cause.DRAIN)
+            await self._entry.wait_empty()
+        return not self._registry.connections
+
+    @property
+    def draining(self) -> bool:
+        """Whether `drain` was called: nobody is let in any more."""
+        return self._entry.draining
+
+    # --- numbers
+
+    def statistics(self) -> SwitchStatistics:
+        return self._registry.statistics()
+
+    def room_statistics(self, room: str) -> RoomStatistics | None:
+        """None: the room has no members, and so does not exist."""
+        known = self._registry.rooms.get(room)
+        return known.statistics() if known is not None else None
+
+    def outbox_statistics(self, connection_id: str) -> OutboxStatistics:
+        """Raises UnknownConnection."""
+        return self._registry.connection(connection_id).outbox.statistics()
+
+
+def _event(data: Any, room: str | None = None) -> Event:
+    if isinstance(data, Event):
+        return data
+    return Message(data=data) if room is None else Message(data=data, room=room)

@@ -1,0 +1,189 @@
+"""Bytes in and out: a plain socket by its descriptor, or any Trio stream.
+
+Measured on one core, a write of 100 bytes: `trio.SocketStream.send_all` 30,000/s with a flusher to wake, `os.write` on the
+descriptor 160,000/s without. Hence two of them; TLS and in-memory streams have no descriptor to write to.
+"""
+
+import abc
+import os
+import socket
+from collections.abc import Callable
+from functools import partial
+
+import trio
+
+from ..errors import Cause, PeerGone
+
+__all__ = ["ByteChannel", "PrefixedStream", "SocketChannel", "StreamChannel"]
+
+READ_SIZE = 64 * 1024
+
+
+class ByteChannel(abc.ABC):
+    """A two-way flow of bytes. Every method raises PeerGone when the other side is gone."""
+
+    write_nowait: Callable[[bytes], int] | None = None
+    """Writes what fits and returns how many bytes that was. Raises BlockingIOError when none does, or another OSError."""
+
+    @abc.abstractmethod
+    async def read(self) -> bytes:
+        """Wait for bytes; empty at the end. Safe to cancel."""
+
+    @abc.abstractmethod
+    async def write(self, data: bytes) -> None:
+        """Write all. When cancelled, a part may be out."""
+
+    @abc.abstractmethod
+    async def wait_writable(self) -> None: ...
+
+    @abc.abstractmethod
+    async def end_writing(self) -> None:
+        """Tell the peer that nothing more comes, where the channel can; reading goes on."""
+
+    @abc.abstractmethod
+    async def aclose(self) -> None:
+        """Close at once. Never fails, and closes even when it is cancelled."""
+
+    @property
+    @abc.abstractmethod
+    def remote(self) -> str: ...
+
+
+class SocketChannel(ByteChannel):
+    """A connected, non-blocking socket, used by its descriptor."""
+
+    __slots__ = ("_fd", "_socket", "write_nowait")
+
+    def __init__(self, connected: socket.socket) -> None:
+        self._socket = connected
+        self._fd = connected.fileno()
+        self.write_nowait = partial(os.write, self._fd)
+
+    async def read(self) -> bytes:
+        while True:
+            try:
+                await trio.lowlevel.wait_readable(self._fd)
+                return os.read(self._fd, READ_SIZE)
+            except BlockingIOError:
+                continue
+            except (OSError, trio.ClosedResourceError):
+                raise PeerGone(Cause.VANISHED) from None
+
+    def read_nowait(self) -> bytes:
+        """What has arrived already, empty for nothing or the end."""
+        try:
+            return os.read(self._fd, READ_SIZE)
+        except OSError:
+            return b""
+
+    async def write(self, data: bytes) -> None:
+        view = memoryview(data)
+        while view:
+            try:
+                view = view[os.write(self._fd, view) :]
+            except BlockingIOError:
+                await self.wait_writable()
+            except OSError:
+                raise PeerGone(Cause.VANISHED) from None
+
+    async def wait_writable(self) -> None:
+        try:
+            await trio.lowlevel.wait_writable(self._fd)
+        except (OSError, trio.ClosedResourceError):
+            raise PeerGone(Cause.VANISHED) from None
+
+    async def end_writing(self) -> None:
+        try:
+            self._socket.shutdown(socket.SHUT_WR)
+        except OSError:
+            raise PeerGone(Cause.VANISHED) from None
+
+    async def aclose(self) -> None:
+        if self._socket.fileno() >= 0:
+            trio.lowlevel.notify_closing(self._fd)
+            self._socket.close()
+
+    @property
+    def remote(self) -> str:
+        try:
+            peer = self._socket.getpeername()
+        except OSError:
+            return "gone"
+        return f"{peer[0]}:{peer[1]}" if isinstance(peer, tuple) else "unix socket"
+
+
+class StreamChannel(ByteChannel):
+    """Any Trio stream."""
+
+    __slots__ = ("_remote", "_stream")
+
+    def __init__(self, stream: trio.abc.Stream, remote: str | None = None) -> None:
+        self._stream = stream
+        self._remote = remote or type(stream).__name__
+
+    async def read(self) -> bytes:
+        try:
+            return bytes(await self._stream.receive_some(READ_SIZE))
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            raise PeerGone(Cause.VANISHED) from None
+
+    async def write(self, data: bytes) -> None:
+        try:
+            await self._stream.send_all(data)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            raise PeerGone(Cause.VANISHED) from None
+
+    async def wait_writable(self) -> None:
+        try:
+            await self._stream.wait_send_all_might_not_block()
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            raise PeerGone(Cause.VANISHED) from None
+
+    async def end_writing(self) -> None:
+        if isinstance(self._stream, trio.abc.HalfCloseableStream):
+            try:
+                await self._stream.send_eof()
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                raise PeerGone(Cause.VANISHED) from None
+
+    async def aclose(self) -> None:
+        await trio.aclose_forcefully(self._stream)
+
+    @property
+    def remote(self) -> str:
+        return self._remote
+
+
+class PrefixedStream(trio.abc.Stream):
+    """A channel as a Trio stream again, with bytes put back that were read from it to look at."""
+
+    def __init__(self, prefix: bytes, channel: ByteChannel) -> None:
+        self._prefix = prefix
+        self._channel = channel
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        if not self._prefix:
+            try:
+                self._prefix = await self._channel.read()
+            except PeerGone:
+                raise trio.BrokenResourceError("the peer is gone") from None
+        else:
+            await trio.lowlevel.checkpoint()
+        size = len(self._prefix) if max_bytes is None else max_bytes
+        data, self._prefix = self._prefix[:size], self._prefix[size:]
+        return data
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        try:
+            await self._channel.write(bytes(data))
+        except PeerGone:
+            raise trio.BrokenResourceError("the peer is gone") from None
+
+    async def wait_send_all_might_not_block(self) -> None:
+        try:
+            await self._channel.wait_writable()
+        except PeerGone:
+            raise trio.BrokenResourceError("the peer is gone") from None
+
+    async def aclose(self) -> None:
+        await self._channel.aclose()

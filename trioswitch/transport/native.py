@@ -1,0 +1,94 @@
+"""The native transport: own bytes, websockets' sans-I/O protocol."""
+
+import trio
+
+from ..errors import Cause, PeerGone
+from ..wire.frames import PING, frame
+from ..wire.prepared import Chunk, Format
+from ..wire.websocket import MAX_HEAD, Rejected, WebSocketCodec
+from . import Transport
+from .channels import ByteChannel, SocketChannel
+
+__all__ = ["NativeTransport", "read_head"]
+
+_PING = frame(PING, b"")
+
+
+async def read_head(channel: ByteChannel) -> tuple[bytes, bytes]:
+    """The head of an HTTP request, up to and with its empty line, and what came after it.
+
+    Raises PeerGone when the peer leaves before that, Rejected (431) when the head is too long.
+    """
+    data = (
+        channel.read_nowait() if isinstance(channel, SocketChannel) else b""
+    )  # it is there, where accept was deferred
+    while True:
+        end = data.find(b"\r\n\r\n") + 4
+        if end >= 4:
+            return data[:end], data[end:]
+        if len(data) > MAX_HEAD:
+            raise Rejected(431, f"the head of a request may have {MAX_HEAD} bytes")
+        more = await channel.read()
+        if not more:
+            raise PeerGone(Cause.VANISHED)
+        data += more
+
+
+class NativeTransport(Transport):
+    """A WebSocket over a channel of bytes, after its handshake. `rest` is what came with the handshake."""
+
+    __slots__ = ("_channel", "_codec", "_control", "_rest", "format", "write_nowait")
+
+    def __init__(self, channel: ByteChannel, codec: WebSocketCodec, format: Format, rest: bytes) -> None:
+        self._channel = channel
+        self._codec = codec
+        self._rest = rest
+        self.format = format
+        self.write_nowait = channel.write_nowait
+
+    async def receive(self) -> list[bytes]:
+        codec = self._codec
+        if codec.ended is not None:
+            raise codec.ended
+        if self._rest:
+            await trio.lowlevel.checkpoint()
+            data, self._rest = self._rest, b""
+        else:
+            data = await self._channel.read()
+        if not data:
+            codec.eof()
+        messages = codec.feed(data) if data else []
+        if codec.ended is not None and not messages:
+            raise codec.ended
+        return messages
+
+    def pongs(self) -> bytes:
+        codec = self._codec
+        if not codec.replies or codec.ended is not None:
+            return b""
+        replies, codec.replies = codec.replies, b""
+        return replies
+
+    async def write(self, chunk: Chunk) -> None:
+        assert isinstance(chunk, bytes)
+        await self._channel.write(chunk)
+
+    async def wait_writable(self) -> None:
+        await self._channel.wait_writable()
+
+    def ping(self) -> bytes | None:
+        return _PING
+
+    async def send_close(self, cause: Cause, reason: str) -> None:
+        await self._channel.write(self._codec.close(cause.code, reason))
+        if self._codec.ended is not None:
+            await self._channel.end_writing()
+
+    async def wait_closed(self) -> None:
+        # A socket that is closed while bytes of the peer wait in it resets the connection, and the peer may never see
+        # why it was closed. So they are read and thrown away until the peer has closed its side.
+        while await self._channel.read():
+            pass
+
+    async def aclose(self) -> None:
+        await self._channel.aclose()

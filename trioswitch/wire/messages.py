@@ -1,0 +1,274 @@
+"""The client protocol's messages: commands from a client, events to it.
+
+Wire names are the `type` of each class; `docs/protocol.md` is the reference. Fields of a command that a client may leave
+out have a default; fields of an event that are `UNSET` are left out of the bytes.
+"""
+
+from typing import Annotated, Any, ClassVar
+
+import attrs
+from msgspec import UNSET, Meta, UnsetType
+
+__all__ = [
+    "COMMANDS",
+    "RESERVED",
+    "Ack",
+    "Authenticate",
+    "ChatMessage",
+    "Command",
+    "Connected",
+    "Custom",
+    "DirectMessage",
+    "Error",
+    "Event",
+    "Gap",
+    "GroupMessage",
+    "Heartbeat",
+    "HeartbeatAck",
+    "JoinRoom",
+    "LeaveRoom",
+    "Message",
+    "Presence",
+    "Reconnect",
+    "SendChat",
+    "SendDirect",
+    "SendGroup",
+    "SendMessage",
+    "System",
+]
+
+Name = Annotated[str, Meta(min_length=1, max_length=255)]
+"""A room, group or user: 1 to 255 characters, so that a name never outweighs what is sent under it."""
+RequestId = str | int | None
+Seconds = Annotated[float, Meta(ge=0)]
+Priority = Annotated[int, Meta(ge=0, le=10)]
+
+# --- commands: client to server
+
+
+@attrs.frozen(kw_only=True)
+class Command:
+    """What a client asks for. With an `id` it gets exactly one `ack` or `error` that carries the same `id`."""
+
+    TYPE: ClassVar[str] = ""
+    id: RequestId = None
+
+
+@attrs.frozen(kw_only=True)
+class Authenticate(Command):
+    TYPE: ClassVar[str] = "authenticate"
+    token: str
+
+
+@attrs.frozen(kw_only=True)
+class JoinRoom(Command):
+    TYPE: ClassVar[str] = "join_room"
+    room: Name
+    user_id: Name | None = None
+    since: Any = None
+    history: Any = None
+
+
+@attrs.frozen(kw_only=True)
+class LeaveRoom(Command):
+    TYPE: ClassVar[str] = "leave_room"
+    room: Name
+
+
+@attrs.frozen(kw_only=True)
+class SendChat(Command):
+    TYPE: ClassVar[str] = "chat_message"
+    room: Name
+    content: str
+    user_id: Name | None = None
+
+
+@attrs.frozen(kw_only=True)
+class SendMessage(Command):
+    TYPE: ClassVar[str] = "message"
+    room: Name
+    data: Any
+    priority: Priority = 0
+    max_delay: Seconds | None = None
+    expires: Seconds | None = None
+    key: str | None = None
+    exclude_self: bool = False
+
+
+@attrs.frozen(kw_only=True)
+class SendDirect(Command):
+    """`to` is a user. Exactly one of `content` and `data` is expected; `content` is text, `data` anything."""
+
+    TYPE: ClassVar[str] = "direct_message"
+    to: Name
+    content: str | UnsetType = UNSET
+    data: Any = UNSET
+
+
+@attrs.frozen(kw_only=True)
+class SendGroup(Command):
+    TYPE: ClassVar[str] = "group_message"
+    group: Name
+    content: str | UnsetType = UNSET
+    data: Any = UNSET
+
+
+@attrs.frozen(kw_only=True)
+class Heartbeat(Command):
+    TYPE: ClassVar[str] = "heartbeat"
+
+
+@attrs.frozen(kw_only=True)
+class Presence(Command):
+    TYPE: ClassVar[str] = "presence"
+    room: Name
+
+
+@attrs.frozen(kw_only=True)
+class Custom(Command):
+    """A message whose `type` the protocol does not know: for a handler of the application, if there is one."""
+
+    type: str
+    fields: dict[str, Any]
+
+
+COMMANDS: dict[str, type[Command]] = {
+    command.TYPE: command
+    for command in (
+        Authenticate,
+        JoinRoom,
+        LeaveRoom,
+        SendChat,
+        SendMessage,
+        SendDirect,
+        SendGroup,
+        Heartbeat,
+        Presence,
+    )
+}
+RESERVED = frozenset({"history", "resume", "inbox_ack"})
+"""Types of the protocol that this version of the server answers with `error` `not_available`."""
+
+# --- events: server to client
+
+
+@attrs.define(kw_only=True)
+class Event:
+    """What a client is told."""
+
+
+@attrs.define(kw_only=True)
+class Connected(Event):
+    connection_id: str
+    user_id: str
+    timestamp: str
+    heartbeat: float
+    """Seconds between the server's pings; a client that hears nothing for twice as long may reconnect."""
+    max_message_bytes: int
+    server: str
+    type: str = attrs.field(default="connected", init=False)
+
+
+@attrs.define(kw_only=True)
+class Published(Event):
+    """An event that goes through a room, a group or to a user; it is stamped when it is handed out."""
+
+    timestamp: str = ""
+
+
+@attrs.define(kw_only=True)
+class ChatMessage(Published):
+    room: str
+    content: str
+    user_id: str | None = None
+    type: str = attrs.field(default="chat_message", init=False)
+
+
+@attrs.define(kw_only=True)
+class Message(Published):
+    """`room` is left out when it was sent to connections rather than to a room; `user_id` when the server sent it."""
+
+    data: Any
+    room: str | UnsetType = UNSET
+    user_id: str | UnsetType = UNSET
+    key: str | UnsetType = UNSET
+    type: str = attrs.field(default="message", init=False)
+
+
+@attrs.define(kw_only=True)
+class DirectMessage(Published):
+    to: str
+    user_id: str | UnsetType = UNSET
+    content: str | UnsetType = UNSET
+    data: Any = UNSET
+    type: str = attrs.field(default="direct_message", init=False)
+
+
+@attrs.define(kw_only=True)
+class GroupMessage(Published):
+    group: str
+    user_id: str | UnsetType = UNSET
+    content: str | UnsetType = UNSET
+    data: Any = UNSET
+    type: str = attrs.field(default="group_message", init=False)
+
+
+@attrs.define(kw_only=True)
+class System(Published):
+    """`action` is `user_joined`, `user_left` (both with `user_id`) or `count`."""
+
+    action: str
+    room: str
+    online_count: int
+    user_id: str | UnsetType = UNSET
+    type: str = attrs.field(default="system", init=False)
+
+
+@attrs.define(kw_only=True)
+class HeartbeatAck(Event):
+    timestamp: str
+    type: str = attrs.field(default="heartbeat_ack", init=False)
+
+
+@attrs.define(kw_only=True)
+class Ack(Event):
+    """The one positive answer to a command with an `id`; which fields are set depends on the command."""
+
+    id: str | int
+    room: str | UnsetType = UNSET
+    user_id: str | UnsetType = UNSET
+    online_count: int | UnsetType = UNSET
+    users: list[str] | UnsetType = UNSET
+    count: int | UnsetType = UNSET
+    delivered: int | UnsetType = UNSET
+    queued: int | UnsetType = UNSET
+    dropped: int | UnsetType = UNSET
+    data: Any = UNSET
+    type: str = attrs.field(default="ack", init=False)
+
+
+@attrs.define(kw_only=True)
+class Error(Event):
+    code: str
+    message: str
+    id: str | int | UnsetType = UNSET
+    room: str | UnsetType = UNSET
+    type: str = attrs.field(default="error", init=False)
+
+
+@attrs.define(kw_only=True)
+class Gap(Event):
+    """This client did not get `dropped` messages: of `room`, or of those sent to it directly where there is no `room`."""
+
+    dropped: int
+    room: str | UnsetType = UNSET
+    type: str = attrs.field(default="gap", init=False)
+
+
+@attrs.define(kw_only=True)
+class Reconnect(Event):
+    """The server is about to close; come back after `after` seconds."""
+
+    after: float
+    reason: str
+    type: str = attrs.field(default="reconnect", init=False)

@@ -1,0 +1,183 @@
+"""One message, encoded at most once for each (protocol, framing, compression), whatever the number of receivers."""
+
+from collections.abc import Callable, Sequence
+
+import attrs
+
+from ..errors import UnencodableData
+from .frames import BINARY, TEXT, Compressor, frame
+from .messages import Error, Event, Published
+from .protocols import ClientProtocol, Codec
+
+__all__ = ["URGENT", "Chunk", "Format", "Framing", "Prepared", "Receipt", "Window", "pack"]
+
+URGENT = 5
+"""Messages of a priority above this one are written at once."""
+
+Payload = bytes | str
+Chunk = bytes | tuple[Payload, ...]
+"""What one write takes: frames joined into bytes, or the payloads, for a transport that frames by itself."""
+
+
+@attrs.frozen(eq=False)
+class Framing:
+    """From an encoded message to the bytes of its frame."""
+
+    codec: Codec
+    framed: bool
+    """False for a transport that takes payloads and frames them by itself."""
+    deflate_bits: int
+    """The window size that the client negotiated for permessage-deflate, 0 without."""
+    compressor: Compressor
+
+    def frame(self, payload: bytes, *, compress: bool = True) -> Payload:
+        if not self.framed:
+            return payload.decode() if self.codec.text else payload
+        opcode = TEXT if self.codec.text else BINARY
+        if self.deflate_bits and compress and (data := self.compressor.deflate(payload, self.deflate_bits)) is not None:
+            return frame(opcode, data, compressed=True)
+        return frame(opcode, payload)
+
+
+@attrs.frozen(eq=False)
+class Format:
+    """What the bytes for a connection look like. Connections that share a Format share every encoded byte."""
+
+    protocol: ClientProtocol
+    framing: Framing
+    batch_messages: int
+    batch_bytes: int
+
+
+@attrs.frozen
+class Receipt:
+    """What became of a published message, in receivers.
+
+    `delivered`: handed to the receiver's socket; `queued`: waiting in its outbox; `dropped`: lost to it, under the
+    overflow policy or because it went away. A receiver of a queued message that is dropped later is told by a `gap`.
+    """
+
+    delivered: int = 0
+    queued: int = 0
+    dropped: int = 0
+
+
+class Prepared:
+    """A message on its way: the event, how it is to be delivered, and its bytes in each format asked for so far."""
+
+    __slots__ = (
+        "_frames", "_payloads", "deliver_by", "event", "exclude", "expires_at", "key", "priority", "room", "settle", "size",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        event: Event,
+        *,
+        room: str | None = None,
+        priority: int = 0,
+        deliver_by: float | None = None,
+        expires_at: float | None = None,
+        key: str | None = None,
+        exclude: frozenset[str] = frozenset(),
+        settle: Callable[[Receipt], None] | None = None,
+        size: int = 0,
+    ) -> None:
+        self.event = event
+        self.room = room
+        """The room it belongs to; drops are counted there."""
+        self.priority = priority
+        self.deliver_by = deliver_by
+        """The time by which a linger must end for it (its `max_delay`)."""
+        self.expires_at = expires_at
+        self.key = key
+        """What it replaces under the policy `conflate`."""
+        self.exclude = exclude
+        """Ids of connections that do not get it."""
+        self.settle = settle
+        """Called once with the receipt."""
+        self.size = size
+        """Its bytes as they came in, for the bound of the room's queue."""
+        self._payloads: dict[Codec, bytes] = {}
+        self._frames: dict[Framing, Payload] = {}
+
+    def stamp(self, timestamp: str) -> None:
+        """Give the event its time. Once, and before the first encoding."""
+        if isinstance(self.event, Published):
+            self.event.timestamp = timestamp
+
+    def payload(self, codec: Codec) -> bytes:
+        payload = self._payloads.get(codec)
+        if payload is None:
+            try:
+                payload = codec.encode(self.event)
+            except UnencodableData as error:
+                # One client's data (say, an integer of 70 bits) that another's codec cannot carry must not end the room.
+                payload = codec.encode(Error(code="unencodable", message=str(error), room=self.room or ""))
+            self._payloads[codec] = payload
+        return payload
+
+    def frame(self, framing: Framing) -> Payload:
+        data = self._frames.get(framing)
+        if data is None:
+            data = self._frames[framing] = framing.frame(self.payload(framing.codec))
+        return data
+
+
+def pack(messages: Sequence[Prepared], format: Format, timestamp: str, *, shared: bool) -> Chunk:
+    """What one write takes for these messages: their frames, or batch envelopes where the protocol has them.
+
+    An envelope that only one connection gets (not `shared`) is not compressed, and a message that is worth compressing
+    is not put into one, so that the cost of compression never grows with the number of receivers.
+    """
+    framing = format.framing
+    if not format.protocol.batches or len(messages) == 1:
+        return _joined([message.frame(framing) for message in messages], framing)
+    codec, parts = framing.codec, list[Payload]()
+    run, run_bytes = list[bytes](), 0
+
+    def end_run() -> None:
+        nonlocal run, run_bytes
+        if run:
+            payload = codec.batch(run, timestamp) if len(run) > 1 else run[0]
+            parts.append(framing.frame(payload, compress=shared))
+            run, run_bytes = [], 0
+
+    for message in messages:
+        payload = message.payload(codec)
+        if not shared and framing.deflate_bits and len(payload) >= framing.compressor.min_bytes:
+            end_run()
+            parts.append(message.frame(framing))
+            continue
+        if len(run) == format.batch_messages or run_bytes + len(payload) > format.batch_bytes:
+            end_run()
+        run.append(payload)
+        run_bytes += len(payload)
+    end_run()
+    return _joined(parts, framing)
+
+
+def _joined(parts: list[Payload], framing: Framing) -> Chunk:
+    if not framing.framed:
+        return tuple(parts)
+    return b"".join(parts) if len(parts) > 1 else parts[0]  # type: ignore[arg-type, return-value]  # framed: all bytes
+
+
+class Window:
+    """What a room hands out at once: its messages, and one chunk for each format among the members."""
+
+    __slots__ = ("_chunks", "messages", "timestamp")
+
+    def __init__(self, messages: list[Prepared], timestamp: str) -> None:
+        self.messages = messages
+        self.timestamp = timestamp
+        self._chunks: dict[Format, Chunk] = {}
+
+    def chunk(self, format: Format) -> Chunk:
+        chunk = self._chunks.get(format)
+        if chunk is None:
+            chunk = self._chunks[format] = pack(self.messages, format, self.timestamp, shared=True)
+        return chunk
+
+    def without(self, connection_id: str) -> "Window":
+        """The part of it that this connection is to get."""
+        return Window([message for message in self.messages if connection_id not in message.exclude], self.timestamp)

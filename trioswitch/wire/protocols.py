@@ -1,0 +1,125 @@
+"""Client protocols: bytes <-> messages. One object for each; nothing outside `wire/` knows which one a client speaks.
+
+A protocol decodes in two steps: msgspec turns bytes into a dict, then the cattrs converter (msgspec backend, strict
+types: `True` is no integer) builds the command that the dict's `type` names. Measured for a chat message of 140 bytes:
+0.19 us and 0.25 us; events are encoded by msgspec straight from their attrs classes in 0.13 us.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import attrs
+import msgspec
+from cattrs.fns import identity
+from cattrs.preconf.msgspec import make_converter
+
+from ..errors import BadInput, Cause, UnencodableData
+from .messages import COMMANDS, RESERVED, Command, Custom, Event
+
+__all__ = ["JSON", "JSON_BATCH", "MSGPACK", "PROTOCOLS", "ClientProtocol", "Codec", "choose"]
+
+converter = make_converter()
+converter.register_structure_hook_func(attrs.has, msgspec.convert)
+converter.register_unstructure_hook(msgspec.UnsetType, identity)  # msgspec leaves UNSET fields out
+_STRUCTURE: dict[str, Callable[[Any, type[Command]], Command]] = {
+    name: converter.get_structure_hook(command) for name, command in COMMANDS.items()
+}
+
+# What msgspec raises for data that it cannot write: a foreign type, an integer of more than 64 bits (MessagePack), a
+# lone surrogate, a structure nested too deeply.
+_UNENCODABLE = (TypeError, ValueError, OverflowError, RecursionError)
+
+
+@attrs.frozen(eq=False)
+class Codec:
+    """One way to write a message: every protocol that shares it shares the encoded bytes."""
+
+    name: str
+    text: bool
+    """Whether its bytes go into text frames."""
+    decode: Callable[[bytes], dict[Any, Any]]
+    _encode: Callable[[object], bytes]
+    _join: Callable[[Sequence[bytes], str], bytes]
+
+    def encode(self, event: Event) -> bytes:
+        """The event's bytes. Raises UnencodableData."""
+        try:
+            return self._encode(event)
+        except _UNENCODABLE as error:
+            raise UnencodableData(f"cannot be written as {self.name}: {error}") from None
+
+    def batch(self, payloads: Sequence[bytes], timestamp: str) -> bytes:
+        """A `batch` envelope around messages that are encoded already."""
+        return self._join(payloads, timestamp)
+
+
+def _json_batch(payloads: Sequence[bytes], timestamp: str) -> bytes:
+    head = b'{"type":"batch","timestamp":"%b","count":%d,"messages":[' % (timestamp.encode(), len(payloads))
+    return b"".join((head, b",".join(payloads), b"]}"))
+
+
+def _msgpack_batch(payloads: Sequence[bytes], timestamp: str) -> bytes:
+    empty = msgspec.msgpack.encode({"type": "batch", "timestamp": timestamp, "count": len(payloads), "messages": []})
+    count = len(payloads)
+    array = bytes((0x90 | count,)) if count < 16 else b"\xdc" + count.to_bytes(2, "big")
+    return b"".join((empty[:-1], array, *payloads))
+
+
+def _refuse_extension(code: int, _data: memoryview) -> None:
+    raise msgspec.DecodeError(f"extension type {code} is not supported")
+
+
+JSON_CODEC = Codec("JSON", True, msgspec.json.Decoder(dict).decode, converter.get_dumps_hook(Event), _json_batch)
+MSGPACK_CODEC = Codec(
+    "MessagePack",
+    False,
+    msgspec.msgpack.Decoder(dict, ext_hook=_refuse_extension).decode,
+    msgspec.msgpack.Encoder().encode,
+    _msgpack_batch,
+)
+
+
+@attrs.frozen(eq=False)
+class ClientProtocol:
+    """One client protocol, without I/O: names its subprotocol, reads commands, and says whether it takes batches."""
+
+    subprotocol: str
+    codec: Codec
+    batches: bool
+    """Whether several messages may arrive in one `batch` envelope."""
+
+    def decode(self, payload: bytes) -> Command:
+        """One command. Raises BadInput: `malformed`, `invalid_utf8` (fatal), `invalid`, `unknown_type` or `not_available`."""
+        try:
+            fields = self.codec.decode(payload)
+        except UnicodeDecodeError:
+            raise BadInput(
+                "invalid_utf8", "the text is not UTF-8", counts=True, fatal=Cause.BAD_DATA if self.codec.text else None
+            ) from None
+        except (msgspec.DecodeError, RecursionError, ValueError, TypeError) as error:
+            raise BadInput("malformed", f"expected an object in {self.codec.name}: {error}", counts=True) from None
+        name, request_id = fields.get("type"), fields.get("id")
+        if type(request_id) not in (str, int, type(None)):
+            raise BadInput("invalid", "`id` must be a string or an integer")
+        if not isinstance(name, str):
+            raise BadInput("invalid", "every message needs a `type`, a string", request_id=request_id)
+        structure = _STRUCTURE.get(name)
+        try:
+            if structure is not None:
+                return structure(fields, COMMANDS[name])
+            if name not in RESERVED:
+                return Custom(id=request_id, type=name, fields=fields)
+        except msgspec.ValidationError as error:
+            raise BadInput("invalid", f"{name}: {error}", request_id=request_id) from None
+        raise BadInput("not_available", f"this server does not offer `{name}`", request_id=request_id)
+
+
+JSON = ClientProtocol("trioswitch.v1", JSON_CODEC, batches=False)
+JSON_BATCH = ClientProtocol("trioswitch.v1.batch", JSON_CODEC, batches=True)
+MSGPACK = ClientProtocol("trioswitch.v1.msgpack", MSGPACK_CODEC, batches=True)
+PROTOCOLS = {protocol.subprotocol: protocol for protocol in (JSON, JSON_BATCH, MSGPACK)}
+
+
+def choose(proposed: Sequence[str]) -> ClientProtocol:
+    """The first of the client's subprotocols that is known; JSON v1 for a client that names none of them."""
+    return next((PROTOCOLS[name] for name in proposed if name in PROTOCOLS), JSON)

@@ -150,16 +150,16 @@ async def listening(
 @asynccontextmanager
 async def connected(url: str, **how: Any) -> AsyncIterator[Client]:
     """A client on a real socket."""
-    with trio.fail_after(PATIENCE):
-        manager = trio_websocket.open_websocket_url(url, **how)
-        websocket = await manager.__aenter__()
-    try:
-        client = Client(websocket, binary=websocket.subprotocol == "trioswitch.v1.msgpack")
-        client.connection_id = (await client.receive())["connection_id"]
-        yield client
-    finally:
-        with trio.move_on_after(2):
-            await manager.__aexit__(None, None, None)
+    async with trio_websocket.open_websocket_url(
+        url, connect_timeout=PATIENCE, disconnect_timeout=2, **how
+    ) as websocket:
+        try:
+            client = Client(websocket, binary=websocket.subprotocol == "trioswitch.v1.msgpack")
+            client.connection_id = (await client.receive())["connection_id"]
+            yield client
+        finally:
+            if websocket.closed:  # trio-websocket leaves its socket open when the server has closed first
+                await trio.aclose_forcefully(websocket._stream)
 
 
 async def settled() -> None:

@@ -7,7 +7,6 @@ from typing import Any
 import trio
 
 from .auth import Identity
-from .clock import timestamp
 from .config import Options
 from .errors import BadInput, Cause, PeerGone, Refused
 from .metrics import Traffic
@@ -68,9 +67,7 @@ class Connection:
         self._handler_scope: trio.CancelScope | None = None
         self._reading_over: trio.Event | None = None  # made when our side closes: what waits for the peer's answer
         self.transport = make(self)
-        self.outbox = Outbox(
-            id, self.transport, options, traffic, timestamp=timestamp, start_flusher=self._start_soon, fail=self.fail
-        )
+        self.outbox = Outbox(id, self.transport, options, traffic, start_soon=self.start_soon, fail=self.fail)
 
     # --- to the client
 
@@ -214,9 +211,6 @@ class Connection:
         """Run a task that ends with this connection."""
         assert self._nursery is not None
         self._nursery.start_soon(function, *args)
-
-    def _start_soon(self, function: Callable[[], Awaitable[Any]]) -> None:
-        self.start_soon(function)
 
     async def handle(self, handler: Handler, command: Custom) -> None:
         """Queue a message for the application; waits while `handler_queue` of them wait already. Order is kept."""

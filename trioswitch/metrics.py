@@ -7,8 +7,9 @@ from collections.abc import Mapping
 import attrs
 
 from .wire.frames import CompressionStatistics
+from .wire.prepared import Prepared
 
-__all__ = ["Drop", "OutboxStatistics", "RoomStatistics", "SwitchStatistics", "Traffic"]
+__all__ = ["Account", "Drop", "OutboxStatistics", "RoomStatistics", "SwitchStatistics", "Traffic"]
 
 
 class Drop(enum.Enum):
@@ -102,8 +103,8 @@ class SwitchStatistics:
 class Traffic:
     """What the outboxes of a switch count together.
 
-    An outbox counts what it writes in itself, where the hot path finds it; when it is closed it adds that up here. What
-    waits is counted here at once, for the byte budget of all outboxes, and drops too, which are off the hot path.
+    What is written is counted in the connection's `Account`, where the hot path finds it, and added up here when it is
+    closed. What waits is counted here at once, for the byte budget of all outboxes, and so are drops.
     """
 
     messages_sent: int = 0
@@ -128,3 +129,28 @@ class Traffic:
 
     def drops_of(self, room: str) -> dict[str, int]:
         return {cause.value: count for cause, count in self._by_room[room].items()}
+
+
+class Account:
+    """What one outbox wrote and dropped."""
+
+    __slots__ = ("batches_sent", "bytes_sent", "messages_dropped", "messages_sent", "traffic")
+
+    def __init__(self, traffic: Traffic) -> None:
+        self.traffic = traffic
+        self.messages_sent = self.batches_sent = self.bytes_sent = self.messages_dropped = 0
+
+    def drop(self, message: Prepared, cause: Drop) -> None:
+        self.messages_dropped += 1
+        self.traffic.dropped(message.room, cause)
+
+    def count_waiting(self, messages: int, size: int) -> None:
+        self.traffic.waiting += messages
+        self.traffic.waiting_bytes += size
+
+    def close(self) -> None:
+        """Add it up to the totals, once."""
+        self.traffic.messages_sent += self.messages_sent
+        self.traffic.batches_sent += self.batches_sent
+        self.traffic.bytes_sent += self.bytes_sent
+        self.messages_sent = self.batches_sent = self.bytes_sent = 0

@@ -263,12 +263,12 @@ class Registry:
 
     def statistics(self) -> SwitchStatistics:
         traffic = self.traffic
-        live = [connection.outbox for connection in self.connections.values()]
+        live = [connection.outbox.account for connection in self.connections.values()]
 
         def total(finished: int, name: Callable[[Any], int]) -> int:
             return finished + sum(map(name, live))
 
-        sent = total(traffic.messages_sent, lambda outbox: outbox.messages_sent)
+        sent = total(traffic.messages_sent, lambda account: account.messages_sent)
         return SwitchStatistics(
             active_connections=len(self.connections),
             connections_opened=self.opened,
@@ -277,8 +277,8 @@ class Registry:
             groups=len(self.groups),
             messages_queued=sent + traffic.waiting + traffic.drops.total(),
             messages_sent=sent,
-            batches_sent=total(traffic.batches_sent, lambda outbox: outbox.batches_sent),
-            bytes_sent=total(traffic.bytes_sent, lambda outbox: outbox.bytes_sent),
+            batches_sent=total(traffic.batches_sent, lambda account: account.batches_sent),
+            bytes_sent=total(traffic.bytes_sent, lambda account: account.bytes_sent),
             pending_messages=traffic.waiting,
             pending_bytes=traffic.waiting_bytes,
             drops={cause.value: count for cause, count in traffic.drops.items()},

@@ -80,7 +80,8 @@ class Room:
     _left_over: Prepared | None = attrs.field(default=None, init=False)  # taken, but too big for the last window
     _handed_out: trio.Event | None = attrs.field(default=None, init=False)  # set when a window was handed out
     _window: Window | None = attrs.field(default=None, init=False)  # what is being handed out
-    _published: int = attrs.field(default=0, init=False)
+    _accepted: int = attrs.field(default=0, init=False)
+    _published: int = attrs.field(default=0, init=False)  # of those accepted, handed out
     _windows: int = attrs.field(default=0, init=False)
     _delivered: int = attrs.field(default=0, init=False)
     _queued: int = attrs.field(default=0, init=False)
@@ -95,6 +96,7 @@ class Room:
         if self._waiting_bytes + message.size > self._options.room_bytes and self._waiting_bytes:
             raise trio.WouldBlock
         self._send.send_nowait(message)
+        self._accepted += 1
         self._waiting_bytes += message.size
 
     async def publish(self, message: Prepared) -> None:
@@ -111,16 +113,11 @@ class Room:
 
     async def wait_handed_out(self) -> None:
         """Wait until what was published before has been handed to the members. Safe to cancel."""
-        target = self._published + self._pending()
+        target = self._accepted
         while self._published < target:
             if self._handed_out is None:
                 self._handed_out = trio.Event()
             await self._handed_out.wait()
-
-    def _pending(self) -> int:
-        """Messages that were published and are not handed out yet."""
-        in_window = len(self._window.messages) if self._window is not None else 0
-        return self._send.statistics().current_buffer_used + in_window + (self._left_over is not None)
 
     # --- out
 
@@ -258,7 +255,7 @@ class Room:
         return RoomStatistics(
             name=self.name,
             members=len(self.members),
-            waiting=self._send.statistics().current_buffer_used,
+            waiting=self._accepted - self._published,
             published=self._published,
             windows=self._windows,
             delivered=self._delivered,

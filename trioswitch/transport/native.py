@@ -48,8 +48,7 @@ class NativeTransport(Transport):
 
     async def receive(self) -> list[bytes]:
         codec = self._codec
-        if codec.ended is not None:
-            raise codec.ended
+        self._raise_if_ended()
         if self._rest:
             await trio.lowlevel.checkpoint()
             data, self._rest = self._rest, b""
@@ -58,9 +57,13 @@ class NativeTransport(Transport):
         if not data:
             codec.eof()
         messages = codec.feed(data) if data else []
-        if codec.ended is not None and not messages:
-            raise codec.ended
+        if not messages:
+            self._raise_if_ended()
         return messages
+
+    def _raise_if_ended(self) -> None:
+        if self._codec.ended is not None:
+            raise self._codec.ended
 
     def pongs(self) -> bytes:
         codec = self._codec

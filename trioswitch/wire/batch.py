@@ -6,7 +6,8 @@ The rules, for the messages of one connection:
 - it is due when it is full, when a message of priority above 5 waits, when the linger since the oldest message was
   queued has run out, or when the time comes by which a message's `max_delay` wants it written, whichever is first;
 - it takes the highest priority first, and first-in-first-out within a priority;
-- a priority that was passed over by `PROMOTE_AFTER` full batches in a row gives the next one its oldest message first;
+- a priority that was passed over by `PROMOTE_AFTER` full batches in a row gives the next one its oldest message first,
+  and of several such priorities the one that was passed over most;
 - a message whose `expires_at` has passed is not sent.
 
 Times are seconds on one monotonic clock, which the caller reads.
@@ -76,9 +77,9 @@ class BatchQueue:
         self.bytes += entry.size
         return replaced
 
-    def replaces(self, entry: Entry) -> bool:
-        """Whether adding it would replace a waiting message rather than make the queue longer."""
-        return entry.conflate and (entry.message.room, entry.message.key) in self._keyed
+    def replaced_by(self, entry: Entry) -> Entry | None:
+        """The waiting message that adding this one would replace."""
+        return self._keyed.get((entry.message.room, entry.message.key)) if entry.conflate else None
 
     def _replace(self, entry: Entry) -> Entry | None:
         name = (entry.message.room, entry.message.key)
@@ -121,6 +122,7 @@ class BatchQueue:
         """Remove everything."""
         gone = [entry for lane in self._lanes.values() for entry in lane]
         self._lanes.clear()
+        self._passed.clear()
         self._keyed.clear()
         self.count = self.bytes = 0
         return gone
@@ -147,11 +149,13 @@ class BatchQueue:
         """Remove and return the next batch, and what has expired by `now`."""
         taken = Taken([], [])
         space = self._max_bytes
-        for priority, lane in self._lanes.items():
-            if lane and self._passed.get(priority, 0) >= PROMOTE_AFTER:
-                space = self._fill(lane, now, taken, space, limit=min(len(taken.batch) + 1, self._max_messages))
+        # Who was passed over most comes first: otherwise the highest of the promoted could shut out the others in turn.
+        promoted = [priority for priority, times in self._passed.items() if times >= PROMOTE_AFTER]
+        for priority in sorted(promoted, key=self._passed.__getitem__, reverse=True):
+            limit = min(len(taken.batch) + 1, self._max_messages)
+            space = self._fill(self._lanes[priority], now, taken, space, limit)
         for lane in self._lanes.values():
-            space = self._fill(lane, now, taken, space, limit=self._max_messages)
+            space = self._fill(lane, now, taken, space, self._max_messages)
         served = {entry.message.priority for entry in taken.batch}
         self._passed = {
             priority: self._passed.get(priority, 0) + 1
@@ -163,22 +167,18 @@ class BatchQueue:
     def _fill(self, lane: deque[Entry], now: float, taken: Taken, space: int, limit: int) -> int:
         """Move what fits from one lane into the batch, up to `limit` messages in all; returns the space that is left."""
         while lane and len(taken.batch) < limit:
-            if taken.batch and lane[0].size > space:
+            entry = lane[0]
+            expires_at = entry.message.expires_at
+            if expires_at is not None and expires_at <= now:
+                taken.expired.append(entry)
+            elif taken.batch and entry.size > space:
                 return 0  # full: nothing of a lower priority overtakes what did not fit
-            entry = self._pop(lane, now, taken)
-            if entry is not None:
+            else:
+                taken.batch.append(entry)
                 space -= entry.size
+            lane.popleft()
+            self._removed(entry)
         return space
-
-    def _pop(self, lane: deque[Entry], now: float, taken: Taken) -> Entry | None:
-        entry = lane.popleft()
-        self._removed(entry)
-        expires_at = entry.message.expires_at
-        if expires_at is not None and expires_at <= now:
-            taken.expired.append(entry)
-            return None
-        taken.batch.append(entry)
-        return entry
 
     def _removed(self, entry: Entry) -> None:
         self.count -= 1

@@ -6,7 +6,7 @@ import attrs
 
 from ..errors import UnencodableData
 from .frames import BINARY, TEXT, Compressor, frame
-from .messages import Error, Event, Published
+from .messages import Ack, Error, Event, Published
 from .protocols import ClientProtocol, Codec
 
 __all__ = ["URGENT", "Chunk", "Format", "Framing", "Prepared", "Receipt", "Window", "pack"]
@@ -112,7 +112,12 @@ class Prepared:
                 payload = codec.encode(self.event)
             except UnencodableData as error:
                 # One client's data (say, an integer of 70 bits) that another's codec cannot carry must not end the room.
-                payload = codec.encode(Error(code="unencodable", message=str(error), room=self.room or ""))
+                instead = Error(code="unencodable", message=str(error))
+                if self.room is not None:
+                    instead.room = self.room
+                if isinstance(self.event, Ack):
+                    instead.id = self.event.id
+                payload = codec.encode(instead)
             self._payloads[codec] = payload
         return payload
 

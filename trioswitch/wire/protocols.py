@@ -108,7 +108,7 @@ class ClientProtocol:
             if structure is not None:
                 return structure(fields, COMMANDS[name])
             if name not in RESERVED:
-                return Custom(id=request_id, type=name, fields=fields)
+                return Custom(id=request_id, type=name, fields=msgspec.convert(fields, dict[str, Any]))
         except msgspec.ValidationError as error:
             raise BadInput("invalid", f"{name}: {error}", request_id=request_id) from None
         raise BadInput("not_available", f"this server does not offer `{name}`", request_id=request_id)

@@ -1,0 +1,431 @@
+"""The outbox and its flusher, on a transport that takes only what it is told to."""
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import attrs
+import pytest
+import trio
+from support import settled
+from trio.testing import MockClock
+from websockets.client import ClientProtocol
+from websockets.protocol import State
+from websockets.uri import parse_uri
+
+from trioswitch import Options, Overflow
+from trioswitch.errors import Cause, PeerGone
+from trioswitch.metrics import Drop, Traffic
+from trioswitch.outbox import Offer, Outbox
+from trioswitch.transport import Transport
+from trioswitch.wire.frames import Compressor
+from trioswitch.wire.messages import Event, Message
+from trioswitch.wire.prepared import Chunk, Format, Framing, Prepared, Window
+from trioswitch.wire.protocols import JSON, JSON_BATCH
+from trioswitch.wire.protocols import ClientProtocol as Protocol
+
+
+class FakeTransport(Transport):
+    """Takes `room` bytes, and then nothing until it is given more. Keeps every write apart."""
+
+    def __init__(self, protocol: Protocol = JSON, *, direct: bool = True, room: float = float("inf")) -> None:
+        options = Options()
+        framing = Framing(protocol.codec, True, 0, Compressor(1024, 6))
+        self.format = Format(protocol, framing, options.batch_messages, options.batch_bytes)
+        self.room = room
+        self.writes: list[bytes] = []
+        self.times: list[float] = []
+        self.broken = False
+        self._more = trio.Event()
+        if direct:
+            self.write_nowait = self._write_nowait
+
+    def give(self, room: float) -> None:
+        self.room += room
+        self._more.set()
+        self._more = trio.Event()
+
+    def break_(self) -> None:
+        self.broken = True
+        self.give(0)
+
+    def _write_nowait(self, data: bytes) -> int:
+        if self.broken:
+            raise BrokenPipeError
+        if not self.room:
+            raise BlockingIOError
+        taken = int(min(self.room, len(data)))
+        self.room -= taken
+        self.writes.append(data[:taken])
+        self.times.append(trio.current_time())
+        return taken
+
+    async def wait_writable(self) -> None:
+        while not self.room:
+            if self.broken:
+                raise PeerGone(Cause.VANISHED)
+            await self._more.wait()
+        await trio.lowlevel.checkpoint()
+
+    async def write(self, chunk: Chunk) -> None:
+        assert isinstance(chunk, bytes)
+        while chunk:
+            await self.wait_writable()
+            try:
+                chunk = chunk[self._write_nowait(chunk) :]
+            except BrokenPipeError:
+                raise PeerGone(Cause.VANISHED) from None
+
+    def messages(self) -> list[list[dict[str, Any]]]:
+        """What arrived, message by message within write by write, read by websockets' client."""
+        client = ClientProtocol(parse_uri("ws://test"), state=State.OPEN)
+        arrived = []
+        for data in self.writes:
+            client.receive_data(data)
+            arrived.append([json.loads(frame.data) for frame in client.events_received() if frame.opcode <= 2])
+        return [messages for messages in arrived if messages]
+
+    def data(self) -> list[Any]:
+        return [message.get("data", message["type"]) for write in self.messages() for message in write]
+
+    async def receive(self) -> list[bytes]:
+        raise NotImplementedError
+
+    pongs = ping = send_close = wait_closed = aclose = receive  # type: ignore[assignment]  # an outbox only writes
+
+
+@attrs.define
+class Rig:
+    outbox: Outbox
+    transport: FakeTransport
+    traffic: Traffic
+    failures: list[Cause]
+
+    def offer(self, data: Any, overflow: Overflow = Overflow.DROP_OLDEST, **how: Any) -> Offer:
+        return self.outbox.offer(message(data, **how), overflow)
+
+
+def message(data: Any, *, room: str | None = "r", **how: Any) -> Prepared:
+    return Prepared(Message(data=data, room="r", timestamp="t"), room=room, **how)
+
+
+SIZE = len(JSON.codec.encode(Message(data=0, room="r", timestamp="t"))) + 2
+"""Bytes of a frame that carries one digit."""
+
+
+@asynccontextmanager
+async def rig(transport: FakeTransport | None = None, **options: Any) -> AsyncIterator[Rig]:
+    transport = transport or FakeTransport()
+    traffic, failures = Traffic(), list[Cause]()
+    traffic.open_room("r")
+    async with trio.open_nursery() as nursery:
+        outbox = Outbox(
+            "id",
+            transport,
+            Options(**options),
+            traffic,
+            start_soon=nursery.start_soon,
+            fail=failures.append,
+        )
+        yield Rig(outbox, transport, traffic, failures)
+        nursery.cancel_scope.cancel()
+    outbox.close()
+    assert traffic.waiting == 0
+    assert traffic.waiting_bytes == 0
+
+
+async def test_while_nothing_waits_it_writes_straight_through(clock: MockClock) -> None:
+    async with rig() as r:
+        assert r.offer(1) is Offer.WRITTEN
+        assert r.outbox.deliver(Window([message(2), message(3)], "t"))
+        assert r.transport.messages() == [[m] for m in r.transport.messages()[0]] + [r.transport.messages()[1]]
+        assert r.transport.data() == [1, 2, 3]
+        assert r.outbox.statistics().depth == 0
+
+
+async def test_a_write_that_is_cut_off_is_finished_before_anything_else(clock: MockClock) -> None:
+    async with rig(FakeTransport(room=SIZE + 10)) as r:
+        assert [r.offer(n) for n in (1, 2, 3)] == [Offer.WRITTEN, Offer.WRITTEN, Offer.QUEUED]
+        assert not r.outbox.deliver(Window([message(4)], "t"))
+        r.offer(4, priority=10)
+        await settled()
+        assert r.transport.data() == [1]
+        r.transport.give(1000)
+        await settled()
+        assert r.transport.data() == [1, 2, 4, 3]
+        assert r.outbox.direct, "it is direct again when nothing waits"
+        assert r.offer(5) is Offer.WRITTEN
+
+
+async def test_what_waits_goes_out_in_batches_by_priority_then_age(clock: MockClock) -> None:
+    async with rig(FakeTransport(room=0), batch_messages=4) as r:
+        r.offer("first")  # nothing of it fits: it is the write under way
+        for number, priority in enumerate([0, 5, 0, 9, 5, 9]):
+            r.offer(number, priority=priority)
+        r.transport.give(10_000)
+        await settled()
+        assert [[m["data"] for m in write] for write in r.transport.messages()] == [["first"], [3, 5, 1, 4], [0, 2]]
+
+
+@pytest.mark.parametrize("direct", [True, False])
+async def test_linger_ends_by_time(clock: MockClock, direct: bool) -> None:
+    async with rig(FakeTransport(direct=direct), linger=0.05) as r:
+        start = trio.current_time()
+        assert r.offer(1) is Offer.QUEUED
+        await trio.sleep(0.03)
+        r.offer(2)
+        await trio.sleep(1)
+        assert r.transport.times == pytest.approx([start + 0.05])
+        assert r.transport.data() == [1, 2]
+
+
+@pytest.mark.parametrize(("what", "options"), [("count", {"batch_messages": 3}), ("bytes", {"batch_bytes": 3 * SIZE})])
+async def test_linger_ends_when_the_batch_is_full(clock: MockClock, what: str, options: dict[str, int]) -> None:
+    async with rig(linger=10, **options) as r:
+        for number in range(4):
+            await settled()
+            assert r.transport.writes == [], what
+            r.offer(number) if number < 3 else None
+            if number == 2:
+                break
+        await settled()
+        assert r.transport.data() == [0, 1, 2]
+
+
+async def test_linger_ends_for_an_urgent_message_and_for_max_delay(clock: MockClock) -> None:
+    async with rig(linger=10) as r:
+        r.offer("low")
+        r.offer("urgent", priority=6)
+        await settled()
+        assert r.transport.data() == ["urgent", "low"]
+        assert r.offer("alone", priority=6) is Offer.WRITTEN
+        start = trio.current_time()
+        r.offer("a")
+        await settled()
+        r.offer("b", deliver_by=start + 1)
+        await trio.sleep(2)
+        assert r.transport.times[-1] == pytest.approx(start + 1)
+        assert r.transport.data()[3:] == ["a", "b"]
+
+
+async def test_flush_does_not_linger(clock: MockClock) -> None:
+    async with rig(linger=100) as r:
+        r.offer(1)
+        await settled()
+        with trio.fail_after(1):
+            await r.outbox.flush()
+        assert r.transport.data() == [1]
+        assert trio.current_time() < 1
+
+
+async def test_a_batch_envelope_for_who_asked_for_it(clock: MockClock) -> None:
+    async with rig(FakeTransport(JSON_BATCH, room=0)) as r:
+        r.offer("a")
+        for number in range(3):
+            r.offer(number)
+        r.transport.give(10_000)
+        await settled()
+        single, batch = r.transport.messages()
+        assert single[0]["data"] == "a"
+        assert (batch[0]["type"], batch[0]["count"]) == ("batch", 3)
+        assert [m["data"] for m in batch[0]["messages"]] == [0, 1, 2]
+
+
+async def test_expired_messages_are_not_sent_but_counted(clock: MockClock) -> None:
+    async with rig(FakeTransport(room=0)) as r:
+        r.offer("under way")
+        now = trio.current_time()
+        r.offer("old", expires_at=now + 1)
+        r.offer("new", expires_at=now + 3)
+        await trio.sleep(2)
+        r.transport.give(10_000)
+        await settled()
+        assert r.transport.data() == ["under way", "new"]
+        assert r.traffic.drops == {Drop.EXPIRED: 1}
+
+
+def full(protocol: Protocol = JSON) -> FakeTransport:
+    return FakeTransport(protocol, room=0)
+
+
+async def fill(r: Rig, *, to: int) -> None:
+    r.offer("under way")
+    for number in range(to):
+        assert r.offer(number) is Offer.QUEUED
+
+
+async def drained(r: Rig) -> list[Any]:
+    r.transport.give(1_000_000)
+    await settled()
+    assert r.transport.data()[0] == "under way"
+    return r.transport.data()[1:]
+
+
+async def test_drop_oldest(clock: MockClock) -> None:
+    async with rig(full(), outbox_messages=3) as r:
+        await fill(r, to=3)
+        assert r.offer("a") is Offer.QUEUED
+        assert r.offer("b") is Offer.QUEUED
+        assert await drained(r) == ["gap", 2, "a", "b"]
+        gap = next(m for write in r.transport.messages() for m in write if m["type"] == "gap")
+        assert gap == {"type": "gap", "room": "r", "dropped": 2}
+        assert r.traffic.drops_of("r") == {"overflow": 2}
+
+
+async def test_drop_oldest_spares_higher_priorities_and_other_rooms(clock: MockClock) -> None:
+    async with rig(full(), outbox_messages=3) as r:
+        r.offer("under way")
+        r.offer("other", room="q")
+        r.offer("high", priority=9)
+        r.offer("low", priority=1)
+        assert r.offer("middle", priority=5) is Offer.QUEUED
+        assert r.offer("low again", priority=1) is Offer.DROPPED
+        assert await drained(r) == ["gap", "high", "middle", "other"]
+
+
+async def test_drop_newest(clock: MockClock) -> None:
+    async with rig(full(), outbox_messages=2) as r:
+        await fill(r, to=2)
+        assert r.offer("late", Overflow.DROP_NEWEST) is Offer.DROPPED
+        assert await drained(r) == ["gap", 0, 1]
+        assert r.outbox.statistics().messages_dropped == 1
+
+
+async def test_conflate_keeps_the_newest_of_each_key(clock: MockClock) -> None:
+    async with rig(full(), outbox_messages=3) as r:
+        r.offer("under way")
+        for data, key in [("a1", "a"), ("b1", "b"), ("a2", "a"), ("c1", "c"), ("a3", "a")]:
+            assert r.offer(data, Overflow.CONFLATE, key=key) is Offer.QUEUED
+        assert r.offer("d1", Overflow.CONFLATE, key="d") is Offer.QUEUED
+        assert await drained(r) == ["gap", "b1", "c1", "d1"]
+        assert r.traffic.drops == {Drop.CONFLATED: 2, Drop.OVERFLOW: 1}
+
+
+async def test_resync_drops_the_rooms_messages_and_tells(clock: MockClock) -> None:
+    async with rig(full(), outbox_messages=4) as r:
+        await fill(r, to=3)
+        r.offer("other", room=None)
+        assert r.offer("new", Overflow.RESYNC) is Offer.QUEUED
+        assert await drained(r) == ["gap", "other", "new"]
+        assert r.traffic.drops == {Drop.RESYNC: 3}
+
+
+async def test_disconnect(clock: MockClock) -> None:
+    async with rig(full(), outbox_messages=2) as r:
+        await fill(r, to=2)
+        assert r.offer("late", Overflow.DISCONNECT) is Offer.DROPPED
+        assert r.failures == [Cause.SLOW_CONSUMER]
+
+
+async def test_block_is_full_until_there_is_space(clock: MockClock) -> None:
+    async with rig(full(), outbox_messages=2) as r:
+        await fill(r, to=2)
+        assert r.offer("late", Overflow.BLOCK) is Offer.FULL
+        assert r.traffic.drops == {}
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(r.outbox.put, message("late"))
+            await settled()
+            r.transport.give(1_000_000)
+        await settled()
+        assert r.transport.data() == ["under way", 0, 1, "late"]
+
+
+@pytest.mark.parametrize("policy", [p for p in Overflow if p not in (Overflow.BLOCK, Overflow.DISCONNECT)])
+async def test_bounds_hold_whatever_is_offered(clock: MockClock, policy: Overflow) -> None:
+    async with rig(full(), outbox_messages=10, outbox_bytes=600) as r:
+        r.offer("under way")
+        for number in range(300):
+            r.offer("x" * (number % 200), policy, key=str(number % 7), priority=number % 11)
+            assert r.outbox.statistics().depth <= 10
+            assert r.outbox.statistics().bytes <= 600
+
+
+async def test_the_budget_of_all_outboxes_makes_each_of_them_full(clock: MockClock) -> None:
+    async with rig(full(), total_outbox_bytes=10 * SIZE) as r:
+        r.traffic.waiting_bytes += 9 * SIZE  # what waits elsewhere
+        await fill(r, to=1)
+        assert r.offer("late", Overflow.DROP_NEWEST) is Offer.DROPPED
+        r.traffic.waiting_bytes -= 9 * SIZE
+        assert await drained(r) == ["gap", 0]
+
+
+async def test_a_failed_write_is_accounted_for(clock: MockClock) -> None:
+    async with rig(FakeTransport(room=5)) as r:
+        r.offer("under way")
+        r.offer("waits")
+        await settled()
+        r.transport.break_()
+        await settled()
+        assert r.failures == [Cause.VANISHED]
+        r.outbox.close()
+        assert r.traffic.drops == {Drop.WRITE_FAILED: 1, Drop.CLOSED: 1}
+        assert r.traffic.messages_sent == 0
+        assert r.offer("late") is Offer.DROPPED
+
+
+async def test_a_batch_that_breaks_is_accounted_for(clock: MockClock) -> None:
+    async with rig(full()) as r:
+        await fill(r, to=3)
+        r.transport.give(len("under way") + SIZE + 20)  # a part of the batch gets out
+        await settled()
+        r.transport.break_()
+        await settled()
+        r.outbox.close()
+        assert r.traffic.drops == {Drop.WRITE_FAILED: 3}
+        assert r.traffic.messages_sent == 1
+
+
+async def test_a_direct_write_that_breaks_is_accounted_for(clock: MockClock) -> None:
+    async with rig() as r:
+        r.transport.break_()
+        assert r.outbox.deliver(Window([message(1), message(2)], "t"))
+        assert r.failures == [Cause.VANISHED]
+        assert r.traffic.drops == {Drop.WRITE_FAILED: 2}
+
+
+async def test_finish_writes_what_waits_or_only_what_is_under_way(clock: MockClock) -> None:
+    for flush, arrived in ((True, ["under way", 0, 1]), (False, ["under way"])):
+        async with rig(full(), linger=0) as r:
+            await fill(r, to=2)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(lambda o=r.outbox, f=flush: o.finish(flush=f))
+                await settled()
+                assert r.offer("late") is Offer.DROPPED
+                r.transport.give(10_000)
+            assert r.transport.data() == arrived
+            assert r.traffic.drops[Drop.CLOSED] == (1 if flush else 3)
+
+
+async def test_pings_go_before_what_waits_and_never_into_a_frame(clock: MockClock) -> None:
+    async with rig(FakeTransport(room=10)) as r:
+        r.offer("under way")
+        r.offer("waits")
+        r.outbox.control(b"\x89\x00")
+        r.transport.give(10_000)
+        await settled()
+        everything = b"".join(r.transport.writes)
+        assert everything.index(b"under way") < everything.index(b"\x89\x00") < everything.index(b"waits")
+        assert r.transport.data() == ["under way", "waits"]
+
+
+async def test_statistics(clock: MockClock) -> None:
+    async with rig(full()) as r:
+        await fill(r, to=3)
+        await trio.sleep(2)
+        statistics = r.outbox.statistics()
+        assert statistics.depth == 3
+        assert statistics.bytes == 3 * SIZE
+        assert statistics.oldest_age == pytest.approx(2)
+        await drained(r)
+        statistics = r.outbox.statistics()
+        assert (statistics.depth, statistics.bytes, statistics.oldest_age) == (0, 0, 0.0)
+        assert (statistics.messages_sent, statistics.batches_sent) == (4, 2)
+        assert statistics.bytes_sent == sum(map(len, r.transport.writes))
+
+
+async def test_a_control_event_needs_no_room(clock: MockClock) -> None:
+    async with rig(full(), outbox_messages=1) as r:
+        await fill(r, to=1)
+        r.outbox.reply(Prepared(Event(), priority=6))
+        assert r.traffic.drops == {}

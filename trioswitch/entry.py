@@ -3,7 +3,8 @@
 import logging
 import resource
 import secrets
-from collections.abc import Awaitable, Callable, Mapping
+import sys
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final, Literal
 from urllib.parse import parse_qsl
 
@@ -25,7 +26,7 @@ from .transport.trio_websocket import TrioWebsocketTransport
 from .version import __version__
 from .wire.messages import Connected
 from .wire.prepared import Prepared
-from .wire.protocols import choose
+from .wire.protocols import ClientProtocol, choose
 from .wire.websocket import Handshake, Rejected, is_upgrade, response
 
 __all__ = ["Entry", "OnConnect", "OnDisconnect", "OtherRequest", "TransportName"]
@@ -37,7 +38,7 @@ OnConnect = Callable[[ConnectRequest], Awaitable[Identity | None]]
 OnDisconnect = Callable[[Connection, Cause], Awaitable[None]]
 """Called when a client that was let in is gone, always; it has `hook_timeout` seconds."""
 OtherRequest = Callable[[ByteChannel, bytes], Awaitable[None]]
-"""Answers a request that is no WebSocket upgrade: gets the channel, and the bytes that were read from it."""
+"""Answers a request that is no WebSocket upgrade: gets the channel, which is closed afterwards, and the bytes read from it."""
 TransportName = Literal["native", "trio-websocket"]
 
 PATHS: Final = frozenset({"/", "/ws"})
@@ -46,6 +47,8 @@ FILE_RESERVE: Final = 64
 """Open files that are kept for everything but connections."""
 RETRY_AFTER: Final = 5
 """Seconds after which a client that was refused for lack of room may try again."""
+PARTING: Final = 1.0
+"""Seconds that a peer has to read an answer after which the connection is closed."""
 
 
 @attrs.define(eq=False)
@@ -58,7 +61,6 @@ class Entry:
     on_connect: OnConnect | None
     on_disconnect: OnDisconnect | None
     authenticate: Authenticator | None
-    draining: bool = attrs.field(default=False, init=False)
     max_connections: int = attrs.field(init=False)
     _commands: Commands = attrs.field(init=False)
     _emptied: trio.Event = attrs.field(factory=trio.Event, init=False)
@@ -66,7 +68,7 @@ class Entry:
     def __attrs_post_init__(self) -> None:
         self._commands = Commands(self.registry, self.handlers, self.authenticate)
         limit = self.registry.options.max_connections
-        self.max_connections = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - FILE_RESERVE if limit is None else limit
+        self.max_connections = _connections_by_files() if limit is None else limit
 
     # --- ways in
 
@@ -75,30 +77,32 @@ class Entry:
     ) -> None:
         """Serve whoever is at the other end until it is gone; closes the channel. Raises nothing but Cancelled."""
         try:
-            await self._serve_channel(channel, other, transport)
-        except Rejected as rejected:
-            await self._answer(channel, response(rejected.status, rejected.message + "\n", rejected.headers))
-        except Refused as refused:
-            headers = [("Retry-After", str(RETRY_AFTER))] if refused.status == 503 else []
-            if refused.status == 401:
-                headers = [("WWW-Authenticate", "Bearer")]
-            await self._answer(channel, response(refused.status, refused.message + "\n", headers))
-        except PeerGone:
+            try:
+                await self._serve_channel(channel, other, transport)
+            except Refused as refused:
+                await self._answer(channel, response(refused.status, refused.message + "\n", _headers(refused)))
+            except trio.TooSlowError:
+                await self._answer(channel, response(408, "the handshake took too long\n"))
+        except* PeerGone:
             _log.debug("%s went before its handshake was over", channel.remote)
-        except trio.TooSlowError:
-            await self._answer(channel, response(408, "the handshake took too long\n"))
+        except* Exception:  # whatever a peer does, it must not end the nursery that it shares with all others
+            _log.exception("serving %s failed", channel.remote)
         finally:
             await channel.aclose()
 
     async def _serve_channel(self, channel: ByteChannel, other: OtherRequest | None, transport: TransportName) -> None:
         options = self.registry.options
-        with trio.fail_after(options.handshake_timeout):
+        deadline = trio.current_time() + options.handshake_timeout
+        with trio.fail_at(deadline):
             head, rest = await read_head(channel)
-            if not is_upgrade(head):
-                if other is None:
-                    raise Rejected(426, "this is a WebSocket server", [("Upgrade", "websocket")])
+        if not is_upgrade(head):
+            if other is None:
+                raise Rejected(426, "this is a WebSocket server", [("Upgrade", "websocket")])
+            with trio.move_on_at(deadline):
                 await other(channel, head + rest)
-                return
+                await self._part(channel)
+            return
+        with trio.fail_at(deadline):
             handshake = Handshake(
                 compression=options.compression,
                 incoming_context_takeover=options.incoming_context_takeover,
@@ -107,77 +111,86 @@ class Entry:
             handshake.receive(head)
             if handshake.path not in PATHS:
                 raise Rejected(404, f"there is no WebSocket at {handshake.path!r}: it is at /ws")
+            request = _connect_request(handshake.path, handshake.query, handshake.headers, channel.remote)
+            identity = await self._admit(request)
             if transport == "native":
-                request = _connect_request(handshake.path, handshake.query, handshake.headers, channel.remote)
-                identity = await self._admit(request)
                 answer, codec = handshake.accept(options.max_fragments)
                 await channel.write(answer)
         if transport == "native":
             format = self.registry.format(handshake.protocol, framed=True, deflate_bits=codec.deflate_bits)
             await self._converse(request, identity, lambda _: NativeTransport(channel, codec, format, rest))
         else:
-            await self._serve_by_trio_websocket(PrefixedStream(head + rest, channel))
+            await self._serve_by_trio_websocket(PrefixedStream(head + rest, channel), request, identity, deadline)
 
-    async def _serve_by_trio_websocket(self, stream: trio.abc.Stream) -> None:
+    async def _serve_by_trio_websocket(
+        self, stream: trio.abc.Stream, connect: ConnectRequest, identity: Identity | None, deadline: float
+    ) -> None:
         async with trio.open_nursery() as nursery:
-            request = await trio_websocket.wrap_server_stream(
-                nursery, stream, max_message_size=self.registry.options.max_message_bytes
-            )
-            await self.serve_request(request)
+            accepted = None
+            with trio.move_on_at(deadline):  # trio-websocket answers what it does not like by itself, and then waits on
+                request = await trio_websocket.wrap_server_stream(
+                    nursery, stream, max_message_size=self.registry.options.max_message_bytes
+                )
+                accepted = await self._accept(request)
+            if accepted is not None:
+                await self._converse_by_trio_websocket(accepted, connect, identity)
             nursery.cancel_scope.cancel()
 
     async def serve_request(self, request: trio_websocket.WebSocketRequest) -> None:
         """Serve a client whose request trio-websocket has read, until it is gone. Raises nothing but Cancelled."""
-        options = self.registry.options
         path, _, query = request.path.partition("?")
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in request.headers}
         remote = request.remote
         where = remote if isinstance(remote, str) else f"{remote.address}:{remote.port}"
         connect = _connect_request(path, dict(parse_qsl(query)), headers, where)
         try:
-            with trio.fail_after(options.handshake_timeout):
+            with trio.fail_after(self.registry.options.handshake_timeout):
                 try:
                     identity = await self._admit(connect)
                 except Refused as refused:
-                    await request.reject(refused.status, body=f"{refused.message}\n".encode())
+                    fields = [(name.encode(), value.encode()) for name, value in _headers(refused)]
+                    body = f"{refused.message}\n".encode()
+                    await request.reject(refused.status, extra_headers=fields, body=body)
                     return
-                protocol = choose(request.proposed_subprotocols)
-                named = protocol.subprotocol in request.proposed_subprotocols
-                connection = await request.accept(subprotocol=protocol.subprotocol if named else None)
-        except (trio.TooSlowError, trio.BrokenResourceError, trio_websocket.ConnectionClosed):
+                accepted = await self._accept(request)
+        except (trio.TooSlowError, PeerGone, trio.BrokenResourceError, trio_websocket.ConnectionClosed):
             _log.debug("%s went before its handshake was over", where)
             return
-        format = self.registry.format(protocol, framed=False, deflate_bits=0)
-        await self._converse(
-            connect,
-            identity,
-            lambda client: TrioWebsocketTransport(
-                connection,
-                format,
-                start_soon=client.start_soon,
-                ping_timeout=options.ping_timeout,
-                heard=client.was_heard,
-            ),
-        )
+        await self._converse_by_trio_websocket(accepted, connect, identity)
+
+    @staticmethod
+    async def _accept(
+        request: trio_websocket.WebSocketRequest,
+    ) -> tuple[trio_websocket.WebSocketConnection, ClientProtocol]:
+        """Raises PeerGone."""
+        protocol = choose(request.proposed_subprotocols)
+        named = protocol.subprotocol in request.proposed_subprotocols
+        try:
+            return await request.accept(subprotocol=protocol.subprotocol if named else None), protocol
+        except (trio.BrokenResourceError, trio_websocket.ConnectionClosed):
+            raise PeerGone(Cause.VANISHED) from None
 
     @staticmethod
     async def _answer(channel: ByteChannel, data: bytes) -> None:
         """Tell a peer that is not let in why, if it listens for a moment."""
-        with trio.move_on_after(1.0):
-            try:
-                await channel.write(data)
-                await channel.end_writing()
-                while await channel.read():
-                    pass
-            except PeerGone:
-                _log.debug("%s went before it could be answered", channel.remote)
+        with trio.move_on_after(PARTING):
+            await channel.write(data)
+            await Entry._part(channel)
+
+    @staticmethod
+    async def _part(channel: ByteChannel) -> None:
+        """Let the peer read the last that was written: to close while bytes of it are unread would reset the connection."""
+        with trio.move_on_after(PARTING):
+            await channel.end_writing()
+            while await channel.read():
+                pass
 
     # --- admission
 
     async def _admit(self, request: ConnectRequest) -> Identity | None:
         """Who the client is; None: it has yet to authenticate itself. Raises Refused."""
         try:
-            if self.draining:
+            if self.registry.draining:
                 raise Refused("the server is going away", status=503)
             if len(self.registry.connections) >= self.max_connections:
                 raise Refused("the server is full", status=503)
@@ -207,6 +220,26 @@ class Entry:
 
     # --- the conversation
 
+    async def _converse_by_trio_websocket(
+        self,
+        accepted: tuple[trio_websocket.WebSocketConnection, ClientProtocol],
+        connect: ConnectRequest,
+        identity: Identity | None,
+    ) -> None:
+        websocket, protocol = accepted
+        format = self.registry.format(protocol, framed=False, deflate_bits=0)
+        await self._converse(
+            connect,
+            identity,
+            lambda client: TrioWebsocketTransport(
+                websocket,
+                format,
+                start_soon=client.start_soon,
+                ping_timeout=self.registry.options.ping_timeout,
+                heard=client.was_heard,
+            ),
+        )
+
     async def _converse(self, request: ConnectRequest, identity: Identity | None, make: Make) -> None:
         registry = self.registry
         connection = Connection(secrets.token_urlsafe(9), request, identity, registry.options, registry.traffic, make)
@@ -235,7 +268,7 @@ class Entry:
         connection.outbox.reply(Prepared(welcome, priority=WELCOME_PRIORITY))
         if connection.identity is None:
             connection.start_soon(self._await_identity, connection)
-        if self.draining:
+        if self.registry.draining:
             connection.close(Cause.DRAIN)
 
     async def _await_identity(self, connection: Connection) -> None:
@@ -263,3 +296,15 @@ def _connect_request(path: str, query: dict[str, str], headers: dict[str, str], 
     scheme, _, credentials = headers.get("authorization", "").partition(" ")
     token = credentials.strip() if scheme.lower() == "bearer" else query.get("token")
     return ConnectRequest(path=path, query=query, headers=headers, remote=remote, token=token or None)
+
+
+def _headers(refused: Refused) -> Sequence[tuple[str, str]]:
+    """The header fields that belong to the HTTP answer."""
+    if isinstance(refused, Rejected):
+        return refused.headers
+    return {401: [("WWW-Authenticate", "Bearer")], 503: [("Retry-After", str(RETRY_AFTER))]}.get(refused.status, [])
+
+
+def _connections_by_files() -> int:
+    soft, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return sys.maxsize if soft == resource.RLIM_INFINITY else max(1, soft - FILE_RESERVE)

@@ -44,6 +44,8 @@ class Registry:
         self.refused = 0
         self.closes: Counter[Cause] = Counter()
         self.room_crashes = 0
+        self.draining = False
+        """Whether everybody is about to go: then nobody new is let in, and leaves are not announced."""
         self._nursery = nursery
         self._framings: dict[tuple[Codec, bool, int], Framing] = {}
         self._formats: dict[tuple[ClientProtocol, Framing], Format] = {}
@@ -179,7 +181,7 @@ class Registry:
 
     def _announce(self, room: Room, action: str, user: str) -> None:
         policy = room.policy
-        if not policy.announce or not room.members:
+        if not policy.announce or not room.members or self.draining:
             return
         if room.connections <= policy.announce_limit:
             event = System(action=action, room=room.name, online_count=room.connections, user_id=user)

@@ -254,7 +254,7 @@ class Switch:
 
         What is still open after `timeout` seconds stays so: cancel the nursery in which it is served.
         """
-        self._entry.draining = True
+        self._registry.draining = True
         with trio.move_on_after(timeout):
             with trio.move_on_after(timeout / 2):
                 await self._registry.flush()
@@ -267,7 +267,7 @@ class Switch:
     @property
     def draining(self) -> bool:
         """Whether `drain` was called: nobody is let in any more."""
-        return self._entry.draining
+        return self._registry.draining
 
     # --- numbers
 

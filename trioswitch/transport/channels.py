@@ -99,9 +99,10 @@ class SocketChannel(ByteChannel):
             raise PeerGone(Cause.VANISHED) from None
 
     async def aclose(self) -> None:
-        if self._socket.fileno() >= 0:
+        if self._fd >= 0:
             trio.lowlevel.notify_closing(self._fd)
             self._socket.close()
+            self._fd = -1  # its number is soon another connection's: who writes late must fail, not write to that
 
     @property
     def remote(self) -> str:

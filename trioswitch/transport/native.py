@@ -17,14 +17,15 @@ _PING = frame(PING, b"")
 async def read_head(channel: ByteChannel) -> tuple[bytes, bytes]:
     """The head of an HTTP request, up to and with its empty line, and what came after it.
 
-    Raises PeerGone when the peer leaves before that, Rejected (431) when the head is too long.
+    Raises PeerGone when the peer leaves before that, Rejected when the head is too long (431) or no HTTP at all (400).
     """
-    data = (
-        channel.read_nowait() if isinstance(channel, SocketChannel) else b""
-    )  # it is there, where accept was deferred
+    # Where accepting was deferred, the head is here already: reading it at once saves a turn of the event loop.
+    data = channel.read_nowait() if isinstance(channel, SocketChannel) else b""
     while True:
+        if data and not _may_be_http(data):
+            raise Rejected(400, "this is an HTTP server")
         end = data.find(b"\r\n\r\n") + 4
-        if end >= 4:
+        if 4 <= end <= MAX_HEAD:
             return data[:end], data[end:]
         if len(data) > MAX_HEAD:
             raise Rejected(431, f"the head of a request may have {MAX_HEAD} bytes")
@@ -32,6 +33,12 @@ async def read_head(channel: ByteChannel) -> tuple[bytes, bytes]:
         if not more:
             raise PeerGone(Cause.VANISHED)
         data += more
+
+
+def _may_be_http(data: bytes) -> bool:
+    """Whether this can be how a request begins: what speaks another protocol, TLS say, need not wait for the deadline."""
+    line, newline, _ = data.partition(b"\n")
+    return b" HTTP/1." in line if newline else data[:1].isalpha()
 
 
 class NativeTransport(Transport):

@@ -61,7 +61,6 @@ class Site:
             assert isinstance(request, h11.Request)
             page, body = self._page(request), request.method != b"HEAD"
         await channel.write(self._render(connection, page, body=body))
-        await channel.end_writing()
 
     def _page(self, request: h11.Request) -> Page:
         path = request.target.decode("ascii").partition("?")[0]

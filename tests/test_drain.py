@@ -1,0 +1,82 @@
+"""The orderly end: nobody new, everything written, everybody told."""
+
+import trio
+from support import running
+from trio.testing import MockClock, lockstep_stream_pair
+
+from trioswitch import Options
+
+
+async def test_a_drain_writes_what_waits_and_closes_with_1001(clock: MockClock, transport: str) -> None:
+    async with running(Options(linger=60), transport=transport) as app:
+        clients = [await app.connect() for _ in range(5)]
+        for client in clients:
+            app.switch.join(client.connection_id, "r")
+        for number in range(100):
+            app.switch.publish_nowait("r", number)
+        drained = trio.Event()
+
+        async def drain() -> None:
+            assert await app.switch.drain(5)
+            drained.set()
+
+        app.nursery.start_soon(drain)
+        for client in clients:
+            for number in range(100):
+                assert (await client.receive_until(type="message"))["data"] == number
+            reconnect = await client.receive_until(type="reconnect")
+            assert reconnect["after"] > 0
+            assert (await client.closed())[0] == 1001
+        with trio.fail_after(1):
+            await drained.wait()
+        assert app.switch.draining
+        assert app.switch.statistics().closes == {"drain": 5}
+        assert app.switch.statistics().drops == {}
+
+
+async def test_a_drain_ends_in_time_whoever_does_not_read(clock: MockClock, transport: str) -> None:
+    async with running(Options(close_timeout=3), transport=transport) as app:
+        good = await app.connect()
+        stuck = await app.connect(pair=lockstep_stream_pair)
+        await stuck.join("r")
+        stuck.websocket._reader_running = False
+        start = trio.current_time()
+        app.switch.publish_nowait("r", "x" * 1000)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(app.switch.drain, 10)
+            assert (await good.closed())[0] == 1001
+        assert trio.current_time() - start <= 10
+
+
+async def test_nobody_is_let_in_during_a_drain(clock: MockClock) -> None:
+    async with running() as app:
+        assert await app.switch.drain(1)
+        stream = await app.stream()
+        await stream.send_all(
+            b"GET /ws HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+        )
+        answer = bytes(await stream.receive_some())
+        assert answer.startswith(b"HTTP/1.1 503 ")
+        assert b"Retry-After" in answer
+
+
+async def test_who_is_in_the_middle_of_the_handshake_is_closed_too(clock: MockClock) -> None:
+    waiting, go = trio.Event(), trio.Event()
+
+    async def on_connect(request: object) -> None:
+        waiting.set()
+        await go.wait()
+
+    async with running(on_connect=on_connect) as app:
+        clients = []
+
+        async def connect() -> None:
+            clients.append(await app.connect())
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(connect)
+            await waiting.wait()
+            assert await app.switch.drain(1)
+            go.set()
+        assert (await clients[0].closed())[0] == 1001

@@ -1,0 +1,75 @@
+"""WebSocket pings by one task: who answers stays, who is gone is found."""
+
+import pytest
+import trio
+from support import running, settled
+from trio.testing import MockClock, lockstep_stream_pair
+
+from trioswitch import Options
+
+
+async def test_who_answers_stays(clock: MockClock, transport: str) -> None:
+    async with running(transport=transport) as app:
+        clients = [await app.connect() for _ in range(5)]
+        await trio.sleep(600)
+        assert len(app.switch.connections()) == 5
+        for client in clients:
+            await client.nothing_more()
+
+
+@pytest.mark.parametrize("reads", [True, False])
+async def test_who_does_not_answer_is_closed_in_time(clock: MockClock, transport: str, reads: bool) -> None:
+    """One reads on and answers no ping, the other does not even read: both are gone after interval + timeout."""
+    async with running(Options(ping_interval=10, ping_timeout=5, close_timeout=2), transport=transport) as app:
+        neighbour = await app.connect()
+        client = await app.connect(pair=lockstep_stream_pair)
+        await client.join("r")
+        start = trio.current_time()
+
+        async def mute(event: object) -> None:
+            if not reads:
+                await trio.sleep_forever()
+
+        client.websocket._handle_ping_event = mute  # type: ignore[method-assign, assignment]
+        # trio-websocket looks its handlers up when its reader starts, so the wire itself is cut as well
+        client.websocket._reader_running = reads
+        real_send = client.websocket._send
+
+        async def send(event: object) -> None:
+            if type(event).__name__ != "Pong":
+                await real_send(event)
+
+        client.websocket._send = send  # type: ignore[method-assign, assignment]
+        while client.connection_id in app.switch.connections():
+            assert trio.current_time() - start < 60
+            await trio.sleep(0.5)
+        assert 10 <= trio.current_time() - start <= 10 + 1 + 5 + 1 + 2 + 1
+        assert app.switch.statistics().closes == {"heartbeat_missed": 1}
+        await neighbour.nothing_more()
+
+
+async def test_any_sign_of_life_counts(clock: MockClock) -> None:
+    async with running(Options(ping_interval=10, ping_timeout=5)) as app:
+        client = await app.connect()
+        real_send = client.websocket._send
+
+        async def send(event: object) -> None:
+            if type(event).__name__ != "Pong":
+                await real_send(event)
+
+        client.websocket._send = send  # type: ignore[method-assign, assignment]
+        for _ in range(30):
+            await trio.sleep(4)
+            await client.nothing_more()
+        await trio.sleep(30)
+        assert app.switch.connections() == []
+
+
+async def test_a_silent_switch_does_not_wake(clock: MockClock) -> None:
+    async with running() as app:
+        await settled()
+        client = await app.connect()
+        await client.websocket.aclose()
+        await trio.sleep(100)
+        assert not app.switch._entry.heartbeats._to_ping
+        assert not app.switch._entry.heartbeats._to_check

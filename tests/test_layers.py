@@ -23,6 +23,7 @@ LAYERS = [
     {"outbox"},
     {"connection"},
     {"rooms", "subscription", "heartbeats"},
+    {"dispatcher"},
     {"registry"},
     {"commands"},
     {"entry"},

@@ -9,7 +9,7 @@ from support import Client, running, settled
 from trio.testing import MockClock, lockstep_stream_pair
 
 from trioswitch import Options, Overflow, RoomPolicy
-from trioswitch.rooms import Room
+from trioswitch.rooms import Member, Room, Tally
 from trioswitch.wire.prepared import Window
 
 
@@ -89,14 +89,14 @@ class Crash(Exception):
 async def test_a_room_that_crashes_starts_again_with_its_members(
     clock: MockClock, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hand_out = Room._hand_out
+    hand_to = Room._hand_to
 
-    async def fragile(self: Room, window: Window) -> None:
+    def fragile(self: Room, members: list[Member], window: Window, tally: Tally) -> Any:
         if any(getattr(message.event, "data", None) == "poison" for message in window.messages):
             raise Crash("the room cannot take this")
-        await hand_out(self, window)
+        return hand_to(self, members, window, tally)
 
-    monkeypatch.setattr(Room, "_hand_out", fragile)
+    monkeypatch.setattr(Room, "_hand_to", fragile)
     async with running(Options(window_messages=1)) as app:
         client, neighbour = await app.connect(), await app.connect()
         app.switch.join(client.connection_id, "r")

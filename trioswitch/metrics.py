@@ -30,7 +30,7 @@ class Drop(enum.Enum):
     CLOSED = "closed"
     """It was waiting when the connection ended."""
     CRASHED = "crashed"
-    """The room's task failed while it handed the message out."""
+    """The room failed, or the switch ended, while the message was handed out."""
 
 
 @attrs.frozen

@@ -10,6 +10,7 @@ import trio
 from .clock import timestamp
 from .config import Options
 from .connection import Connection
+from .dispatcher import Dispatcher
 from .errors import Cause, UnknownConnection
 from .metrics import SwitchStatistics, Traffic
 from .outbox import Offer
@@ -46,6 +47,7 @@ class Registry:
         self.room_crashes = 0
         self.draining = False
         """Whether everybody is about to go: then nobody new is let in, and leaves are not announced."""
+        self.dispatcher = Dispatcher(self._start_task, self._crashed)
         self._nursery = nursery
         self._framings: dict[tuple[Codec, bool, int], Framing] = {}
         self._formats: dict[tuple[ClientProtocol, Framing], Format] = {}
@@ -149,10 +151,9 @@ class Registry:
     def _room(self, name: str) -> Room:
         room = self.rooms.get(name)
         if room is None:
-            room = Room(name, self.options.policy(name), self.options, self.traffic)
+            room = Room(name, self.options.policy(name), self.options, self.traffic, self.dispatcher.wake)
             self.rooms[name] = room
             self.traffic.open_room(name)
-            self._nursery.start_soon(self._supervise, room)
         return room
 
     def _close_if_empty(self, room: Room) -> None:
@@ -162,16 +163,23 @@ class Registry:
             self.traffic.forget_room(room.name)
             room.close()
 
+    def _start_task(self, room: Room) -> None:
+        self._nursery.start_soon(self._supervise, room)
+
+    def _crashed(self, room: Room) -> None:
+        """Called while the exception is handled."""
+        _log.exception("room %r crashed and is started again with its %d members", room.name, len(room.members))
+        self.room_crashes += 1
+        room.crashed()
+
     async def _supervise(self, room: Room) -> None:
-        """Run a room's task; when it crashes, log and count it, and start it again with its members."""
+        """Run the task of a room that needs one; when it crashes, log and count it, and start it again with its members."""
         while True:
             started = trio.current_time()
             try:
                 await room.run()
             except Exception:
-                _log.exception("room %r crashed and is started again with its %d members", room.name, len(room.members))
-                self.room_crashes += 1
-                room.crashed()
+                self._crashed(room)
                 if trio.current_time() - started < RESTART_DELAY:
                     await trio.sleep(RESTART_DELAY)
             else:

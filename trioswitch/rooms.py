@@ -1,11 +1,15 @@
-"""A room: the send ends of its members' outboxes, and the task that hands out what is published to it.
+"""A room: the send ends of its members' outboxes, and how what is published to it gets there.
 
-The task takes everything that waits (the *window*), encodes it once for each format, and hands it to each member: written
-straight through where the socket takes it, queued where not. Under load the window grows by itself; without load it is one
-message long and costs no latency.
+What is published waits in the room's memory channel. Everything that waits (the *window*) is encoded once for each format
+and handed to each member: written straight through where the socket takes it, queued where not. Under load windows grow by
+themselves; without load they are one message long and cost no latency.
+
+Who hands out: the registry's dispatcher, for all rooms that can be done without waiting; a task of its own for a room that
+is big, waits for its members (policy `block`), or has crashed. Waking a task for each message of each small room cost half
+of what an echo costs (`docs/decisions/`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import inf
 from typing import Final, Protocol
 
@@ -61,12 +65,13 @@ class Tally:
 
 @attrs.define(eq=False)
 class Room:
-    """One room. `run` is its task; the registry starts it, and starts it again when it crashes."""
+    """One room. `wake` is called when something waits in it that `hand_out` is to see to."""
 
     name: str
     policy: RoomPolicy
     _options: Options
     _traffic: Traffic
+    _wake: Callable[["Room"], None]
     members: dict[str, Member] = attrs.field(factory=dict, init=False)
     connections: int = attrs.field(default=0, init=False)
     """How many of the members are clients: the `online_count`."""
@@ -75,6 +80,7 @@ class Room:
     crashes: int = attrs.field(default=0, init=False)
     _send: trio.MemorySendChannel[Prepared] = attrs.field(init=False)
     _receive: trio.MemoryReceiveChannel[Prepared] = attrs.field(init=False)
+    _scheduled: bool = attrs.field(default=False, init=False)  # it was woken, or has a task: no need to wake it again
     _waiting_bytes: int = attrs.field(default=0, init=False)
     _space: trio.Event | None = attrs.field(default=None, init=False)  # set when a window was taken
     _left_over: Prepared | None = attrs.field(default=None, init=False)  # taken, but too big for the last window
@@ -98,6 +104,9 @@ class Room:
         self._send.send_nowait(message)
         self._accepted += 1
         self._waiting_bytes += message.size
+        if not self._scheduled:
+            self._scheduled = True
+            self._wake(self)
 
     async def publish(self, message: Prepared) -> None:
         """Queue a message, and wait for space: this is how a room pushes back. Safe to cancel: then it was not queued."""
@@ -121,17 +130,36 @@ class Room:
 
     # --- out
 
+    def hand_out(self) -> bool:
+        """Hand out one window, if that needs no waiting. Returns whether it was done; if not, `run` has to.
+
+        The room wakes again when there is more.
+        """
+        if len(self.members) > YIELD_EVERY or self.policy.overflow is Overflow.BLOCK:
+            return False
+        if self._accepted == self._published:
+            return True  # it was closed in the meantime
+        self._window = window = self._take(self._next_nowait())
+        tally = Tally(len(window.messages))
+        self._hand_to(list(self.members.values()), window, tally)
+        self._finish(window.messages, tally)
+        self._scheduled = self._accepted > self._published
+        if self._scheduled:
+            self._wake(self)
+        return True
+
     async def run(self) -> None:
-        """Hand out what is published, until the room is closed and empty."""
+        """The task of a room that needs one: hands out until the room is closed and empty."""
         while True:
-            first = self._left_over
-            if first is None:
-                try:
-                    first = await self._receive.receive()
-                except trio.EndOfChannel:
-                    return
-            self._window = self._take(first)
-            await self._hand_out(self._window)
+            try:
+                first = self._left_over or await self._receive.receive()
+            except trio.EndOfChannel:
+                return
+            self._window = window = self._take(first)
+            await self._hand_out(window)
+
+    def _next_nowait(self) -> Prepared:
+        return self._left_over or self._receive.receive_nowait()
 
     def _take(self, first: Prepared) -> Window:
         """Everything that waits, up to the bounds of a window: highest priority first, else in order."""
@@ -161,13 +189,23 @@ class Room:
         return Window(messages, now)
 
     async def _hand_out(self, window: Window) -> None:
-        messages, overflow = window.messages, self.policy.overflow
-        tally = Tally(len(messages))
-        excluded = frozenset[str]().union(*(message.exclude for message in messages if message.exclude))
+        """Hand a window to any number of members, and wait for those that the policy waits for."""
+        members, tally = list(self.members.values()), Tally(len(window.messages))
         blocked: list[tuple[Member, list[int]]] = []
-        for count, member in enumerate(list(self.members.values())):
-            if count and not count % YIELD_EVERY:
+        for start in range(0, len(members), YIELD_EVERY):
+            if start:
                 await trio.lowlevel.checkpoint()
+            blocked += self._hand_to(members[start : start + YIELD_EVERY], window, tally)
+        if blocked:
+            await self._wait_for(blocked, window.messages, tally)
+        self._finish(window.messages, tally)
+
+    def _hand_to(self, members: list[Member], window: Window, tally: Tally) -> list[tuple[Member, list[int]]]:
+        """The hot path: a window to some members. Returns who could not take which of its messages, and may be waited for."""
+        messages = window.messages
+        excluded = frozenset[str]().union(*[message.exclude for message in messages if message.exclude])
+        blocked: list[tuple[Member, list[int]]] = []
+        for member in members:
             if member.id not in excluded:
                 if member.deliver(window):
                     tally.whole += 1
@@ -175,12 +213,10 @@ class Room:
                 wanted: Sequence[int] = range(len(messages))
             else:
                 wanted = [i for i, message in enumerate(messages) if member.id not in message.exclude]
-            refused = self._offer(member, messages, wanted, overflow, tally)
+            refused = self._offer(member, messages, wanted, self.policy.overflow, tally)
             if refused:
                 blocked.append((member, refused))
-        if blocked:
-            await self._wait_for(blocked, messages, tally)
-        self._finish(messages, tally)
+        return blocked
 
     @staticmethod
     def _offer(
@@ -207,13 +243,13 @@ class Room:
                 tally.add(index, Offer.DROPPED)
 
     def _finish(self, messages: list[Prepared], tally: Tally) -> None:
+        self._window = None
         self._windows += 1
         self._delivered += tally.whole * len(messages) + sum(tally.delivered)
         self._queued += sum(tally.queued)
         self._settle(messages, [tally.receipt(i) if message.settle else None for i, message in enumerate(messages)])
 
     def _settle(self, messages: list[Prepared], receipts: Sequence[Receipt | None]) -> None:
-        self._window = None
         self._published += len(messages)
         if self._handed_out is not None:
             self._handed_out.set()
@@ -222,34 +258,42 @@ class Room:
             if message.settle is not None and receipt is not None:
                 message.settle(receipt)
 
+    # --- ends
+
     def crashed(self) -> None:
-        """The task failed while it handed out a window. Count it; whoever waits for a receipt is told of a loss.
+        """A window could not be handed out. Count it; whoever waits for a receipt is told of a loss.
 
         Some members may have got the window all the same: which of them is not known.
         """
         self.crashes += 1
-        if self._window is not None:
-            self._lose(self._window.messages)
+        window, self._window = self._window, None
+        if window is not None:
+            self._lose(window.messages)
+
+    def close(self) -> None:
+        """The last member has left: take nothing more, and what waits goes to nobody."""
+        self._send.close()
+        waiting = self._take_all()
+        self._settle(waiting, [Receipt()] * len(waiting))
 
     def abandon(self) -> None:
         """The switch ends: nothing is handed out any more."""
-        self.close()
-        messages = self._window.messages if self._window is not None else []
-        if self._left_over is not None:
-            messages.append(self._left_over)
+        self._send.close()
+        window, self._window = self._window, None
+        self._lose((window.messages if window is not None else []) + self._take_all())
+
+    def _take_all(self) -> list[Prepared]:
+        messages = [] if self._left_over is None else [self._left_over]
+        self._left_over = None
         try:
             while True:
                 messages.append(self._receive.receive_nowait())
         except (trio.WouldBlock, trio.EndOfChannel):
-            self._lose(messages)
+            return messages
 
     def _lose(self, messages: list[Prepared]) -> None:
         self._traffic.dropped(self.name, Drop.CRASHED, len(self.members) * len(messages))
         self._settle(messages, [Receipt(dropped=len(self.members))] * len(messages))
-
-    def close(self) -> None:
-        """Take nothing more; `run` ends when what waits has been handed out."""
-        self._send.close()
 
     def statistics(self) -> RoomStatistics:
         return RoomStatistics(

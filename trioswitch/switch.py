@@ -87,6 +87,7 @@ class Switch:
         self._registry = Registry(options, nursery)
         heartbeats = Heartbeats(options.ping_interval, options.ping_timeout)
         self._entry = Entry(self._registry, heartbeats, self._handlers, on_connect, on_disconnect, authenticate)
+        nursery.start_soon(self._registry.dispatcher.run)
         nursery.start_soon(self._registry.announce_counts)
         nursery.start_soon(heartbeats.run)
 

@@ -1,0 +1,77 @@
+"""A chat with rooms, direct messages and dice: a server and its page on one port. Run it, and open what it prints."""
+
+import argparse
+import logging
+import random
+import re
+import signal
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import trio
+
+import trioswitch
+from trioswitch.web import Page
+
+log = logging.getLogger("chat")
+
+
+async def let_in(request: trioswitch.ConnectRequest) -> trioswitch.Identity:
+    """Believe the `?name=` that a client gives. An application with accounts would look at a cookie or a token here."""
+    name = request.query.get("name", "").strip()
+    if not 1 <= len(name) <= 40:
+        raise trioswitch.Refused("give a `name` of 1 to 40 characters")
+    log.info("%r comes from %s", name, request.remote)
+    return trioswitch.Identity(user=name)
+
+
+async def say_goodbye(connection: trioswitch.Connection, cause: trioswitch.Cause) -> None:
+    log.info("%r is gone: %s", connection.user, cause.reason)
+
+
+def add_dice(switch: trioswitch.Switch) -> None:
+    """Teach the switch a message of our own: `{"type": "roll", "room": "lobby", "dice": "2d6"}`."""
+
+    @switch.handler("roll")
+    async def roll(connection: trioswitch.Connection, message: dict[str, Any]) -> None:
+        room, dice = str(message.get("room")), str(message.get("dice"))
+        if room not in connection.rooms:
+            raise trioswitch.Refused("join the room before you roll in it", code="not_joined")
+        match = re.fullmatch("([1-9][0-9]?)d([1-9][0-9]{0,2})", dice)
+        if match is None:
+            raise trioswitch.Refused("dice look like 2d6: how many, and with how many sides", code="invalid")
+        count, sides = map(int, match.groups())
+        rolled = [random.randint(1, sides) for _ in range(count)]
+        await switch.publish(room, {"user_id": connection.user, "dice": dice, "rolled": rolled})
+
+
+async def main(host: str, port: int) -> str | None:
+    """Serve the chat until Ctrl-C. Returns what went wrong, if anything did."""
+    page = Page(Path(__file__).with_name("page.html").read_bytes())
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        async with (
+            trioswitch.open_switch(on_connect=let_in, on_disconnect=say_goodbye) as switch,
+            trio.open_nursery() as nursery,
+        ):
+            add_dice(switch)
+            try:
+                server = await nursery.start(partial(trioswitch.serve, switch, host=host, port=port, pages={"/": page}))
+            except trioswitch.ServeError as error:
+                return str(error)
+            print(f"The chat is at http://{host}:{server.port}/ (Ctrl-C ends it)", flush=True)
+            await anext(signals)
+            server.stop()
+            await switch.drain(timeout=5)
+            nursery.cancel_scope.cancel()
+    return None
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="A chat with rooms, direct messages and dice.")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
+    parser.add_argument("--port", type=int, default=8765, help="port to listen on; 0 takes a free one")
+    chosen = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    sys.exit(trio.run(main, chosen.host, chosen.port))

@@ -1,0 +1,12 @@
+from collections.abc import AsyncIterator
+
+import pytest
+from chromium import Browser, open_chromium
+
+
+@pytest.fixture
+async def browser() -> AsyncIterator[Browser]:
+    """A fresh browser. At the end no page may have had an exception or a console error."""
+    async with open_chromium() as browser:
+        yield browser
+        assert browser.problems == []

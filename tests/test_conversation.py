@@ -181,6 +181,20 @@ async def test_direct_and_group_messages_reach_every_connection_of_a_user(clock:
             assert (message["group"], message["data"], message["user_id"]) == ("staff", [1], "bob")
 
 
+async def test_a_new_name_is_told_to_the_rooms(clock: MockClock) -> None:
+    async with running() as app:
+        ann, bob = await app.connect(), await app.connect()
+        await ann.join("r", user_id="ann")
+        await bob.join("r", user_id="bob")
+        await ann.receive_until(action="user_joined", user_id="bob")
+        await bob.send("join_room", room="q", user_id="robert")
+        left, joined = await ann.receive(), await ann.receive()
+        assert (left["action"], left["user_id"]) == ("user_left", "bob")
+        assert (joined["action"], joined["user_id"], joined["online_count"]) == ("user_joined", "robert", 2)
+        assert app.switch.users_in("r") == ["ann", "robert"]
+        assert app.switch.connections("bob") == []
+
+
 async def test_big_rooms_hear_the_count_at_most_once_a_second(clock: MockClock, transport: str) -> None:
     async with running(Options(policies=(RoomPolicy(announce_limit=2),)), transport=transport) as app:
         clients = [await app.connect() for _ in range(6)]

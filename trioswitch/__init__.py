@@ -14,6 +14,7 @@ from .subscription import Subscription
 from .switch import Delivery, Switch, open_switch
 from .transport import ConnectRequest
 from .version import __version__
+from .web import Page, Pages
 from .wire.prepared import Receipt
 
 __all__ = [
@@ -25,6 +26,8 @@ __all__ = [
     "Options",
     "OutboxStatistics",
     "Overflow",
+    "Page",
+    "Pages",
     "Receipt",
     "Refused",
     "RoomPolicy",

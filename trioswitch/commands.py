@@ -34,6 +34,8 @@ from .wire.prepared import Prepared, Receipt
 
 __all__ = ["Authenticator", "Commands"]
 
+MAX_USERS = 1000
+"""Users that an answer to `presence` names at most; its `count` has all of them."""
 Authenticator = Callable[[str], Awaitable[Identity]]
 """From a token to an identity. Raises Refused."""
 
@@ -96,11 +98,12 @@ class Commands:
         assert identity is not None
         if not identity.may_join(command.room):
             raise Refused(f"you may not look into {command.room!r}")
-        users = self._registry.users_in(command.room)
-        count = self._registry.online_count(command.room)
         if command.id is None:
             raise Refused("`presence` needs an `id` to be answered under", code="invalid")
-        connection.reply(Ack(id=command.id, room=command.room, users=users, count=len(users), online_count=count))
+        users, online = self._registry.users_in(command.room), self._registry.online_count(command.room)
+        connection.reply(
+            Ack(id=command.id, room=command.room, users=users[:MAX_USERS], count=len(users), online_count=online)
+        )
 
     def _chat(self, connection: Connection, command: SendChat, size: int) -> Awaitable[None] | None:
         user = command.user_id

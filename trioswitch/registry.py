@@ -37,7 +37,7 @@ class Registry:
         self.options = options
         self.traffic = Traffic()
         self.connections: dict[str, Connection] = {}
-        self.users: dict[str, dict[str, Connection]] = {}
+        self.users: dict[str, tuple[Connection, ...]] = {}
         self.groups: dict[str, set[str]] = {}
         self.rooms: dict[str, Room] = {}
         self.compressor = Compressor(options.compression_min_bytes, options.compression_level)
@@ -73,28 +73,38 @@ class Registry:
     def add(self, connection: Connection) -> None:
         self.opened += 1
         self.connections[connection.id] = connection
-        self.users.setdefault(connection.user, {})[connection.id] = connection
+        self._add_user(connection)
 
     def remove(self, connection: Connection) -> None:
         """Forget a connection: it leaves its rooms, and what is published from now on does not go to it."""
         self.connections.pop(connection.id, None)
         for room in list(connection.rooms):
             self.leave(connection, room)
-        self._forget_user(connection)
+        self._remove_user(connection)
         if connection.cause is not None:
             self.closes[connection.cause] += 1
 
     def rename(self, connection: Connection, user: str) -> None:
-        """The connection belongs to this user from now on."""
-        if user != connection.user:
-            self._forget_user(connection)
-            connection.user = user
-            self.users.setdefault(user, {})[connection.id] = connection
+        """The connection belongs to this user from now on; its rooms are told that one user left and another came."""
+        before = connection.user
+        if user == before:
+            return
+        self._remove_user(connection)
+        connection.user = user
+        self._add_user(connection)
+        for name in connection.rooms:
+            self._announce(self.rooms[name], "user_left", before)
+            self._announce(self.rooms[name], "user_joined", user)
 
-    def _forget_user(self, connection: Connection) -> None:
-        of_user = self.users.get(connection.user)
-        if of_user is not None and of_user.pop(connection.id, None) is not None and not of_user:
-            del self.users[connection.user]
+    def _add_user(self, connection: Connection) -> None:
+        self.users[connection.user] = (*self.users.get(connection.user, ()), connection)
+
+    def _remove_user(self, connection: Connection) -> None:
+        left = tuple(other for other in self.users.get(connection.user, ()) if other is not connection)
+        if left:
+            self.users[connection.user] = left
+        else:
+            self.users.pop(connection.user, None)
 
     def connection(self, connection_id: str) -> Connection:
         """Raises UnknownConnection."""
@@ -104,7 +114,7 @@ class Registry:
             raise UnknownConnection(connection_id) from None
 
     def of_users(self, users: Iterable[str]) -> list[Connection]:
-        return [connection for user in users for connection in self.users.get(user, {}).values()]
+        return [connection for user in users for connection in self.users.get(user, ())]
 
     # --- rooms
 

@@ -1,6 +1,7 @@
 """The switch: what an application holds in its hand."""
 
 import copy
+import random
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from secrets import token_urlsafe
@@ -25,8 +26,8 @@ from .wire.protocols import JSON_CODEC
 
 __all__ = ["Delivery", "Switch", "open_switch"]
 
-RECONNECT_AFTER = 1.0
-"""Seconds after which a client that is told of a drain may come back."""
+RECONNECT_WITHIN = 5.0
+"""Seconds over which clients that are told of a drain come back, each after a time of its own: not all at once."""
 
 
 class Delivery(TypedDict, total=False):
@@ -193,8 +194,9 @@ class Switch:
 
     def connections(self, user: str | None = None) -> list[str]:
         """Ids of all connections, or of a user's."""
-        known = self._registry.connections if user is None else self._registry.users.get(user, {})
-        return list(known)
+        if user is None:
+            return list(self._registry.connections)
+        return [connection.id for connection in self._registry.users.get(user, ())]
 
     def users_in(self, room: str) -> list[str]:
         """The users with a connection in the room, each once, sorted."""
@@ -260,7 +262,8 @@ class Switch:
             with trio.move_on_after(timeout / 2):
                 await self._registry.flush()
             for connection in list(self._registry.connections.values()):
-                connection.reply(Reconnect(after=RECONNECT_AFTER, reason=Cause.DRAIN.reason))
+                after = round(random.uniform(0.5, RECONNECT_WITHIN), 3)
+                connection.reply(Reconnect(after=after, reason=Cause.DRAIN.reason))
                 connection.close(Cause.DRAIN)
             await self._entry.wait_empty()
         return not self._registry.connections

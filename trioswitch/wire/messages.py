@@ -150,90 +150,104 @@ RESERVED = frozenset({"history", "resume", "inbox_ack"})
 """Types of the protocol that this version of the server answers with `error` `not_available`."""
 
 # --- events: server to client
+#
+# They have no slots: msgspec writes the fields of a slotted class in alphabetical order, and these in the order below, so
+# that `type` comes first, for whoever reads the wire.
 
 
-@attrs.define(kw_only=True)
 class Event:
     """What a client is told."""
 
+    type: str
 
-@attrs.define(kw_only=True)
+
+class Published(Event):
+    """An event that goes to rooms, groups, users or connections; it is stamped when it is handed out."""
+
+    timestamp: str
+
+
+def named(name: str) -> Any:
+    """The `type` field of an event."""
+    return attrs.field(default=name, init=False)
+
+
+@attrs.define(kw_only=True, slots=False)
 class Connected(Event):
+    type: str = named("connected")
     connection_id: str
     user_id: str
-    timestamp: str
     heartbeat: float
     """Seconds between the server's pings; a client that hears nothing for twice as long may reconnect."""
     max_message_bytes: int
     server: str
-    type: str = attrs.field(default="connected", init=False)
+    timestamp: str
 
 
-@attrs.define(kw_only=True)
-class Published(Event):
-    """An event that goes through a room, a group or to a user; it is stamped when it is handed out."""
-
+@attrs.define(kw_only=True, slots=False)
+class ChatMessage(Published):
+    type: str = named("chat_message")
+    room: str
+    user_id: str | None = None
+    content: str
     timestamp: str = ""
 
 
-@attrs.define(kw_only=True)
-class ChatMessage(Published):
-    room: str
-    content: str
-    user_id: str | None = None
-    type: str = attrs.field(default="chat_message", init=False)
-
-
-@attrs.define(kw_only=True)
+@attrs.define(kw_only=True, slots=False)
 class Message(Published):
     """`room` is left out when it was sent to connections rather than to a room; `user_id` when the server sent it."""
 
-    data: Any
+    type: str = named("message")
     room: str | UnsetType = UNSET
     user_id: str | UnsetType = UNSET
     key: str | UnsetType = UNSET
-    type: str = attrs.field(default="message", init=False)
+    data: Any
+    timestamp: str = ""
 
 
-@attrs.define(kw_only=True)
+@attrs.define(kw_only=True, slots=False)
 class DirectMessage(Published):
+    type: str = named("direct_message")
     to: str
     user_id: str | UnsetType = UNSET
     content: str | UnsetType = UNSET
     data: Any = UNSET
-    type: str = attrs.field(default="direct_message", init=False)
+    timestamp: str = ""
 
 
-@attrs.define(kw_only=True)
+@attrs.define(kw_only=True, slots=False)
 class GroupMessage(Published):
+    type: str = named("group_message")
     group: str
     user_id: str | UnsetType = UNSET
     content: str | UnsetType = UNSET
     data: Any = UNSET
-    type: str = attrs.field(default="group_message", init=False)
+    timestamp: str = ""
 
 
-@attrs.define(kw_only=True)
+@attrs.define(kw_only=True, slots=False)
 class System(Published):
     """`action` is `user_joined`, `user_left` (both with `user_id`) or `count`."""
 
+    type: str = named("system")
     action: str
     room: str
-    online_count: int
     user_id: str | UnsetType = UNSET
-    type: str = attrs.field(default="system", init=False)
+    online_count: int
+    timestamp: str = ""
 
 
-@attrs.define(kw_only=True)
+@attrs.define(kw_only=True, slots=False)
 class HeartbeatAck(Event):
+    type: str = named("heartbeat_ack")
     timestamp: str
-    type: str = attrs.field(default="heartbeat_ack", init=False)
 
 
-@attrs.define(kw_only=True)
+@attrs.define(kw_only=True, slots=False)
 class Ack(Event):
     """The one positive answer to a command with an `id`; which fields are set depends on the command."""
 
+    type: str = named("ack")
     id: str | int
     room: str | UnsetType = UNSET
     user_id: str | UnsetType = UNSET
@@ -244,31 +258,30 @@ class Ack(Event):
     queued: int | UnsetType = UNSET
     dropped: int | UnsetType = UNSET
     data: Any = UNSET
-    type: str = attrs.field(default="ack", init=False)
 
 
-@attrs.define(kw_only=True)
+@attrs.define(kw_only=True, slots=False)
 class Error(Event):
+    type: str = named("error")
+    id: str | int | UnsetType = UNSET
     code: str
     message: str
-    id: str | int | UnsetType = UNSET
     room: str | UnsetType = UNSET
-    type: str = attrs.field(default="error", init=False)
 
 
-@attrs.define(kw_only=True)
+@attrs.define(kw_only=True, slots=False)
 class Gap(Event):
     """This client did not get `dropped` messages: of `room`, or of those sent to it directly where there is no `room`."""
 
-    dropped: int
+    type: str = named("gap")
     room: str | UnsetType = UNSET
-    type: str = attrs.field(default="gap", init=False)
+    dropped: int
 
 
-@attrs.define(kw_only=True)
+@attrs.define(kw_only=True, slots=False)
 class Reconnect(Event):
     """The server is about to close; come back after `after` seconds."""
 
+    type: str = named("reconnect")
     after: float
     reason: str
-    type: str = attrs.field(default="reconnect", init=False)

@@ -170,7 +170,7 @@ class Outbox:
             self._flush_later().put_rest(data[written:], messages)
 
     def _entry(self, message: Prepared) -> Entry:
-        return Entry(message, len(message.frame(self._transport.format.framing)), trio.current_time())
+        return Entry(message, message.weight(self._transport.format.framing), trio.current_time())
 
     def _flush_later(self) -> Flusher:
         """The flusher, to which everything goes from now on until it is idle."""

@@ -150,8 +150,11 @@ class Switch:
     def _prepare(self, event: Event, room: str | None, delivery: Delivery) -> Prepared:
         now = trio.current_time()
         priority, max_delay, expires = delivery.get("priority", 0), delivery.get("max_delay"), delivery.get("expires")
-        if priority not in range(11):
+        if type(priority) is not int or not 0 <= priority <= 10:
             raise ValueError(f"priority must be an integer from 0 to 10, not {priority!r}")
+        for name, seconds in (("max_delay", max_delay), ("expires", expires)):
+            if seconds is not None and not seconds >= 0:
+                raise ValueError(f"{name} must be a number of seconds, not {seconds!r}")
         size = len(JSON_CODEC.encode(event))  # raises here, in the caller, rather than in the room
         return Prepared(
             copy.copy(event),  # it is stamped when it goes out, and the caller may use it again

@@ -7,15 +7,13 @@ whatever the number of receivers.
 
 import struct
 import zlib
-from functools import lru_cache
 
 import attrs
 
-__all__ = ["BINARY", "CLOSE", "PING", "TEXT", "CompressionStatistics", "Compressor", "close_frame", "frame"]
+__all__ = ["BINARY", "PING", "TEXT", "CompressionStatistics", "Compressor", "frame"]
 
-TEXT, BINARY, CLOSE, PING = 0x1, 0x2, 0x8, 0x9
+TEXT, BINARY, PING = 0x1, 0x2, 0x9
 _FIN, _RSV1 = 0x80, 0x40
-_MAX_CONTROL = 125
 
 
 def frame(opcode: int, payload: bytes, *, compressed: bool = False) -> bytes:
@@ -26,13 +24,6 @@ def frame(opcode: int, payload: bytes, *, compressed: bool = False) -> bytes:
     if size < 65536:
         return struct.pack("!BBH", head, 126, size) + payload
     return struct.pack("!BBQ", head, 127, size) + payload
-
-
-@lru_cache(maxsize=64)
-def close_frame(code: int, reason: str) -> bytes:
-    """A close frame. The reason is cut to what fits a control frame, at a character's border."""
-    text = reason.encode()[: _MAX_CONTROL - 2].decode(errors="ignore").encode()
-    return frame(CLOSE, struct.pack("!H", code) + text)
 
 
 @attrs.frozen

@@ -127,6 +127,10 @@ class Prepared:
             data = self._frames[framing] = framing.frame(self.payload(framing.codec))
         return data
 
+    def weight(self, framing: Framing) -> int:
+        """What it counts against a connection's bounds, in bytes."""
+        return len(self.frame(framing)) if framing.framed else len(self.payload(framing.codec))
+
 
 def pack(messages: Sequence[Prepared], format: Format, timestamp: str, *, shared: bool) -> Chunk:
     """What one write takes for these messages: their frames, or batch envelopes where the protocol has them.
@@ -138,25 +142,27 @@ def pack(messages: Sequence[Prepared], format: Format, timestamp: str, *, shared
     if not format.protocol.batches or len(messages) == 1:
         return _joined([message.frame(framing) for message in messages], framing)
     codec, parts = framing.codec, list[Payload]()
-    run, run_bytes = list[bytes](), 0
+    run, run_bytes = list[Prepared](), 0
 
     def end_run() -> None:
         nonlocal run, run_bytes
-        if run:
-            payload = codec.batch(run, timestamp) if len(run) > 1 else run[0]
-            parts.append(framing.frame(payload, compress=shared))
-            run, run_bytes = [], 0
+        if len(run) > 1:
+            batch = codec.batch([message.payload(codec) for message in run], timestamp)
+            parts.append(framing.frame(batch, compress=shared))
+        elif run:
+            parts.append(run[0].frame(framing))
+        run, run_bytes = [], 0
 
     for message in messages:
-        payload = message.payload(codec)
-        if not shared and framing.deflate_bits and len(payload) >= framing.compressor.min_bytes:
+        size = len(message.payload(codec))
+        if not shared and framing.deflate_bits and size >= framing.compressor.min_bytes:
             end_run()
             parts.append(message.frame(framing))
             continue
-        if len(run) == format.batch_messages or run_bytes + len(payload) > format.batch_bytes:
+        if len(run) == format.batch_messages or run_bytes + size > format.batch_bytes:
             end_run()
-        run.append(payload)
-        run_bytes += len(payload)
+        run.append(message)
+        run_bytes += size
     end_run()
     return _joined(parts, framing)
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from urllib.parse import parse_qsl, urlsplit
 
 from websockets.datastructures import MultipleValuesError
-from websockets.exceptions import InvalidHeader, InvalidHeaderValue
+from websockets.exceptions import InvalidHeader, InvalidHeaderValue, SecurityError
 from websockets.extensions.permessage_deflate import PerMessageDeflate, ServerPerMessageDeflateFactory
 from websockets.frames import Opcode
 from websockets.headers import parse_subprotocol
@@ -80,6 +80,7 @@ class Handshake:
             logger=_quiet,
         )
         self._request: Request | None = None
+        self._url = urlsplit("")
         self._response: Response | None = None
 
     def receive(self, head: bytes) -> None:
@@ -87,8 +88,13 @@ class Handshake:
         self._protocol.receive_data(head)
         events = self._protocol.events_received()
         if not events or not isinstance(events[0], Request):
-            raise Rejected(400, f"not a valid HTTP request: {self._protocol.handshake_exc}")
+            fault = self._protocol.handshake_exc
+            raise Rejected(431 if isinstance(fault, SecurityError) else 400, f"not a valid HTTP request: {fault}")
         request = self._request = events[0]
+        try:
+            self._url = urlsplit(request.path)
+        except ValueError as invalid:  # `//[`, for one
+            raise Rejected(400, f"not a valid request target: {invalid}") from None
         accepted = self._protocol.accept(request)
         if accepted.status_code == 101:
             self._response = accepted
@@ -101,13 +107,11 @@ class Handshake:
 
     @property
     def path(self) -> str:
-        assert self._request is not None
-        return urlsplit(self._request.path).path
+        return self._url.path
 
     @property
     def query(self) -> dict[str, str]:
-        assert self._request is not None
-        return dict(parse_qsl(urlsplit(self._request.path).query))
+        return dict(parse_qsl(self._url.query))
 
     @property
     def headers(self) -> dict[str, str]:
@@ -152,27 +156,37 @@ class WebSocketCodec:
 
     def feed(self, data: bytes) -> list[bytes]:
         """Take bytes from the peer, return the messages that they complete. Raises nothing."""
-        protocol = self._protocol
-        protocol.receive_data(data)
         messages: list[bytes] = []
+        if self.ended is not None:
+            return messages
+        protocol = self._protocol
+        closing = protocol.close_sent is not None
+        protocol.receive_data(data)
         for frame in protocol.events_received():
             assert not isinstance(frame, (Request, Response))
-            opcode = frame.opcode
+            opcode, payload = frame.opcode, frame.data
+            frame.data = b""  # websockets' parser holds on to the last frame until the next one comes
             if opcode is Opcode.TEXT or opcode is Opcode.BINARY:
                 if frame.fin:
-                    messages.append(frame.data)  # type: ignore[arg-type]  # bytes, or what msgspec reads as well
-                else:
-                    self._fragments = [bytes(frame.data)]
-            elif opcode is Opcode.CONT and self._fragments is not None:
-                self._fragments.append(bytes(frame.data))
+                    messages.append(payload)  # type: ignore[arg-type]  # bytes, or what msgspec reads as well
+                    continue
+                self._fragments = [bytes(payload)]
+            elif opcode is Opcode.CONT:
+                assert self._fragments is not None
+                self._fragments.append(bytes(payload))
                 if frame.fin:
                     messages.append(b"".join(self._fragments))
                     self._fragments = None
-                elif len(self._fragments) >= self._max_fragments and self.ended is None:
-                    protocol.fail(Cause.TOO_BIG.code, f"more than {self._max_fragments} fragments")
-                    self._fragments = None
+                    continue
+            else:
+                continue
+            if len(self._fragments) >= self._max_fragments:  # and more of them will come
+                protocol.fail(Cause.TOO_BIG.code, f"more than {self._max_fragments} fragments")
+                break
         if protocol.writes:
-            self.replies = b"".join(protocol.data_to_send())
+            replies = b"".join(protocol.data_to_send())
+            if not closing:  # nothing follows a close frame, no pong either
+                self.replies = replies
         if protocol.close_sent is not None or protocol.parser_exc is not None:
             self._end()
         return messages
@@ -189,9 +203,7 @@ class WebSocketCodec:
         if self._protocol.close_sent is not None or self._protocol.eof_sent:
             replies, self.replies = self.replies, b""
             return replies
-        while len(reason.encode()) > 123:
-            reason = reason[:-1]
-        self._protocol.send_close(code, reason)
+        self._protocol.send_close(code, reason.encode()[:123].decode(errors="ignore"))
         return b"".join(self._protocol.data_to_send())
 
     def _end(self) -> None:

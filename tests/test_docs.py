@@ -1,0 +1,401 @@
+"""The documents: what they show runs, what they list is what the code has, and what they point to is there."""
+
+import ast
+import importlib
+import json
+import re
+import shlex
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import attrs
+import msgspec
+import pytest
+import trio
+from trio.testing import MockClock
+
+import trioswitch
+from trioswitch import Cause, Options, Overflow, RoomPolicy
+from trioswitch.cli import _parser
+from trioswitch.errors import BadInput
+from trioswitch.wire import messages
+from trioswitch.wire.protocols import JSON, JSON_CODEC, PROTOCOLS
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = Path(trioswitch.__file__).parent
+DOCS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PROTOCOL, EMBEDDING, OPTIONS, ARCHITECTURE = [
+    (ROOT / "docs" / f"{name}.md").read_text() for name in ("protocol", "embedding", "options", "architecture")
+]
+README = (ROOT / "README.md").read_text()
+DEADLINE = 20.0
+"""Seconds that an example may take; on a mock clock, where they pass at once, a hundred times that."""
+
+COMMANDS = {command.TYPE: command for command in messages.COMMANDS.values()}
+EVENTS: dict[str, type[messages.Event]] = {
+    attrs.fields(event).type.default: event
+    for event in vars(messages).values()
+    if isinstance(event, type) and issubclass(event, messages.Event) and attrs.has(event)
+}
+
+
+# --- reading Markdown
+
+
+def blocks(text: str, language: str) -> list[str]:
+    """What stands in fences whose info string is this."""
+    return re.findall(rf"^[ ]*```{re.escape(language)}\n(.*?)^[ ]*```$", text, re.MULTILINE | re.DOTALL)
+
+
+def sections(text: str, level: int) -> dict[str, str]:
+    """Heading -> what follows it, down to the next heading of this level or above."""
+    parts = re.split(rf"^(#{{1,{level}}}) (.+)$", text, flags=re.MULTILINE)
+    return {title: body for marks, title, body in zip(*[iter(parts[1:])] * 3, strict=True) if len(marks) == level}
+
+
+def rows(text: str) -> list[list[str]]:
+    """The cells of all tables, without their heads."""
+    lines = [line for line in text.splitlines() if line.lstrip().startswith("|")]
+    cells = [[cell.strip() for cell in line.strip().strip("|").split("|")] for line in lines]
+    rules = {index for index, row in enumerate(cells) if set("".join(row)) <= set("-: ")}
+    return [row for index, row in enumerate(cells) if index not in rules and index + 1 not in rules]
+
+
+def code(cell: str) -> str:
+    """What stands between the first backticks of a cell."""
+    found = re.search(r"`([^`]*)`", cell)
+    assert found, f"nothing in backticks in {cell!r}"
+    return found[1]
+
+
+def slugs(text: str) -> set[str]:
+    """The anchors that GitHub gives to the headings."""
+    seen: dict[str, int] = {}
+    found = set()
+    for title in re.findall(r"^#+ (.+)$", re.sub(r"```.*?```", "", text, flags=re.DOTALL), re.MULTILINE):
+        slug = re.sub(r"[^\w\- ]", "", title.strip().lower()).replace(" ", "-")
+        count = seen.get(slug, 0)
+        seen[slug] = count + 1
+        found.add(f"{slug}-{count}" if count else slug)
+    return found
+
+
+# --- examples that run
+
+
+def examples(text: str) -> Iterator[tuple[str, str, str]]:
+    """Each Python block: the heading that it stands under, its source, and the output that follows it."""
+    for title, body in sections(text, 2).items():
+        for source, output in re.findall(r"^```python\n(.*?)^```$(?:\n\n```text\n(.*?)^```$)?", body, re.M | re.S):
+            yield title, source, output
+
+
+def execute(source: str, monkeypatch: pytest.MonkeyPatch, run: Callable[..., Any]) -> None:
+    monkeypatch.setattr(trio, "run", run)
+    exec(compile(source, "example", "exec"), {"__name__": "__main__"})
+
+
+@pytest.mark.parametrize(
+    ("source", "output"), [pytest.param(source, output, id=title) for title, source, output in examples(EMBEDDING)]
+)
+def test_examples_print_what_they_say(
+    source: str, output: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real_run = trio.run
+
+    async def within(seconds: float, main: Callable[[], Any]) -> None:
+        with trio.fail_after(seconds):
+            await main()
+
+    def run(main: Callable[[], Any], **how: Any) -> None:
+        real_run(within, DEADLINE * (100 if "clock" in how else 1), main, **how)
+
+    execute(source, monkeypatch, run)
+    assert output, "an example is followed by what it prints"
+    assert capsys.readouterr().out == output
+
+
+def test_the_readmes_example_runs_until_it_is_stopped(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ((_, source, _),) = examples(README)
+    real_run = trio.run
+
+    async def for_three_seconds(main: Callable[[], Any]) -> None:
+        with trio.move_on_after(2.5):
+            await main()
+
+    def run(main: Callable[[], Any]) -> None:
+        real_run(for_three_seconds, main, clock=MockClock(autojump_threshold=0))
+
+    monkeypatch.setattr(trioswitch, "serve", partial(trioswitch.serve, port=0))
+    execute(source, monkeypatch, run)
+    assert capsys.readouterr().out == "Receipt(delivered=0, queued=0, dropped=0)\n" * 3
+
+
+# --- the protocol
+
+
+@pytest.mark.parametrize("text", blocks(PROTOCOL, "json command"))
+def test_examples_of_commands_can_be_decoded(text: str) -> None:
+    fields = json.loads(text)
+    command = JSON.decode(text.encode())
+    if fields["type"] in COMMANDS:
+        known = {field.name for field in attrs.fields(COMMANDS[fields["type"]])}
+        assert fields.keys() - {"type"} <= known
+        assert {name: getattr(command, name) for name in fields.keys() - {"type"}} | {"type": fields["type"]} == fields
+    else:
+        assert isinstance(command, messages.Custom)
+
+
+@pytest.mark.parametrize("text", blocks(PROTOCOL, "json reserved"))
+def test_examples_of_what_is_reserved_are_not_available(text: str) -> None:
+    with pytest.raises(BadInput) as caught:
+        JSON.decode(text.encode())
+    assert caught.value.code == "not_available"
+    assert caught.value.request_id == json.loads(text)["id"]
+
+
+def encoded(fields: dict[str, Any]) -> bytes:
+    """What the server would send for an event with these fields."""
+    event = EVENTS[fields["type"]](**{name: value for name, value in fields.items() if name != "type"})
+    msgspec.convert(fields, type(event))  # raises for a value of the wrong type
+    return JSON_CODEC.encode(event)
+
+
+@pytest.mark.parametrize("text", blocks(PROTOCOL, "json event"))
+def test_examples_of_events_are_what_the_server_would_send(text: str) -> None:
+    fields = json.loads(text)
+    if fields["type"] == "batch":
+        sent = JSON_CODEC.batch([encoded(message) for message in fields["messages"]], fields["timestamp"])
+    else:
+        sent = encoded(fields)
+    assert json.dumps(json.loads(sent)) == json.dumps(fields), "the same fields, in the order in which they are sent"
+
+
+def test_every_json_example_is_checked() -> None:
+    checked = [text for kind in ("command", "event", "reserved") for text in blocks(PROTOCOL, f"json {kind}")]
+    assert len(checked) == len(re.findall(r"^```json", PROTOCOL, re.MULTILINE)) > 25
+    for path in DOCS:
+        if path.name != "protocol.md":
+            assert "```json" not in path.read_text(), f"{path.name}: JSON belongs into protocol.md"
+
+
+def test_every_message_of_the_protocol_has_its_section_and_an_example() -> None:
+    of_commands = sections(sections(PROTOCOL, 2)["Commands: client to server"], 3)
+    of_events = sections(sections(PROTOCOL, 2)["Events: server to client"], 3)
+    assert {code(title) for title in of_commands if "`" in title} == set(COMMANDS)
+    assert {code(title) for title in of_events} == set(EVENTS) | {"batch"}
+    for kind, known in (("command", COMMANDS), ("event", EVENTS)):
+        assert set(known) <= {json.loads(text)["type"] for text in blocks(PROTOCOL, f"json {kind}")}
+    assert {json.loads(text)["type"] for text in blocks(PROTOCOL, "json reserved")} == messages.RESERVED
+
+
+def default_of(field: "attrs.Attribute[Any]") -> str:
+    if field.default is attrs.NOTHING:
+        return "required"
+    return "none" if field.default in (None, msgspec.UNSET) else f"`{json.dumps(field.default)}`"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_tables_of_commands_are_complete(name: str) -> None:
+    section = sections(sections(PROTOCOL, 2)["Commands: client to server"], 3)[f"`{name}`"]
+    documented = {code(row[0]): row[2] for row in rows(section)}
+    fields = [field for field in attrs.fields(COMMANDS[name]) if field.name != "id"]
+    assert documented == {field.name: default_of(field) for field in fields}
+
+
+@pytest.mark.parametrize("name", EVENTS)
+def test_tables_of_events_are_complete(name: str) -> None:
+    section = sections(sections(PROTOCOL, 2)["Events: server to client"], 3)[f"`{name}`"]
+    documented = {code(row[0]): "optional" in row[1] for row in rows(section)}
+    fields = [field for field in attrs.fields(EVENTS[name]) if field.name != "type"]
+    assert documented == {field.name: field.default is msgspec.UNSET for field in fields}
+
+
+def test_every_subprotocol_is_listed() -> None:
+    assert {code(row[0]) for row in rows(sections(PROTOCOL, 3)["Subprotocols"])} == set(PROTOCOLS)
+
+
+def calls() -> Iterator[tuple[str, ast.Call]]:
+    """Every call in the package, with the name of what is called."""
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call):
+                yield ast.unparse(node.func).rpartition(".")[2], node
+
+
+def constants(node: ast.expr) -> set[Any]:
+    return {part.value for part in ast.walk(node) if isinstance(part, ast.Constant)}
+
+
+def test_every_error_code_is_listed() -> None:
+    used = {"forbidden"}  # the default of Refused
+    for name, call in calls():
+        if name in ("BadInput", "reply_error") and call.args:
+            used |= constants(call.args[0])
+        if name in ("Refused", "BadInput", "Error"):
+            used |= {code for word in call.keywords if word.arg == "code" for code in constants(word.value)}
+    assert {code(row[0]) for row in rows(sections(PROTOCOL, 2)["Error codes"])} == used
+
+
+def test_every_close_code_is_listed() -> None:
+    documented = {int(row[0]): code(row[1]) for row in rows(sections(PROTOCOL, 2)["Close codes"])}
+    assert documented == {cause.code: cause.name.lower() for cause in Cause}
+
+
+def test_every_status_of_a_refused_handshake_is_listed() -> None:
+    documented = {int(row[0]) for row in rows(sections(PROTOCOL, 3)["Refused handshakes"])}
+    used = {403}  # the default of Refused
+    for name, call in calls():
+        if name in ("Rejected", "response") and call.args:
+            used |= {value for value in constants(call.args[0]) if isinstance(value, int)}
+        if name == "Refused":
+            used |= {code for word in call.keywords if word.arg == "status" for code in constants(word.value)}
+    assert used <= documented
+    assert documented - used == {405, 505}, "those that the codec chooses"
+
+
+# --- the options
+
+
+def value_of(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def option_rows() -> dict[str, Any]:
+    titles = ("Rooms and outboxes", "Clients", "Compression", "Time")
+    return {code(row[0]): value_of(code(row[1])) for title in titles for row in rows(sections(OPTIONS, 2)[title])}
+
+
+def defaults(of: type) -> dict[str, Any]:
+    values = {field.name: field.default for field in attrs.fields(of)}
+    return {name: value.value if isinstance(value, Overflow) else value for name, value in values.items()}
+
+
+def test_every_option_is_listed_with_its_default() -> None:
+    assert option_rows() == defaults(Options)
+
+
+def test_every_field_of_a_policy_is_listed_with_its_default() -> None:
+    documented = {code(row[0]): value_of(code(row[1])) for row in rows(sections(OPTIONS, 2)["Policies of rooms"])}
+    assert documented == defaults(RoomPolicy)
+
+
+def test_every_overflow_policy_is_explained() -> None:
+    documented = [code(row[0]) for row in rows(sections(OPTIONS, 2)["Overflow policies"])]
+    assert sorted(documented) == sorted(policy.value for policy in Overflow)
+
+
+def test_every_flag_is_listed_with_its_default() -> None:
+    (commands,) = [action for action in _parser()._actions if action.choices and "serve" in action.choices]
+    flags = {
+        action.option_strings[0]: action.default
+        for action in commands.choices["serve"]._actions  # type: ignore[call-overload, index]
+        if action.dest != "help"
+    }
+    own = {code(row[0]): row[1].strip("`") for row in rows(sections(OPTIONS, 2)["The command line"])}
+    of_options = {f"--{name.replace('_', '-')}" for name in option_rows()} - {"--policies"}
+    assert set(flags) == set(own) | of_options
+    assert own == {flag: "" if flags[flag] in (None, []) else str(flags[flag]) for flag in own}
+
+
+def test_every_fixed_value_is_right() -> None:
+    for module, name, value, _ in rows(sections(OPTIONS, 2)["Fixed values"]):
+        assert getattr(importlib.import_module(code(module)), code(name)) == value_of(code(value)), code(name)
+
+
+# --- what they point to
+
+
+def commands_in(path: Path) -> list[str]:
+    return [line.strip() for block in blocks(path.read_text(), "sh") for line in block.splitlines()]
+
+
+@pytest.mark.parametrize("line", sorted({line for path in DOCS for line in commands_in(path)}))
+def test_commands_exist(line: str) -> None:
+    for command in line.split("&&"):
+        program, *arguments = shlex.split(command)
+        if program.endswith("python") and arguments[:2] == ["-m", "trioswitch"]:
+            _parser().parse_args(arguments[2:])
+        else:
+            assert program in ("sh", ".venv/bin/python")
+            assert (ROOT / arguments[0]).is_file()
+
+
+def test_the_readme_begins_with_two_commands() -> None:
+    beginning = README.split("\n## ")[0]
+    assert [line.strip() for block in blocks(beginning, "sh") for line in block.splitlines()] == [
+        "sh .ci/setup && .venv/bin/python -m trioswitch serve",
+        "sh tests/run",
+    ]
+
+
+@pytest.mark.parametrize("path", DOCS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_lead_somewhere(path: Path) -> None:
+    text = re.sub(r"```.*?```", "", path.read_text(), flags=re.DOTALL)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if target.startswith(("http://", "https://")):
+            continue
+        name, _, anchor = target.partition("#")
+        there = path if not name else (path.parent / name).resolve()
+        assert there.exists(), target
+        if anchor:
+            assert anchor in slugs(there.read_text()), target
+
+
+@pytest.mark.parametrize("path", DOCS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_files_that_are_named_exist(path: Path) -> None:
+    for name in re.findall(r"`((?:tests|docs|examples|\.ci)/[\w./-]+)`", path.read_text()):
+        assert (ROOT / name).exists(), name
+
+
+def test_decisions_are_numbered_and_have_their_parts() -> None:
+    pages = sorted((ROOT / "docs" / "decisions").glob("*.md"))
+    assert [int(page.name[:4]) for page in pages] == list(range(1, len(pages) + 1))
+    for number, page in enumerate(pages, 1):
+        text = page.read_text()
+        assert text.startswith(f"# {number}. "), page.name
+        assert list(sections(text, 2)) == ["Context", "Decision", "Why", "Consequences"], page.name
+
+
+def modules() -> set[str]:
+    """The package's modules, as `transport/native`; a package itself as `transport/`."""
+    found = set()
+    for path in PACKAGE.rglob("*.py"):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        found.add("/".join(parts[:-1]) + "/" if parts[-1] == "__init__" else "/".join(parts))
+    return found - {"/", "__main__"}
+
+
+def test_architecture_has_every_module() -> None:
+    cells = [row[0] for row in rows(sections(ARCHITECTURE, 2)["Layers"])]
+    assert {name for cell in cells for name in re.findall(r"`([^`]+)`", cell)} == modules() - {"wire/"}
+
+
+def test_the_readmes_map_has_every_module() -> None:
+    named = set()
+    for what, words in rows(sections(README, 2)["Where things are"]):
+        names = re.findall(r"`([^`]+)`", what)
+        named |= set(names)
+        if names[0].endswith("/"):
+            named |= {names[0] + part for part in re.findall(r"`([^`]+)`", words)}
+    assert named == modules()
+
+
+def test_the_changelog_begins_with_this_version() -> None:
+    first = re.search(r"^## \[([^\]]+)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert first is not None
+    assert first[1] == trioswitch.__version__
+
+
+def test_lines_are_not_too_long_to_read_in_a_terminal() -> None:
+    for path in DOCS:
+        prose = re.sub(r"```.*?```", "", path.read_text(), flags=re.DOTALL)
+        long = [line for line in prose.splitlines() if len(line) > 140 and not line.lstrip().startswith("|")]
+        assert not long, (path.name, long)

@@ -10,7 +10,7 @@ import trioswitch
 ROOT = Path(trioswitch.__file__).parent
 
 LAYERS = [
-    {"errors", "version", "clock"},
+    {"errors", "version", "clock", "supervise"},
     {"wire.messages", "wire.frames"},
     {"wire.protocols"},
     {"wire.prepared", "wire.websocket"},

@@ -8,7 +8,7 @@ import trio
 from support import Client, running, settled
 from trio.testing import MockClock, lockstep_stream_pair
 
-from trioswitch import Options, Overflow, RoomPolicy
+from trioswitch import Options, Overflow, Receipt, RoomPolicy
 from trioswitch.rooms import Member, Room, Tally
 from trioswitch.wire.prepared import Window
 
@@ -106,7 +106,9 @@ async def test_a_room_that_crashes_starts_again_with_its_members(
         assert receipt.dropped == 1
         app.switch.publish_nowait("r", "after")
         await app.switch.publish("other", "untouched")
-        assert await data_until(client, "after") == ["before", "after"]
+        assert await data_until(client, "before") == ["before"]
+        assert await client.receive_until(type="gap") == {"type": "gap", "room": "r", "dropped": 1}
+        assert await data_until(client, "after") == ["after"]
         assert await data_until(neighbour, "untouched") == ["untouched"]
         assert app.switch.statistics().room_crashes == 1
         statistics = app.switch.room_statistics("r")
@@ -174,6 +176,17 @@ async def test_leaving_rooms_leaves_nothing_behind(clock: MockClock) -> None:
         assert registry.users == {}
         assert registry.traffic._by_room == {}
         assert registry._recount == {}
+
+
+async def test_what_has_expired_is_not_handed_out(clock: MockClock, transport: str) -> None:
+    async with running(transport=transport) as app:
+        client = await app.connect()
+        app.switch.join(client.connection_id, "r")
+        assert await app.switch.publish("r", "too late", expires=0) == Receipt(dropped=1)
+        app.switch.publish_nowait("r", "too late", expires=0)
+        app.switch.publish_nowait("r", "end", expires=1)
+        assert await data_until(client, "end") == ["end"]
+        assert app.switch.statistics().drops == {"expired": 2}
 
 
 async def test_an_expired_message_in_a_room_that_waited_is_dropped(clock: MockClock) -> None:

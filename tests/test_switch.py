@@ -130,6 +130,14 @@ async def test_bad_arguments_are_the_callers_error(clock: MockClock) -> None:
             await app.switch.send("nobody", 1)
         with pytest.raises(UnknownConnection):
             app.switch.kick("nobody")
+        with pytest.raises(TypeError, match="priorty"):
+            await app.switch.publish("r", 1, priorty=3)  # type: ignore[call-arg]
+        with pytest.raises(ValueError, match="expires"):
+            await app.switch.publish("r", 1, expires=float("nan"))
+        with pytest.raises(ValueError, match="chat_message"):
+            app.switch.handler("chat_message")
+        with pytest.raises(ValueError, match="999"):
+            Refused(status=999)
         with pytest.raises(ValueError):
             Options(linger=-1)
         with pytest.raises(ValueError):

@@ -15,6 +15,7 @@ from .switch import Delivery, Switch, open_switch
 from .transport import ConnectRequest
 from .version import __version__
 from .web import Page, Pages
+from .wire import messages
 from .wire.prepared import Receipt
 
 __all__ = [
@@ -41,6 +42,7 @@ __all__ = [
     "UnencodableData",
     "UnknownConnection",
     "__version__",
+    "messages",
     "open_switch",
     "serve",
 ]

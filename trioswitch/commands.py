@@ -106,13 +106,13 @@ class Commands:
         )
 
     def _chat(self, connection: Connection, command: SendChat, size: int) -> Awaitable[None] | None:
-        user = command.user_id
-        if user is None or user != connection.user:
-            user = self._name(connection, user)
+        self._check_publish(connection, command.room)
+        user = self._name(connection, command.user_id)
         event = ChatMessage(room=command.room, content=command.content, user_id=user)
         return self._publish(connection, command.id, Prepared(event, room=command.room, size=size))
 
     def _message(self, connection: Connection, command: SendMessage, size: int) -> Awaitable[None] | None:
+        self._check_publish(connection, command.room)
         event = Message(room=command.room, data=command.data, user_id=connection.user)
         if command.key is not None:
             event.key = command.key
@@ -129,16 +129,19 @@ class Commands:
         )
         return self._publish(connection, command.id, message)
 
+    @staticmethod
+    def _check_publish(connection: Connection, room: str) -> None:
+        if room not in connection.rooms:
+            identity = connection.identity
+            assert identity is not None
+            if not identity.may_publish(room):
+                raise Refused(f"join {room!r} before you publish to it", code="not_joined")
+
     def _publish(
         self, connection: Connection, request_id: str | int | None, message: Prepared
     ) -> Awaitable[None] | None:
         name = message.room
         assert name is not None
-        if name not in connection.rooms:
-            identity = connection.identity
-            assert identity is not None
-            if not identity.may_publish(name):
-                raise Refused(f"join {name!r} before you publish to it", code="not_joined")
         if request_id is not None:
             message.settle = _Acknowledge(connection, request_id)
         try:
@@ -207,9 +210,9 @@ class Commands:
             connection.reply(Ack(id=command.id, user_id=connection.user))
 
     def _name(self, connection: Connection, user: str | None) -> str:
-        """The user that a command speaks for: believed where the connection is anonymous. Raises Refused elsewhere.
+        """The user that a command speaks for: believed where the connection is anonymous, and its user from then on.
 
-        The first name that an anonymous client gives becomes the connection's user; `join_room` may change it later.
+        Raises Refused where the identity names another.
         """
         identity = connection.identity
         assert identity is not None

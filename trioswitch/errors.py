@@ -66,6 +66,8 @@ class Refused(TrioswitchError):
 
     def __init__(self, message: str = "refused", *, status: int = 403, code: str = "forbidden") -> None:
         super().__init__(message)
+        if not 400 <= status <= 599:
+            raise ValueError(f"{status} is no HTTP status of a refusal (400 to 599)")
         self.message = message
         self.status = status
         self.code = code

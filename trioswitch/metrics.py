@@ -28,9 +28,9 @@ class Drop(enum.Enum):
     WRITE_FAILED = "write_failed"
     """It was being written when the connection broke: it may have arrived or not."""
     CLOSED = "closed"
-    """It was waiting when the connection ended."""
+    """It was waiting when the connection, or the switch, ended."""
     CRASHED = "crashed"
-    """The room failed, or the switch ended, while the message was handed out."""
+    """The room failed while it handed the message out."""
 
 
 @attrs.frozen

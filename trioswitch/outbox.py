@@ -114,9 +114,9 @@ class Outbox:
             await self._flusher.wait_settled()
         return offered
 
-    def give_up(self, message: Prepared) -> None:
-        """Drop a message that was refused as FULL: its room has waited long enough."""
-        self.account.drop(message, Drop.BLOCK_TIMEOUT)
+    def give_up(self, message: Prepared, cause: Drop) -> None:
+        """Count a message as lost that was not taken, and tell the client."""
+        self.account.drop(message, cause)
         if not self._ended:
             self._flush_later().put_gap(message.room)
 

@@ -3,6 +3,7 @@
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any, Final
 
 import trio
@@ -15,6 +16,7 @@ from .errors import Cause, UnknownConnection
 from .metrics import SwitchStatistics, Traffic
 from .outbox import Offer
 from .rooms import YIELD_EVERY, Member, Room
+from .supervise import supervise
 from .wire.frames import Compressor
 from .wire.messages import System
 from .wire.prepared import Format, Framing, Prepared, Receipt
@@ -24,8 +26,6 @@ __all__ = ["Registry"]
 
 _log = logging.getLogger(__name__)
 
-RESTART_DELAY: Final = 1.0
-"""Seconds that a room which crashes at once again stays down, so that a broken one does not take the whole core."""
 COUNT_INTERVAL: Final = 1.0
 """Seconds between two announcements of a big room's member count (`docs/protocol.md`)."""
 
@@ -173,27 +173,16 @@ class Registry:
             self.traffic.forget_room(room.name)
             room.close()
 
+    # --- rooms' tasks
+
     def _start_task(self, room: Room) -> None:
-        self._nursery.start_soon(self._supervise, room)
+        self._nursery.start_soon(supervise, room.run, partial(self._crashed, room))
 
     def _crashed(self, room: Room) -> None:
         """Called while the exception is handled."""
         _log.exception("room %r crashed and is started again with its %d members", room.name, len(room.members))
         self.room_crashes += 1
         room.crashed()
-
-    async def _supervise(self, room: Room) -> None:
-        """Run the task of a room that needs one; when it crashes, log and count it, and start it again with its members."""
-        while True:
-            started = trio.current_time()
-            try:
-                await room.run()
-            except Exception:
-                self._crashed(room)
-                if trio.current_time() - started < RESTART_DELAY:
-                    await trio.sleep(RESTART_DELAY)
-            else:
-                return
 
     # --- announcements
 

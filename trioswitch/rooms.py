@@ -42,8 +42,8 @@ class Member(Protocol):
     async def put(self, message: Prepared) -> Offer:
         """Take one message, and wait for the space. Safe to cancel: then it was not taken."""
 
-    def give_up(self, message: Prepared) -> None:
-        """The message was not taken in time: count it, and tell the client."""
+    def give_up(self, message: Prepared, cause: Drop) -> None:
+        """The message is lost to this member: count it, and tell the client."""
 
 
 class Tally:
@@ -165,7 +165,7 @@ class Room:
         """Everything that waits, up to the bounds of a window: highest priority first, else in order."""
         options, messages, size = self._options, [first], first.size
         self._left_over = None
-        mixed = False
+        mixed = expiring = False
         try:
             while len(messages) < options.window_messages:
                 message = self._receive.receive_nowait()
@@ -186,7 +186,15 @@ class Room:
         now = timestamp()
         for message in messages:
             message.stamp(now)
-        return Window(messages, now)
+            expiring = expiring or message.expires_at is not None
+        return Window(self._drop_expired(messages) if expiring else messages, now)
+
+    def _drop_expired(self, messages: list[Prepared]) -> list[Prepared]:
+        now = trio.current_time()
+        expired = [message for message in messages if message.expires_at is not None and message.expires_at <= now]
+        self._traffic.dropped(self.name, Drop.EXPIRED, len(self.members) * len(expired))
+        self._settle(expired, [Receipt(dropped=len(self.members))] * len(expired))
+        return [message for message in messages if message not in expired]
 
     async def _hand_out(self, window: Window) -> None:
         """Hand a window to any number of members, and wait for those that the policy waits for."""
@@ -203,6 +211,8 @@ class Room:
     def _hand_to(self, members: list[Member], window: Window, tally: Tally) -> list[tuple[Member, list[int]]]:
         """The hot path: a window to some members. Returns who could not take which of its messages, and may be waited for."""
         messages = window.messages
+        if not messages:
+            return []  # all of them had expired
         excluded = frozenset[str]().union(*[message.exclude for message in messages if message.exclude])
         blocked: list[tuple[Member, list[int]]] = []
         for member in members:
@@ -239,7 +249,7 @@ class Room:
                     del refused[0]
         for member, refused in blocked:
             for index in refused:
-                member.give_up(messages[index])
+                member.give_up(messages[index], Drop.BLOCK_TIMEOUT)
                 tally.add(index, Offer.DROPPED)
 
     def _finish(self, messages: list[Prepared], tally: Tally) -> None:
@@ -263,12 +273,15 @@ class Room:
     def crashed(self) -> None:
         """A window could not be handed out. Count it; whoever waits for a receipt is told of a loss.
 
-        Some members may have got the window all the same: which of them is not known.
+        The members are told of a gap. Some may have got the window all the same: which of them is not known.
         """
         self.crashes += 1
         window, self._window = self._window, None
         if window is not None:
-            self._lose(window.messages)
+            for member in self.members.values():
+                for message in window.messages:
+                    member.give_up(message, Drop.CRASHED)
+            self._settle(window.messages, [Receipt(dropped=len(self.members))] * len(window.messages))
 
     def close(self) -> None:
         """The last member has left: take nothing more, and what waits goes to nobody."""
@@ -280,7 +293,9 @@ class Room:
         """The switch ends: nothing is handed out any more."""
         self._send.close()
         window, self._window = self._window, None
-        self._lose((window.messages if window is not None else []) + self._take_all())
+        lost = (window.messages if window is not None else []) + self._take_all()
+        self._traffic.dropped(self.name, Drop.CLOSED, len(self.members) * len(lost))
+        self._settle(lost, [Receipt(dropped=len(self.members))] * len(lost))
 
     def _take_all(self) -> list[Prepared]:
         messages = [] if self._left_over is None else [self._left_over]
@@ -290,10 +305,6 @@ class Room:
                 messages.append(self._receive.receive_nowait())
         except (trio.WouldBlock, trio.EndOfChannel):
             return messages
-
-    def _lose(self, messages: list[Prepared]) -> None:
-        self._traffic.dropped(self.name, Drop.CRASHED, len(self.members) * len(messages))
-        self._settle(messages, [Receipt(dropped=len(self.members))] * len(messages))
 
     def statistics(self) -> RoomStatistics:
         return RoomStatistics(

@@ -82,8 +82,8 @@ class Subscription:
             await self._taken.wait()
         return offered
 
-    def give_up(self, message: Prepared) -> None:
-        self._drop(Drop.BLOCK_TIMEOUT)
+    def give_up(self, message: Prepared, cause: Drop) -> None:
+        self._drop(cause)
 
     def close(self) -> None:
         self._send.close()

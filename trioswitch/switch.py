@@ -9,6 +9,7 @@ from typing import Any, TypedDict, Unpack
 
 import trio
 import trio_websocket
+from msgspec import UNSET
 
 from .commands import Authenticator
 from .config import Options
@@ -19,8 +20,9 @@ from .heartbeats import Heartbeats
 from .metrics import OutboxStatistics, RoomStatistics, SwitchStatistics
 from .registry import Registry
 from .subscription import Subscription
+from .supervise import supervise
 from .transport.channels import ByteChannel, StreamChannel
-from .wire.messages import DirectMessage, Event, GroupMessage, Message, Reconnect
+from .wire.messages import COMMANDS, RESERVED, DirectMessage, Event, GroupMessage, Message, Reconnect
 from .wire.prepared import Prepared, Receipt
 from .wire.protocols import JSON_CODEC
 
@@ -71,7 +73,7 @@ async def open_switch(
 class Switch:
     """Pushes messages to rooms, groups, users and single connections. Made by `open_switch`; belongs to its Trio thread.
 
-    `data` of a message is anything that JSON can carry, or an event of `trioswitch.wire.messages`, which is sent as it is.
+    `data` of a message is anything that JSON can carry, or an event of `trioswitch.messages`, which is sent as it is.
     Whatever sends raises UnencodableData for other data, and ValueError for a priority that is none.
     """
 
@@ -88,9 +90,8 @@ class Switch:
         self._registry = Registry(options, nursery)
         heartbeats = Heartbeats(options.ping_interval, options.ping_timeout)
         self._entry = Entry(self._registry, heartbeats, self._handlers, on_connect, on_disconnect, authenticate)
-        nursery.start_soon(self._registry.dispatcher.run)
-        nursery.start_soon(self._registry.announce_counts)
-        nursery.start_soon(heartbeats.run)
+        for task in (self._registry.dispatcher.run, self._registry.announce_counts, heartbeats.run):
+            nursery.start_soon(supervise, task)
 
     # --- messages out
 
@@ -106,7 +107,7 @@ class Switch:
             receipts.append(receipt)
             settled.set()
 
-        message = self._prepare(_event(data, room), room, delivery)
+        message = self._prepare(_event(data, room, delivery), room, delivery)
         message.settle = settle
         await self._registry.publish(room, message)
         await settled.wait()
@@ -114,11 +115,11 @@ class Switch:
 
     def publish_nowait(self, room: str, data: Any, **delivery: Unpack[Delivery]) -> None:
         """As `publish`, without waiting and without a receipt. Raises trio.WouldBlock when the room is full."""
-        self._registry.publish_nowait(room, self._prepare(_event(data, room), room, delivery))
+        self._registry.publish_nowait(room, self._prepare(_event(data, room, delivery), room, delivery))
 
     async def send(self, connection_id: str, data: Any, **delivery: Unpack[Delivery]) -> Receipt:
         """Send to one connection, as `message`. Raises UnknownConnection."""
-        message = self._prepare(_event(data), None, delivery)
+        message = self._prepare(_event(data, None, delivery), None, delivery)
         return await self._registry.send([self._registry.connection(connection_id)], message)
 
     async def send_to_user(self, user: str, data: Any, **delivery: Unpack[Delivery]) -> Receipt:
@@ -138,7 +139,7 @@ class Switch:
         """Send to all connections, as `message`, or to those with the given ids (unknown ones are passed over)."""
         known = self._registry.connections
         receivers = list(known.values()) if connections is None else [known[id] for id in connections if id in known]
-        return await self._registry.send(receivers, self._prepare(_event(data), None, delivery))
+        return await self._registry.send(receivers, self._prepare(_event(data, None, delivery), None, delivery))
 
     async def flush_all(self) -> None:
         """Write everything that waits now, without lingering; returns when it is written or its connection gone.
@@ -148,6 +149,8 @@ class Switch:
         await self._registry.flush()
 
     def _prepare(self, event: Event, room: str | None, delivery: Delivery) -> Prepared:
+        if unknown := delivery.keys() - Delivery.__annotations__.keys():
+            raise TypeError(f"unknown keyword argument {min(unknown)!r}")
         now = trio.current_time()
         priority, max_delay, expires = delivery.get("priority", 0), delivery.get("max_delay"), delivery.get("expires")
         if type(priority) is not int or not 0 <= priority <= 10:
@@ -225,8 +228,12 @@ class Switch:
         """Decorator: `async def handle(connection, message)` for client messages of a type of your own.
 
         It runs in the connection's nursery, one message after the other, and is cancelled when the connection goes. What
-        it returns is the `data` of the `ack` to a message with an `id`; it may raise Refused.
+        it returns is the `data` of the `ack` to a message with an `id`; it may raise Refused. Raises ValueError for a type
+        of the client protocol.
         """
+
+        if type in COMMANDS or type in RESERVED:
+            raise ValueError(f"{type!r} is a type of the client protocol")
 
         def register(handler: Handler) -> Handler:
             self._handlers[type] = handler
@@ -291,7 +298,8 @@ class Switch:
         return self._registry.connection(connection_id).outbox.statistics()
 
 
-def _event(data: Any, room: str | None = None) -> Event:
+def _event(data: Any, room: str | None, delivery: Delivery) -> Event:
     if isinstance(data, Event):
         return data
-    return Message(data=data) if room is None else Message(data=data, room=room)
+    key = delivery.get("key")
+    return Message(data=data, room=UNSET if room is None else room, key=UNSET if key is None else key)

@@ -178,7 +178,7 @@ class Connected(Event):
     connection_id: str
     user_id: str
     heartbeat: float
-    """Seconds between the server's pings; a client that hears nothing for twice as long may reconnect."""
+    """Seconds between the server's pings; a client that sends `heartbeat` as often, and is not answered, may reconnect."""
     max_message_bytes: int
     server: str
     timestamp: str

@@ -53,8 +53,8 @@ class Format:
 class Receipt:
     """What became of a published message, in receivers.
 
-    `delivered`: handed to the receiver's socket; `queued`: waiting in its outbox; `dropped`: lost to it, under the
-    overflow policy or because it went away. A receiver of a queued message that is dropped later is told by a `gap`.
+    `delivered`: handed to the receiver's socket; `queued`: waiting in its outbox; `dropped`: lost to it, because its outbox
+    overflowed, it went away, or the message had expired. A receiver whose outbox overflows, now or later, is told by a `gap`.
     """
 
     delivered: int = 0

@@ -2,7 +2,7 @@
 
 A protocol decodes in two steps: msgspec turns bytes into a dict, then the cattrs converter (msgspec backend, strict
 types: `True` is no integer) builds the command that the dict's `type` names. Measured for a chat message of 140 bytes:
-0.19 us and 0.25 us; events are encoded by msgspec straight from their attrs classes in 0.13 us.
+0.2 us and 0.9 us; events are encoded by msgspec straight from their attrs classes in 0.2 us.
 """
 
 from collections.abc import Callable, Sequence
@@ -92,11 +92,10 @@ class ClientProtocol:
         """One command. Raises BadInput: `malformed`, `invalid_utf8` (fatal), `invalid`, `unknown_type` or `not_available`."""
         try:
             fields = self.codec.decode(payload)
-        except UnicodeDecodeError:
-            raise BadInput(
-                "invalid_utf8", "the text is not UTF-8", counts=True, fatal=Cause.BAD_DATA if self.codec.text else None
-            ) from None
-        except (msgspec.DecodeError, RecursionError, ValueError, TypeError) as error:
+        except (ValueError, RecursionError, TypeError) as error:  # msgspec's errors are ValueErrors
+            if isinstance(error, UnicodeDecodeError) or (self.codec.text and not _is_utf8(payload)):
+                fatal = Cause.BAD_DATA if self.codec.text else None  # RFC 6455, 8.1
+                raise BadInput("invalid_utf8", "the text is not UTF-8", counts=True, fatal=fatal) from None
             raise BadInput("malformed", f"expected an object in {self.codec.name}: {error}", counts=True) from None
         name, request_id = fields.get("type"), fields.get("id")
         if type(request_id) not in (str, int, type(None)):
@@ -112,6 +111,14 @@ class ClientProtocol:
         except msgspec.ValidationError as error:
             raise BadInput("invalid", f"{name}: {error}", request_id=request_id) from None
         raise BadInput("not_available", f"this server does not offer `{name}`", request_id=request_id)
+
+
+def _is_utf8(payload: bytes) -> bool:
+    try:
+        payload.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 JSON = ClientProtocol("trioswitch.v1", JSON_CODEC, batches=False)

@@ -123,13 +123,13 @@ class Connection:
                         command = decode(payload)
                     except BadInput as bad:
                         self._answer(bad)
-                        continue
-                    self._errors = 0
-                    waiting = dispatch(self, command, len(payload))
-                    if waiting is not None:
-                        self.paused = True
-                        await waiting
-                        self.paused = False
+                    else:
+                        self._errors = 0
+                        waiting = dispatch(self, command, len(payload))
+                        if waiting is not None:
+                            self.paused = True
+                            await waiting
+                            self.paused = False
                     if outbox.full:
                         await outbox.wait_space()
         except PeerGone as gone:
@@ -204,6 +204,11 @@ class Connection:
 
     def was_heard(self) -> None:
         self.heard = True
+
+    def was_lost(self) -> None:
+        """The peer cannot be pinged. The reader hears of it by itself, and of the cause, unless it is paused."""
+        if self.paused:
+            self.fail(Cause.VANISHED)
 
     # --- the application's handlers
 

@@ -237,6 +237,7 @@ class Entry:
                 start_soon=client.start_soon,
                 ping_timeout=self.registry.options.ping_timeout,
                 heard=client.was_heard,
+                lost=client.was_lost,
             ),
         )
 
@@ -246,6 +247,7 @@ class Entry:
         try:
             await connection.run(self._commands.dispatch, self._opened)
         finally:
+            self.heartbeats.remove(connection)
             registry.remove(connection)
             if not registry.connections:
                 self._emptied.set()

@@ -1,6 +1,6 @@
 """WebSocket pings, by one task for all connections: a peer that is gone is found within interval + timeout."""
 
-from collections import deque
+from collections import OrderedDict
 
 import trio
 
@@ -21,18 +21,23 @@ class Heartbeats:
         self._interval = interval
         self._timeout = timeout
         self._resolution = min(1.0, interval / 10, timeout / 10)
-        self._to_ping: deque[tuple[float, Connection]] = deque()
-        self._to_check: deque[tuple[float, Connection]] = deque()
+        # Ordered dicts rather than deques: who is gone must not be kept in memory until its turn comes.
+        self._to_ping: OrderedDict[Connection, float] = OrderedDict()
+        self._to_check: OrderedDict[Connection, float] = OrderedDict()
         self._work = trio.Event()
 
     def add(self, connection: Connection) -> None:
-        self._to_ping.append((trio.current_time() + self._interval, connection))
+        self._to_ping[connection] = trio.current_time() + self._interval
         self._work.set()
+
+    def remove(self, connection: Connection) -> None:
+        self._to_ping.pop(connection, None)
+        self._to_check.pop(connection, None)
 
     async def run(self) -> None:
         while True:
             await self._work.wait()
-            heads = [queue[0][0] for queue in (self._to_ping, self._to_check) if queue]
+            heads = [next(iter(queue.values())) for queue in (self._to_ping, self._to_check) if queue]
             if not heads:
                 self._work = trio.Event()
                 continue
@@ -40,13 +45,19 @@ class Heartbeats:
             self._sweep(trio.current_time())
 
     def _sweep(self, now: float) -> None:
-        while self._to_check and self._to_check[0][0] <= now:
-            _, connection = self._to_check.popleft()
+        for connection in _due(self._to_check, now):
             if not connection.alive:
                 connection.close(Cause.HEARTBEAT_MISSED, flush=False)
-        while self._to_ping and self._to_ping[0][0] <= now:
-            _, connection = self._to_ping.popleft()
+        for connection in _due(self._to_ping, now):
             if connection.cause is None:
                 connection.ping()
-                self._to_check.append((now + self._timeout, connection))
-                self._to_ping.append((now + self._interval, connection))
+                self._to_check.setdefault(connection, now + self._timeout)
+                self._to_ping[connection] = now + self._interval
+
+
+def _due(queue: OrderedDict[Connection, float], now: float) -> list[Connection]:
+    """Take from the head of a queue whose time has come."""
+    due: list[Connection] = []
+    while queue and next(iter(queue.values())) <= now:
+        due.append(queue.popitem(last=False)[0])
+    return due

@@ -17,9 +17,13 @@ from . import Transport
 
 __all__ = ["TrioWebsocketTransport"]
 
+_CAUSES = {cause.code: cause for cause in (Cause.VANISHED, Cause.PROTOCOL_ERROR, Cause.BAD_DATA, Cause.TOO_BIG)}
+"""trio-websocket gives these codes where it has ended the connection itself."""
+
 
 class TrioWebsocketTransport(Transport):
-    """`start_soon` starts a task in the connection's nursery; `heard` is called when a ping was answered."""
+    """`start_soon` starts a task in the connection's nursery; `heard` is called when a ping was answered, `lost` when it
+    could not be sent."""
 
     def __init__(
         self,
@@ -29,12 +33,14 @@ class TrioWebsocketTransport(Transport):
         start_soon: Callable[..., Any],
         ping_timeout: float,
         heard: Callable[[], None],
+        lost: Callable[[], None],
     ) -> None:
         self._connection = connection
         self.format = format
         self._start_soon = start_soon
         self._ping_timeout = ping_timeout
         self._heard = heard
+        self._lost = lost
 
     async def receive(self) -> list[bytes]:
         try:
@@ -67,8 +73,9 @@ class TrioWebsocketTransport(Transport):
             try:
                 await self._connection.ping()
             except (ConnectionClosed, trio.BrokenResourceError, trio.ClosedResourceError):
-                return  # the reader hears of it as well
-            self._heard()
+                self._lost()
+            else:
+                self._heard()
 
     async def send_close(self, cause: Cause, reason: str) -> None:
         """This waits for the peer's answer too: trio-websocket's `aclose` does both."""
@@ -84,8 +91,6 @@ class TrioWebsocketTransport(Transport):
 
     def _gone(self) -> PeerGone:
         closed = self._connection.closed
-        if closed is None or closed.code == Cause.VANISHED.code:
+        if closed is None:
             return PeerGone(Cause.VANISHED)
-        if closed.code == Cause.TOO_BIG.code:
-            return PeerGone(Cause.TOO_BIG)
-        return PeerGone(Cause.CLIENT_LEFT, closed.code, closed.reason or "")
+        return PeerGone(_CAUSES.get(closed.code, Cause.CLIENT_LEFT), closed.code, closed.reason or "")

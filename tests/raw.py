@@ -1,7 +1,6 @@
 """Peers that are not clients: bytes by hand, over any Trio stream."""
 
 import base64
-import os
 import struct
 import zlib
 from collections.abc import AsyncIterator
@@ -11,11 +10,24 @@ import attrs
 import trio
 from support import PATIENCE, App, Client
 
-from trioswitch.wire.frames import CLOSE, TEXT
+from trioswitch.wire.frames import TEXT
 
-__all__ = ["CONTINUATION", "PONG", "Answer", "RawPeer", "deflated", "frame", "good_neighbours", "upgrade"]
+__all__ = [
+    "BINARY",
+    "CLOSE",
+    "CONTINUATION",
+    "PING",
+    "PONG",
+    "TEXT",
+    "Answer",
+    "RawPeer",
+    "deflated",
+    "frame",
+    "good_neighbours",
+    "upgrade",
+]
 
-CONTINUATION, PONG = 0x0, 0xA
+CONTINUATION, CLOSE, PONG = 0x0, 0x8, 0xA
 
 
 def upgrade(path: str = "/ws", *, method: str = "GET", version: str = "HTTP/1.1", **changes: str | None) -> bytes:
@@ -33,7 +45,13 @@ def upgrade(path: str = "/ws", *, method: str = "GET", version: str = "HTTP/1.1"
 
 
 def frame(
-    opcode: int, payload: bytes = b"", *, fin: bool = True, masked: bool = True, rsv1: bool = False, size: int | None = None
+    opcode: int,
+    payload: bytes = b"",
+    *,
+    fin: bool = True,
+    masked: bool = True,
+    rsv1: bool = False,
+    size: int | None = None,
 ) -> bytes:
     """A client's frame; `size` is what its head claims, where that is not the truth."""
     claimed = len(payload) if size is None else size
@@ -156,11 +174,6 @@ class RawPeer:
 
     async def aclose(self) -> None:
         await trio.aclose_forcefully(self.stream)
-
-
-def random_bytes(count: int) -> bytes:
-    """What no compression makes smaller."""
-    return os.urandom(count)
 
 
 @attrs.define(eq=False)

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
-from raw import CONTINUATION, PONG, RawPeer, deflated, frame, good_neighbours, upgrade
+from raw import CLOSE, CONTINUATION, PONG, RawPeer, deflated, frame, good_neighbours, upgrade
 from support import App, connected, listening, running, settled
 from trio.testing import MockClock, lockstep_stream_pair, memory_stream_pair
 
 from trioswitch import Cause, Connection, ConnectRequest, Identity, Options, Overflow, Refused, RoomPolicy
-from trioswitch.wire.frames import BINARY, CLOSE, PING, TEXT
+from trioswitch.wire.frames import BINARY, PING, TEXT
 
 LIMIT = 1000
 SMALL = Options(max_message_bytes=LIMIT, max_fragments=5)
@@ -152,7 +152,9 @@ async def test_who_never_reads_the_answer_to_its_handshake(clock: MockClock, tra
         before = len(app.nursery.child_tasks)
         peers = [RawPeer(await app.stream(lockstep_stream_pair)) for _ in range(3)]
         async with trio.open_nursery() as nursery:
-            for peer, head in zip(peers, (upgrade(), upgrade(Sec_WebSocket_Key=None), b"GET / HTTP/1.1\r\n\r\n"), strict=True):
+            for peer, head in zip(
+                peers, (upgrade(), upgrade(Sec_WebSocket_Key=None), b"GET / HTTP/1.1\r\n\r\n"), strict=True
+            ):
                 nursery.start_soon(peer.send, head)
         await trio.sleep(12)
         assert len(app.nursery.child_tasks) == before
@@ -222,19 +224,22 @@ async def test_an_on_connect_that_fails_is_told_as_an_error_of_the_server(
         expect_logged(caplog, "a hook failed")
 
 
-async def test_an_on_connect_that_refuses_with_a_status_that_is_none(
-    clock: MockClock, transport: str, caplog: pytest.LogCaptureFixture
-) -> None:
+@pytest.mark.parametrize(("status", "code"), [(401, 4500), (403, 4501)])
+async def test_a_browser_is_refused_with_a_close_code(clock: MockClock, transport: str, status: int, code: int) -> None:
+    """It is not shown the HTTP status of a refused handshake, and would come back for ever."""
+
     async def on_connect(request: ConnectRequest) -> None:
         if "bad" in request.query:
-            raise Refused("no", status=999)
+            raise Refused("not you", status=status)
 
     async with running(transport=transport, on_connect=on_connect) as app, good_neighbours(app):
         peer = RawPeer(await app.stream())
-        await peer.send(upgrade("/ws?bad=1"))
-        assert await peer.end() == b""
+        await peer.send(upgrade("/ws?bad=1", Origin="http://test"))
+        assert (await peer.answer()).status == 101
+        assert await peer.close_code() == code
         await peer.aclose()
-        expect_logged(caplog, "serving test failed")
+        await settled()
+        assert app.switch.statistics().refused == 1
 
 
 async def test_an_on_connect_that_hangs_has_the_deadline_of_the_handshake(clock: MockClock, transport: str) -> None:
@@ -640,7 +645,9 @@ async def test_both_sides_close_at_once(clock: MockClock, transport: str) -> Non
         await peer.send(frame(CLOSE, b"\x03\xe8"))
         app.switch.kick(id)
         app.switch.kick(id)
-        codes = (1000, 4502) if transport == "native" else (1000, 4502, 1006)  # that library may close before it answers
+        codes = (
+            (1000, 4502) if transport == "native" else (1000, 4502, 1006)
+        )  # that library may close before it answers
         assert await peer.close_code() in codes
         await peer.end()
         assert trio.current_time() == 0
@@ -700,7 +707,9 @@ async def test_a_handler_that_raises(
         client = await app.connect()
         answer = await client.ask("fail")
         assert (answer["type"], answer["code"]) == ("error", "internal")
-        assert str(error) not in answer["message"] or not str(error), "what went wrong inside is not the client's business"
+        assert str(error) not in answer["message"] or not str(error), (
+            "what went wrong inside is not the client's business"
+        )
         expect_logged(caplog, "'fail' failed")
         await client.nothing_more()
         await neighbours.chat()

@@ -17,7 +17,7 @@ LAYERS = [
     {"wire.batch"},
     {"config", "metrics", "auth"},
     {"transport"},
-    {"transport.channels", "transport.trio_websocket"},
+    {"transport.channels", "transport.reactor", "transport.trio_websocket"},
     {"transport.native"},
     {"flusher"},
     {"outbox"},

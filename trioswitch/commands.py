@@ -1,6 +1,6 @@
 """The commands of clients, carried out. Each gets at most one answer: an `ack` or `error` where it has an `id`."""
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any
 
 import trio
@@ -34,6 +34,8 @@ from .wire.prepared import Prepared, Receipt
 
 __all__ = ["Authenticator", "Commands"]
 
+Wait = Coroutine[Any, Any, None]
+"""What the connection's task has to await before it goes on."""
 MAX_USERS = 1000
 """Users that an answer to `presence` names at most; its `count` has all of them."""
 Authenticator = Callable[[str], Awaitable[Identity]]
@@ -47,7 +49,7 @@ class Commands:
         self._registry = registry
         self._handlers = handlers
         self._authenticate = authenticate
-        self._methods: dict[type[Command], Callable[[Connection, Any, int], Awaitable[None] | None]] = {
+        self._methods: dict[type[Command], Callable[[Connection, Any, int], Wait | None]] = {
             SendChat: self._chat,
             SendMessage: self._message,
             JoinRoom: self._join,
@@ -60,7 +62,7 @@ class Commands:
             Custom: self._custom,
         }
 
-    def dispatch(self, connection: Connection, command: Command, size: int) -> Awaitable[None] | None:
+    def dispatch(self, connection: Connection, command: Command, size: int) -> Wait | None:
         """Carry out one command, whose bytes were `size`. The caller awaits what this returns, if anything."""
         if connection.identity is None and type(command) is not Authenticate:
             connection.reply_error("unauthorised", "authenticate first", command.id)
@@ -105,13 +107,13 @@ class Commands:
             Ack(id=command.id, room=command.room, users=users[:MAX_USERS], count=len(users), online_count=online)
         )
 
-    def _chat(self, connection: Connection, command: SendChat, size: int) -> Awaitable[None] | None:
+    def _chat(self, connection: Connection, command: SendChat, size: int) -> Wait | None:
         self._check_publish(connection, command.room)
         user = self._name(connection, command.user_id)
         event = ChatMessage(room=command.room, content=command.content, user_id=user)
         return self._publish(connection, command.id, Prepared(event, room=command.room, size=size))
 
-    def _message(self, connection: Connection, command: SendMessage, size: int) -> Awaitable[None] | None:
+    def _message(self, connection: Connection, command: SendMessage, size: int) -> Wait | None:
         self._check_publish(connection, command.room)
         event = Message(room=command.room, data=command.data, user_id=connection.user)
         if command.key is not None:
@@ -137,9 +139,7 @@ class Commands:
             if not identity.may_publish(room):
                 raise Refused(f"join {room!r} before you publish to it", code="not_joined")
 
-    def _publish(
-        self, connection: Connection, request_id: str | int | None, message: Prepared
-    ) -> Awaitable[None] | None:
+    def _publish(self, connection: Connection, request_id: str | int | None, message: Prepared) -> Wait | None:
         name = message.room
         assert name is not None
         if request_id is not None:
@@ -153,14 +153,14 @@ class Commands:
 
     # --- users and groups
 
-    def _direct(self, connection: Connection, command: SendDirect, _size: int) -> Awaitable[None]:
+    def _direct(self, connection: Connection, command: SendDirect, _size: int) -> Wait:
         event = DirectMessage(to=command.to, user_id=connection.user, **_body(command))
         receivers = self._registry.of_users((command.to,))
         if not receivers:
             raise Refused(f"{command.to!r} is not here, and messages are not kept", code="not_available")
         return self._send(connection, command.id, receivers, Prepared(event))
 
-    def _group(self, connection: Connection, command: SendGroup, _size: int) -> Awaitable[None]:
+    def _group(self, connection: Connection, command: SendGroup, _size: int) -> Wait:
         users = self._registry.groups.get(command.group, set())
         if connection.user not in users:
             raise Refused(f"you are not in the group {command.group!r}")
@@ -181,15 +181,13 @@ class Commands:
         if command.id is not None:
             connection.reply(Ack(id=command.id))
 
-    def _custom(self, connection: Connection, command: Custom, _size: int) -> Awaitable[None] | None:
+    def _custom(self, connection: Connection, command: Custom, _size: int) -> Wait | None:
         handler = self._handlers.get(command.type)
         if handler is None:
             raise Refused(f"unknown type {command.type!r}", code="unknown_type")
         return connection.handle(handler, command)
 
-    def _authenticate_by_message(
-        self, connection: Connection, command: Authenticate, _size: int
-    ) -> Awaitable[None] | None:
+    def _authenticate_by_message(self, connection: Connection, command: Authenticate, _size: int) -> Wait | None:
         if self._authenticate is None:
             raise Refused("this server does not use tokens", code="not_available")
         if connection.identity is not None:

@@ -1,7 +1,7 @@
 """The nursery of one connection: its reader, its flusher and its handlers. When it ends, all of them have ended."""
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 import trio
@@ -19,7 +19,7 @@ __all__ = ["Connection", "Dispatch", "Handler"]
 
 _log = logging.getLogger(__name__)
 
-Dispatch = Callable[["Connection", Command, int], Awaitable[None] | None]
+Dispatch = Callable[["Connection", Command, int], Coroutine[Any, Any, None] | None]
 """Carries out a command of so many bytes; what it returns, if anything, is awaited before the next one is read."""
 Handler = Callable[["Connection", dict[str, Any]], Awaitable[Any]]
 """The application's answer to a message type of its own: what it returns goes into the `ack` as `data`."""
@@ -33,7 +33,7 @@ class Connection:
     """One client. `close` is what ends it from outside; `cause` says why it ended, once it does."""
 
     __slots__ = (
-        "_errors", "_handler_scope", "_handlers", "_nursery", "_options", "_reading_over", "_reason",
+        "_errors", "_handler_scope", "_handlers", "_nursery", "_options", "_reading_over", "_reason", "_waiting",
         "cause", "heard", "id", "identity", "opened_at", "outbox", "paused", "request", "rooms", "transport", "user",
     )  # fmt: skip
 
@@ -62,6 +62,7 @@ class Connection:
         self._options = options
         self._reason = ""
         self._errors = 0
+        self._waiting: Coroutine[Any, Any, None] | None = None  # what the last command left to be awaited
         self._nursery: trio.Nursery | None = None
         self._handlers: trio.MemorySendChannel[tuple[Handler, Custom]] | None = None
         self._handler_scope: trio.CancelScope | None = None
@@ -104,39 +105,59 @@ class Connection:
             self.cause = self.cause or Cause.INTERNAL
         finally:
             self.cause = self.cause or Cause.DRAIN  # cancelled from outside
+            if self._waiting is not None:
+                self._waiting.close()
             self.outbox.close()
             await self.transport.aclose()
 
     async def _read(self, dispatch: Dispatch) -> PeerGone:
-        transport, outbox = self.transport, self.outbox
-        decode = transport.format.protocol.decode
+        transport = self.transport
+
+        def take(messages: list[bytes]) -> list[bytes] | None:
+            return self._take(messages, dispatch)
+
+        transport.hand_to(take)
         try:
             while True:
-                messages = await transport.receive()
-                self.heard = True
-                if pongs := transport.pongs():
-                    outbox.control(pongs)
-                for payload in messages:
-                    if self.cause is not None:
-                        break  # we are closing: what still comes is read, and not acted upon
-                    try:
-                        command = decode(payload)
-                    except BadInput as bad:
-                        self._answer(bad)
-                    else:
-                        self._errors = 0
-                        waiting = dispatch(self, command, len(payload))
-                        if waiting is not None:
-                            self.paused = True
-                            await waiting
-                            self.paused = False
-                    if outbox.full:
-                        await outbox.wait_space()
+                left: list[bytes] | None = await transport.receive()
+                await self._catch_up()  # with what `take` left behind in the meantime
+                while left is not None and (left := take(left)) is not None:
+                    await self._catch_up()
         except PeerGone as gone:
             return gone
         except Exception:
             _log.exception("connection %s: a command failed", self.id)
             return PeerGone(Cause.INTERNAL)
+
+    def _take(self, messages: list[bytes], dispatch: Dispatch) -> list[bytes] | None:
+        """Carry out commands in order, up to one that has to wait (`_catch_up`). Returns what is left then, else None."""
+        self.heard = True
+        transport, outbox = self.transport, self.outbox
+        if pongs := transport.pongs():
+            outbox.control(pongs)
+        decode = transport.format.protocol.decode
+        for index, payload in enumerate(messages):
+            if self.cause is not None:
+                break  # we are closing: what still comes is read, and not acted upon
+            try:
+                command = decode(payload)
+            except BadInput as bad:
+                self._answer(bad)
+            else:
+                self._errors = 0
+                self._waiting = dispatch(self, command, len(payload))
+            if self._waiting is not None or outbox.full:
+                return messages[index + 1 :]
+        return None
+
+    async def _catch_up(self) -> None:
+        """Wait for what the last command has to wait for: a full room, a handler, or the client, which must read its answers."""
+        waiting, self._waiting = self._waiting, None
+        if waiting is not None:
+            self.paused = True
+            await waiting
+            self.paused = False
+        await self.outbox.wait_space()
 
     def _answer(self, bad: BadInput) -> None:
         self.reply_error(bad.code, bad.message, bad.request_id)

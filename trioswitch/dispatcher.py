@@ -22,10 +22,23 @@ class Dispatcher:
         self._crashed = crashed
         self._ready: deque[Room] = deque()
         self._work = trio.Event()
+        self._held = False
 
     def wake(self, room: Room) -> None:
         self._ready.append(room)
-        self._work.set()
+        if not self._held:
+            self._work.set()
+
+    def hold(self) -> None:
+        """Collect what is published until `release`, so that it goes out in common windows."""
+        self._held = True
+
+    def release(self) -> None:
+        """Hand out what was collected, without waking the task for it."""
+        self._held = False
+        self.run_ready()
+        if self._ready:
+            self._work.set()
 
     def run_ready(self) -> None:
         """Give each room that is ready its turn."""

@@ -5,6 +5,7 @@ import resource
 import secrets
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from typing import Final, Literal
 from urllib.parse import parse_qsl
 
@@ -45,6 +46,7 @@ PATHS: Final = frozenset({"/", "/ws"})
 WELCOME_PRIORITY: Final = 10
 FILE_RESERVE: Final = 64
 """Open files that are kept for everything but connections."""
+_REFUSALS = {401: Cause.UNAUTHORISED, 403: Cause.FORBIDDEN}
 RETRY_AFTER: Final = 5
 """Seconds after which a client that was refused for lack of room may try again."""
 PARTING: Final = 1.0
@@ -77,12 +79,15 @@ class Entry:
     ) -> None:
         """Serve whoever is at the other end until it is gone; closes the channel. Raises nothing but Cancelled."""
         try:
+            conversation = None
             try:
-                await self._serve_channel(channel, other, transport)
+                conversation = await self._let_in(channel, other, transport)
             except Refused as refused:
                 await self._answer(channel, response(refused.status, refused.message + "\n", _headers(refused)))
             except trio.TooSlowError:
                 await self._answer(channel, response(408, "the handshake took too long\n"))
+            if conversation is not None:
+                await conversation()
         except* PeerGone:
             _log.debug("%s went before its handshake was over", channel.remote)
         except* Exception:  # whatever a peer does, it must not end the nursery that it shares with all others
@@ -90,7 +95,13 @@ class Entry:
         finally:
             await channel.aclose()
 
-    async def _serve_channel(self, channel: ByteChannel, other: OtherRequest | None, transport: TransportName) -> None:
+    async def _let_in(
+        self, channel: ByteChannel, other: OtherRequest | None, transport: TransportName
+    ) -> Callable[[], Awaitable[None]] | None:
+        """From the first byte to the end of the handshake. Returns what serves the client from then on.
+
+        It returns, rather than going on by itself, so that nothing of the handshake is kept for as long as the client is.
+        """
         options = self.registry.options
         deadline = trio.current_time() + options.handshake_timeout
         with trio.fail_at(deadline):
@@ -101,7 +112,7 @@ class Entry:
             with trio.move_on_at(deadline):
                 await other(channel, head + rest)
                 await self._part(channel)
-            return
+            return None
         with trio.fail_at(deadline):
             handshake = Handshake(
                 compression=options.compression,
@@ -112,15 +123,23 @@ class Entry:
             if handshake.path not in PATHS:
                 raise Rejected(404, f"there is no WebSocket at {handshake.path!r}: it is at /ws")
             request = _connect_request(handshake.path, handshake.query, handshake.headers, channel.remote)
-            identity = await self._admit(request)
-            if transport == "native":
+            try:
+                identity = await self._admit(request)
+            except Refused as refused:
+                cause = _told_by_closing(request, refused)
+                if cause is None:
+                    raise
                 answer, codec = handshake.accept(options.max_fragments)
-                await channel.write(answer)
-        if transport == "native":
-            format = self.registry.format(handshake.protocol, framed=True, deflate_bits=codec.deflate_bits)
-            await self._converse(request, identity, lambda _: NativeTransport(channel, codec, format, rest))
-        else:
-            await self._serve_by_trio_websocket(PrefixedStream(head + rest, channel), request, identity, deadline)
+                await self._answer(channel, answer + codec.close(cause.code, refused.message))
+                return None
+            if transport != "native":
+                stream = PrefixedStream(head + rest, channel)
+                return partial(self._serve_by_trio_websocket, stream, request, identity, deadline)
+            answer, codec = handshake.accept(options.max_fragments)
+            await channel.write(answer)
+        format = self.registry.format(handshake.protocol, framed=True, deflate_bits=codec.deflate_bits)
+        native = NativeTransport(channel, codec, format, rest, self.registry.reactor)
+        return partial(self._converse, self._connection(request, identity, lambda _: native))
 
     async def _serve_by_trio_websocket(
         self, stream: trio.abc.Stream, connect: ConnectRequest, identity: Identity | None, deadline: float
@@ -148,6 +167,9 @@ class Entry:
                 try:
                     identity = await self._admit(connect)
                 except Refused as refused:
+                    if (cause := _told_by_closing(connect, refused)) is not None:
+                        await (await request.accept()).aclose(cause.code, refused.message)
+                        return
                     fields = [(name.encode(), value.encode()) for name, value in _headers(refused)]
                     body = f"{refused.message}\n".encode()
                     await request.reject(refused.status, extra_headers=fields, body=body)
@@ -228,7 +250,7 @@ class Entry:
     ) -> None:
         websocket, protocol = accepted
         format = self.registry.format(protocol, framed=False, deflate_bits=0)
-        await self._converse(
+        connection = self._connection(
             connect,
             identity,
             lambda client: TrioWebsocketTransport(
@@ -240,10 +262,14 @@ class Entry:
                 lost=client.was_lost,
             ),
         )
+        await self._converse(connection)
 
-    async def _converse(self, request: ConnectRequest, identity: Identity | None, make: Make) -> None:
+    def _connection(self, request: ConnectRequest, identity: Identity | None, make: Make) -> Connection:
         registry = self.registry
-        connection = Connection(secrets.token_urlsafe(9), request, identity, registry.options, registry.traffic, make)
+        return Connection(secrets.token_urlsafe(9), request, identity, registry.options, registry.traffic, make)
+
+    async def _converse(self, connection: Connection) -> None:
+        registry = self.registry
         try:
             await connection.run(self._commands.dispatch, self._opened)
         finally:
@@ -298,6 +324,12 @@ def _connect_request(path: str, query: dict[str, str], headers: dict[str, str], 
     scheme, _, credentials = headers.get("authorization", "").partition(" ")
     token = credentials.strip() if scheme.lower() == "bearer" else query.get("token")
     return ConnectRequest(path=path, query=query, headers=headers, remote=remote, token=token or None)
+
+
+def _told_by_closing(request: ConnectRequest, refused: Refused) -> Cause | None:
+    """A browser (it sends `Origin`) is not shown the HTTP status of a refused handshake, and its page would come back for
+    ever: it is let in, and closed with the code that says not to."""
+    return _REFUSALS.get(refused.status) if "origin" in request.headers else None
 
 
 def _headers(refused: Refused) -> Sequence[tuple[str, str]]:

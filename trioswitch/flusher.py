@@ -66,7 +66,7 @@ class Flusher:
         self._cut: Sequence[Prepared] = ()
         self._control = b""  # pings and pongs: they go before the next batch
         self._gaps: dict[str | None, int] = {}  # drops that the client has not been told of yet, by room
-        self._parked: trio.CancelScope | None = None  # where the task waits for a first message
+        self._parked: trio.CancelScope | None = None  # where the task waits for a first message, and only there
         self._lingering: trio.CancelScope | None = None  # where it waits for more of them
         self._flush_requested = False
         self._settled: trio.Event | None = None  # set after each write, for those who wait for space or a flush
@@ -236,8 +236,8 @@ class Flusher:
         """Nothing waits: let rooms write for themselves again, until something has to be queued."""
         self._flush_requested = False
         self._on_idle()
-        self._wake_waiters()
         with trio.CancelScope() as self._parked:
+            self._wake_waiters()
             self._add(await self._channel_out.receive())
         self._parked = None
 
@@ -262,6 +262,11 @@ class Flusher:
             await self.wait_settled()
             if not self._in_flight and self._collect().oldest() > called:
                 break
+
+    async def wait_parked(self) -> None:
+        """Wait until the task has written everything, and is not using the transport. Safe to cancel."""
+        while self._parked is None:
+            await self.wait_settled()
 
     # --- the end
 

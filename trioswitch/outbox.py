@@ -223,6 +223,7 @@ class Outbox:
             if not flush:
                 self._flusher.drop_queue()
             await self._flusher.flush()
+            await self._flusher.wait_parked()
 
     def _end(self) -> None:
         self._ended = True

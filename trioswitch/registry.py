@@ -17,6 +17,7 @@ from .metrics import SwitchStatistics, Traffic
 from .outbox import Offer
 from .rooms import YIELD_EVERY, Member, Room
 from .supervise import supervise
+from .transport.reactor import Reactor
 from .wire.frames import Compressor
 from .wire.messages import System
 from .wire.prepared import Format, Framing, Prepared, Receipt
@@ -48,6 +49,7 @@ class Registry:
         self.draining = False
         """Whether everybody is about to go: then nobody new is let in, and leaves are not announced."""
         self.dispatcher = Dispatcher(self._start_task, self._crashed)
+        self.reactor = Reactor(self.dispatcher.hold, self.dispatcher.release) if Reactor.available() else None
         self._nursery = nursery
         self._framings: dict[tuple[Codec, bool, int], Framing] = {}
         self._formats: dict[tuple[ClientProtocol, Framing], Format] = {}
@@ -267,6 +269,11 @@ class Registry:
         """The switch ends: whoever waits for a receipt gets one."""
         for room in self.rooms.values():
             room.abandon()
+
+    def close(self) -> None:
+        """After `abandon`, when its tasks have ended."""
+        if self.reactor is not None:
+            self.reactor.close()
 
     # --- statistics
 

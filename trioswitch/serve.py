@@ -6,9 +6,9 @@ import os
 import socket
 import ssl
 import stat
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import attrs
 import trio
@@ -72,8 +72,8 @@ async def serve(
     listeners = [_unix_listener(path)] if path is not None else await _tcp_listeners(host, port)
     site = Site(pages or {})
 
-    async def serve_one(accepted: socket.socket) -> None:
-        await switch.serve_channel(_channel(accepted, ssl_context), other=site, transport=transport)
+    def serve_one(accepted: socket.socket) -> Coroutine[Any, Any, None]:
+        return switch.serve_channel(_channel(accepted, ssl_context), other=site, transport=transport)
 
     try:
         async with trio.open_nursery() as connections, trio.open_nursery() as accepting:
@@ -91,7 +91,9 @@ async def serve(
 class _Acceptor:
     """Accepts in bursts, and starts a task for each connection."""
 
-    def __init__(self, connections: trio.Nursery, serve_one: Callable[[socket.socket], Awaitable[None]]) -> None:
+    def __init__(
+        self, connections: trio.Nursery, serve_one: Callable[[socket.socket], Coroutine[Any, Any, None]]
+    ) -> None:
         self._connections = connections
         self._serve_one = serve_one
         self._spare: int | None = None  # an open file, given up to answer a client when there is no other
@@ -122,7 +124,10 @@ class _Acceptor:
                     return False
                 continue  # the client went before it was accepted
             accepted.setblocking(False)
-            self._connections.start_soon(self._serve_one, accepted)
+            try:
+                self._connections.start_soon(self._serve_one, accepted)
+            except OSError:  # its options cannot be set: it is gone already
+                accepted.close()
         return True
 
     def _turn_away(self, listener: socket.socket) -> None:

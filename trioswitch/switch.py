@@ -2,7 +2,7 @@
 
 import copy
 import random
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import asynccontextmanager
 from secrets import token_urlsafe
 from typing import Any, TypedDict, Unpack
@@ -68,6 +68,7 @@ async def open_switch(
         finally:
             switch._registry.abandon()
             nursery.cancel_scope.cancel()
+    switch._registry.close()
 
 
 class Switch:
@@ -92,6 +93,8 @@ class Switch:
         self._entry = Entry(self._registry, heartbeats, self._handlers, on_connect, on_disconnect, authenticate)
         for task in (self._registry.dispatcher.run, self._registry.announce_counts, heartbeats.run):
             nursery.start_soon(supervise, task)
+        if self._registry.reactor is not None:
+            nursery.start_soon(supervise, self._registry.reactor.run)
 
     # --- messages out
 
@@ -252,11 +255,11 @@ class Switch:
         """
         await self.serve_channel(StreamChannel(stream, remote), other=other)
 
-    async def serve_channel(
+    def serve_channel(
         self, channel: ByteChannel, *, other: OtherRequest | None = None, transport: TransportName = "native"
-    ) -> None:
+    ) -> Coroutine[Any, Any, None]:
         """As `serve_stream`, for a channel of bytes. Requests that are no WebSocket upgrade go to `other`."""
-        await self._entry.serve_channel(channel, other, transport)
+        return self._entry.serve_channel(channel, other, transport)
 
     async def serve_request(self, request: trio_websocket.WebSocketRequest) -> None:
         """Serve a client of a program that runs trio-websocket: call it in the handler, it returns when the client is gone."""

@@ -12,7 +12,7 @@ import attrs
 from ..errors import Cause
 from ..wire.prepared import Chunk, Format
 
-__all__ = ["ConnectRequest", "Transport"]
+__all__ = ["ConnectRequest", "Take", "Transport"]
 
 
 @attrs.frozen(kw_only=True)
@@ -26,6 +26,10 @@ class ConnectRequest:
     """Where it comes from: `host:port`, or a name for what is no TCP socket."""
     token: str | None
     """From `Authorization: Bearer` or `?token=`."""
+
+
+Take = Callable[[list[bytes]], list[bytes] | None]
+"""Carries out messages. Returns None when all are done; else what is left after a command that has to wait."""
 
 
 class Transport(abc.ABC):
@@ -44,6 +48,12 @@ class Transport(abc.ABC):
         """The messages that have arrived, in order; waits for at least some data, and may return none.
 
         Raises PeerGone when the connection is over. Safe to cancel.
+        """
+
+    def hand_to(self, take: "Take") -> None:  # noqa: B027  # most transports have nothing to do
+        """Let `take` have messages as they arrive, where that needs no waking of the task that receives.
+
+        What it leaves comes out of `receive`.
         """
 
     @abc.abstractmethod

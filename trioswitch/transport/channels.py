@@ -52,27 +52,37 @@ class ByteChannel(abc.ABC):
 class SocketChannel(ByteChannel):
     """A connected, non-blocking socket, used by its descriptor."""
 
-    __slots__ = ("_fd", "_socket", "write_nowait")
+    __slots__ = ("_socket", "fd", "write_nowait")
 
     def __init__(self, connected: socket.socket) -> None:
         self._socket = connected
-        self._fd = connected.fileno()
-        self.write_nowait = partial(os.write, self._fd)
+        self.fd = connected.fileno()
+        self.write_nowait = partial(os.write, self.fd)
 
     async def read(self) -> bytes:
-        while True:
+        while self.fd >= 0:  # trio-websocket reads on after it has closed
             try:
-                await trio.lowlevel.wait_readable(self._fd)
-                return os.read(self._fd, READ_SIZE)
+                await trio.lowlevel.wait_readable(self.fd)
+                return os.read(self.fd, READ_SIZE)
             except BlockingIOError:
                 continue
             except (OSError, trio.ClosedResourceError):
-                raise PeerGone(Cause.VANISHED) from None
+                break
+        raise PeerGone(Cause.VANISHED)
+
+    def read_ready(self) -> bytes:
+        """What has arrived, empty at the end. Raises BlockingIOError, PeerGone."""
+        try:
+            return os.read(self.fd, READ_SIZE)
+        except BlockingIOError:
+            raise
+        except OSError:
+            raise PeerGone(Cause.VANISHED) from None
 
     def read_nowait(self) -> bytes:
         """What has arrived already, empty for nothing or the end."""
         try:
-            return os.read(self._fd, READ_SIZE)
+            return os.read(self.fd, READ_SIZE)
         except OSError:
             return b""
 
@@ -80,15 +90,17 @@ class SocketChannel(ByteChannel):
         view = memoryview(data)
         while view:
             try:
-                view = view[os.write(self._fd, view) :]
+                view = view[os.write(self.fd, view) :]
             except BlockingIOError:
                 await self.wait_writable()
             except OSError:
                 raise PeerGone(Cause.VANISHED) from None
 
     async def wait_writable(self) -> None:
+        if self.fd < 0:
+            raise PeerGone(Cause.VANISHED)
         try:
-            await trio.lowlevel.wait_writable(self._fd)
+            await trio.lowlevel.wait_writable(self.fd)
         except (OSError, trio.ClosedResourceError):
             raise PeerGone(Cause.VANISHED) from None
 
@@ -99,10 +111,10 @@ class SocketChannel(ByteChannel):
             raise PeerGone(Cause.VANISHED) from None
 
     async def aclose(self) -> None:
-        if self._fd >= 0:
-            trio.lowlevel.notify_closing(self._fd)
+        if self.fd >= 0:
+            trio.lowlevel.notify_closing(self.fd)
             self._socket.close()
-            self._fd = -1  # its number is soon another connection's: who writes late must fail, not write to that
+            self.fd = -1  # its number is soon another connection's: who writes late must fail, not write to that
 
     @property
     def remote(self) -> str:

@@ -1,13 +1,15 @@
 """The native transport: own bytes, websockets' sans-I/O protocol."""
 
+import outcome as outcome_
 import trio
 
 from ..errors import Cause, PeerGone
 from ..wire.frames import PING, frame
 from ..wire.prepared import Chunk, Format
 from ..wire.websocket import MAX_HEAD, Rejected, WebSocketCodec
-from . import Transport
+from . import Take, Transport
 from .channels import ByteChannel, SocketChannel
+from .reactor import Reactor
 
 __all__ = ["NativeTransport", "read_head"]
 
@@ -42,35 +44,94 @@ def _may_be_http(data: bytes) -> bool:
 
 
 class NativeTransport(Transport):
-    """A WebSocket over a channel of bytes, after its handshake. `rest` is what came with the handshake."""
+    """A WebSocket over a channel of bytes, after its handshake. `rest` is what came with the handshake.
 
-    __slots__ = ("_channel", "_codec", "_control", "_rest", "format", "write_nowait")
+    With a reactor, a socket is read there, and `receive` waits for what could not be carried out there.
+    """
 
-    def __init__(self, channel: ByteChannel, codec: WebSocketCodec, format: Format, rest: bytes) -> None:
+    __slots__ = ("_channel", "_codec", "_left", "_reactor", "_rest", "_take", "_task", "format", "write_nowait")
+
+    def __init__(
+        self, channel: ByteChannel, codec: WebSocketCodec, format: Format, rest: bytes, reactor: Reactor | None = None
+    ) -> None:
         self._channel = channel
         self._codec = codec
         self._rest = rest
+        self._reactor = reactor if isinstance(channel, SocketChannel) else None
+        self._take: Take | None = None
+        self._task: trio.lowlevel.Task | None = None  # the one that waits in `receive`
+        self._left: list[bytes] = []  # what the reactor leaves to it
         self.format = format
         self.write_nowait = channel.write_nowait
 
+    def hand_to(self, take: Take) -> None:
+        if self._reactor is not None:
+            self._take = take
+
     async def receive(self) -> list[bytes]:
-        codec = self._codec
         self._raise_if_ended()
         if self._rest:
             await trio.lowlevel.checkpoint()
             data, self._rest = self._rest, b""
+        elif self._take is not None:
+            return await self._receive_from_reactor()
         else:
             data = await self._channel.read()
-        if not data:
-            codec.eof()
-        messages = codec.feed(data) if data else []
+        messages = self._feed(data)
         if not messages:
             self._raise_if_ended()
         return messages
 
+    def _feed(self, data: bytes) -> list[bytes]:
+        if data:
+            return self._codec.feed(data)
+        self._codec.eof()
+        return []
+
     def _raise_if_ended(self) -> None:
         if self._codec.ended is not None:
             raise self._codec.ended
+
+    async def _receive_from_reactor(self) -> list[bytes]:
+        assert self._reactor is not None
+        assert isinstance(self._channel, SocketChannel)
+        reactor, fd = self._reactor, self._channel.fd
+        self._task = trio.lowlevel.current_task()
+        reactor.watch(fd, self._readable)
+
+        def abort(_raise_cancel: object) -> trio.lowlevel.Abort:
+            self._task = None
+            reactor.unwatch(fd)
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        await trio.lowlevel.wait_task_rescheduled(abort)
+        left, self._left = self._left, []
+        if not left:
+            self._raise_if_ended()
+        return left
+
+    def _readable(self) -> None:
+        """Called by the reactor. Whatever goes wrong is raised in the task of this connection."""
+        assert isinstance(self._channel, SocketChannel)
+        assert self._reactor is not None
+        assert self._take is not None
+        left: list[bytes] | None = None
+        outcome: outcome_.Outcome[None] = outcome_.Value(None)
+        try:
+            messages = self._feed(self._channel.read_ready())
+            if messages or self._codec.replies:
+                left = self._take(messages)
+        except BlockingIOError:
+            return
+        except Exception as error:
+            outcome = outcome_.Error(error)
+        if self._task is None:
+            return  # carrying out a command has cancelled it
+        if left is not None or self._codec.ended is not None or isinstance(outcome, outcome_.Error):
+            self._reactor.unwatch(self._channel.fd)
+            self._left = left or []
+            trio.lowlevel.reschedule(self._task, outcome)
+            self._task = None
 
     def pongs(self) -> bytes:
         codec = self._codec
@@ -101,4 +162,6 @@ class NativeTransport(Transport):
             pass
 
     async def aclose(self) -> None:
+        if self._reactor is not None and isinstance(self._channel, SocketChannel):
+            self._reactor.unwatch(self._channel.fd)
         await self._channel.aclose()

@@ -2,7 +2,7 @@
 
 import pytest
 import trio
-from support import running, settled
+from support import PATIENCE, connected, listening, running, settled
 from trio.testing import MockClock, lockstep_stream_pair
 
 from trioswitch import Options
@@ -46,6 +46,26 @@ async def test_who_does_not_answer_is_closed_in_time(clock: MockClock, transport
         assert 10 <= trio.current_time() - start <= 10 + 1 + 5 + 1 + 2 + 1
         assert app.switch.statistics().closes == {"heartbeat_missed": 1}
         await neighbour.nothing_more()
+
+
+async def test_answers_count_on_a_real_socket() -> None:
+    """There it is the reactor that hears them."""
+    async with listening(Options(ping_interval=0.1, ping_timeout=0.1)) as (switch, server):
+        async with connected(server.urls[0]) as client:
+            pings = 0
+            answer = client.websocket._wsproto.receive_data
+
+            def count(data: bytes) -> None:
+                nonlocal pings
+                pings += bytes(data).count(b"\x89\x00")
+                answer(data)
+
+            client.websocket._wsproto.receive_data = count  # type: ignore[method-assign, assignment]
+            with trio.fail_after(PATIENCE):
+                while pings < 5:
+                    await trio.sleep(0.05)
+            assert switch.connections() == [client.connection_id]
+            await client.nothing_more()
 
 
 async def test_any_sign_of_life_counts(clock: MockClock) -> None:

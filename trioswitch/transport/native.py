@@ -118,9 +118,7 @@ class NativeTransport(Transport):
         left: list[bytes] | None = None
         outcome: outcome_.Outcome[None] = outcome_.Value(None)
         try:
-            messages = self._feed(self._channel.read_ready())
-            if messages or self._codec.replies:
-                left = self._take(messages)
+            left = self._take(self._feed(self._channel.read_ready()))
         except BlockingIOError:
             return
         except Exception as error:

@@ -10,8 +10,6 @@ import attrs
 import trio
 from support import PATIENCE, App, Client
 
-from trioswitch.wire.frames import TEXT
-
 __all__ = [
     "BINARY",
     "CLOSE",
@@ -27,7 +25,7 @@ __all__ = [
     "upgrade",
 ]
 
-CONTINUATION, CLOSE, PONG = 0x0, 0x8, 0xA
+CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0x0, 0x1, 0x2, 0x8, 0x9, 0xA
 
 
 def upgrade(path: str = "/ws", *, method: str = "GET", version: str = "HTTP/1.1", **changes: str | None) -> bytes:

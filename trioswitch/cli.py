@@ -1,21 +1,24 @@
-"""`python -m trioswitch serve`: the options, the signals, the exit status."""
+"""`python -m trioswitch`: the commands, the options, the signals, the exit status."""
 
 import argparse
 import enum
 import logging
+import os
 import resource
 import signal
 import ssl
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn, get_args
 
 import attrs
 import trio
 
+from .bench.cli import add_bench
 from .config import Options, Overflow, RoomPolicy
 from .entry import TransportName
 from .errors import ServeError
+from .memory import keep_freed_memory
 from .serve import serve
 from .switch import Switch, open_switch
 from .version import __version__
@@ -34,37 +37,54 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line, and exit: 0 after a drain, 2 for a usage error, 1 for anything else."""
     parser = _parser()
     chosen = parser.parse_args(arguments)
+    raise_file_limit()
+    if chosen.run is not None:
+        sys.exit(chosen.run(chosen))
     try:
         options = _options(chosen)
         context = _tls(chosen.tls_cert, chosen.tls_key)
     except ValueError as error:
         parser.error(str(error))
-    raise_file_limit()
+    keep_freed_memory()
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=chosen.log_level.upper())
     try:
         trio.run(_serve, options, chosen, context, strict_exception_groups=True)
-    except* _Interrupted:
-        _exit("stopped at the second signal, before everything was written")
-    except* ServeError as group:
-        _exit(_sentence(group))
-    except* KeyboardInterrupt:
-        _exit("interrupted before the server was up")
-    except* Exception as group:
-        logging.getLogger(__name__).debug("the server failed", exc_info=group)
-        _exit(f"the server failed: {_sentence(group)}")
+    except (Exception, KeyboardInterrupt, BaseExceptionGroup) as failure:
+        logging.getLogger(__name__).debug("it ends with", exc_info=failure)
+        _say(f"trioswitch: {_sentence(failure)}")
+        sys.exit(FAILED)
+    _say("", end="")  # a log line that could not be written must not become the exit status
     sys.exit(OK)
 
 
-def _exit(sentence: str) -> NoReturn:
-    print(f"trioswitch: {sentence}", file=sys.stderr)
-    sys.exit(FAILED)
+def _sentence(failure: BaseException) -> str:
+    """What to tell a person: where several things went wrong together, the one that explains the others."""
+    errors = list(_leaves(failure))
+    if any(isinstance(error, _Interrupted) for error in errors):
+        return "stopped at the second signal, before everything was written"
+    if any(isinstance(error, KeyboardInterrupt) for error in errors):
+        return "interrupted before the server was up"
+    text = str(errors[0]) or type(errors[0]).__name__
+    return text if isinstance(errors[0], ServeError) else f"the server failed: {text}"
 
 
-def _sentence(group: BaseExceptionGroup[BaseException]) -> str:
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return str(error) or type(error).__name__
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        for inner in error.exceptions:
+            yield from _leaves(inner)
+    else:
+        yield error
+
+
+def _say(sentence: str, end: str = "\n") -> None:
+    """Write to stderr. Where nobody listens any more the server goes on, and its exit status stays what it is."""
+    if sys.stderr is None:
+        return
+    try:
+        print(sentence, end=end, file=sys.stderr, flush=True)
+    except OSError:
+        # What is left in the buffer would fail again at the interpreter's end, and make the exit status 120.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
 async def _serve(options: Options, chosen: argparse.Namespace, context: ssl.SSLContext | None) -> None:
@@ -72,7 +92,7 @@ async def _serve(options: Options, chosen: argparse.Namespace, context: ssl.SSLC
         async with open_switch(options) as switch, trio.open_nursery() as nursery:
             pages = {"/": landing_page(), "/health": health(switch)}
             server = await nursery.start(_serve_on, switch, chosen, context, pages)
-            print(f"trioswitch {__version__} listens on {' and '.join(server.urls)}", file=sys.stderr, flush=True)
+            _say(f"trioswitch {__version__} listens on {' and '.join(server.urls)}")
             await anext(signals)
             server.stop()
             nursery.start_soon(_interrupt, signals)
@@ -109,8 +129,14 @@ async def _serve_on(
 # --- the options
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One sentence, rather than all of the usage before it."""
+        self.exit(USAGE, f"trioswitch: error: {message} ({self.prog} --help tells more)\n")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="trioswitch", description="A real-time push server on Trio.")
+    parser = _Parser(prog="trioswitch", description="A real-time push server on Trio.")
     parser.add_argument("--version", action="version", version=f"trioswitch {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     serve_command = commands.add_parser(
@@ -119,6 +145,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Run the server until SIGTERM or SIGINT; a second signal ends it at once.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
+    serve_command.set_defaults(run=None)
     add = serve_command.add_argument
     add("--host", default="127.0.0.1", help="address to listen on")
     add("--port", type=_port, default=8765, help="TCP port; 0 takes a free one")
@@ -138,6 +165,7 @@ def _parser() -> argparse.ArgumentParser:
     for field in attrs.fields(Options):
         if "help" in field.metadata:
             group.add_argument(f"--{field.name.replace('_', '-')}", **_flag(field))
+    add_bench(commands)
     return parser
 
 
@@ -197,10 +225,9 @@ def _yes_or_no(text: str) -> bool:
 
 
 def _port(text: str) -> int:
-    port = int(text)
-    if not 0 <= port <= 65535:
+    if not text.isascii() or not text.isdigit() or int(text) > 65535:
         raise argparse.ArgumentTypeError(f"{text} is no port (0 to 65535)")
-    return port
+    return int(text)
 
 
 def _seconds(text: str) -> float:
@@ -219,13 +246,21 @@ def _tls(certificate: str | None, key: str | None) -> ssl.SSLContext | None:
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.set_alpn_protocols(["http/1.1"])
     try:
-        context.load_cert_chain(certificate, key)
+        context.load_cert_chain(certificate, key, password=_no_password)
     except (OSError, ssl.SSLError) as error:
         raise ValueError(f"argument --tls-cert: cannot read {certificate!r}: {error.strerror or error}") from None
     return context
 
 
+def _no_password() -> str:
+    """OpenSSL would ask on the terminal, and a server that is started by a machine would wait there for ever."""
+    raise ValueError("argument --tls-key: the private key is encrypted: give one without a password")
+
+
 def raise_file_limit() -> None:
     """Let this process open as many files as it may: every connection is one."""
     _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    except (ValueError, OSError) as error:  # where `hard` is more than the kernel really gives
+        logging.getLogger(__name__).debug("the limit on open files stays: %s", error)

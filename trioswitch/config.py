@@ -8,7 +8,7 @@ import fnmatch
 from typing import Any
 
 import attrs
-from attrs.validators import ge, gt, in_, le
+from attrs.validators import ge, gt, in_, le, optional
 
 __all__ = ["Options", "Overflow", "RoomPolicy"]
 
@@ -30,6 +30,10 @@ class Overflow(enum.Enum):
     """All its waiting messages of this room are dropped: it is told the gap and catches up by itself."""
     DISCONNECT = "disconnect"
     """Its connection is closed with 4000; it comes back when it can."""
+
+
+DIRECT_OVERFLOW = (Overflow.DROP_OLDEST, Overflow.DROP_NEWEST, Overflow.DISCONNECT)
+"""What there is for messages that belong to no room: nobody waits, conflates or catches up there."""
 
 
 def option(default: Any, help: str, *validators: Any) -> Any:
@@ -71,8 +75,11 @@ class Options:
     direct_overflow: Overflow = attrs.field(
         default=Overflow.DROP_NEWEST,
         converter=Overflow,
-        validator=in_((Overflow.DROP_OLDEST, Overflow.DROP_NEWEST, Overflow.DISCONNECT)),
-        metadata={"help": "what happens to a direct, group or broadcast message for a full outbox"},
+        validator=in_(DIRECT_OVERFLOW),
+        metadata={
+            "help": "what happens to a direct, group or broadcast message for a full outbox",
+            "choices": DIRECT_OVERFLOW,
+        },
     )
     room_messages: int = option(4096, "messages that may wait in a room; then its publishers wait", ge(1))
     room_bytes: int = option(4 * MIB, "bytes that may wait in a room; then its publishers wait", ge(1))
@@ -103,7 +110,9 @@ class Options:
     close_timeout: float = option(5.0, "seconds for flushing and closing one connection", gt(0))
     hook_timeout: float = option(5.0, "seconds that on_disconnect may take", gt(0))
     max_connections: int | None = option(
-        None, "connections at most; more get 503. Default: the limit on open files, less 64 for everything else"
+        None,
+        "connections at most; more get 503. Default: the limit on open files, less 64 for everything else",
+        optional(ge(1)),
     )
 
     def policy(self, room: str) -> RoomPolicy:

@@ -21,7 +21,7 @@ from .errors import Cause, PeerGone, Refused
 from .heartbeats import Heartbeats
 from .registry import Registry
 from .transport import ConnectRequest
-from .transport.channels import ByteChannel, PrefixedStream
+from .transport.channels import ByteChannel, PrefixedStream, address
 from .transport.native import NativeTransport, read_head
 from .transport.trio_websocket import TrioWebsocketTransport
 from .version import __version__
@@ -157,27 +157,31 @@ class Entry:
 
     async def serve_request(self, request: trio_websocket.WebSocketRequest) -> None:
         """Serve a client whose request trio-websocket has read, until it is gone. Raises nothing but Cancelled."""
+        remote = request.remote
+        where = remote if isinstance(remote, str) else address((str(remote.address), remote.port))
+        try:
+            await self._serve_request(request, where)
+        except* (PeerGone, trio.TooSlowError, trio.BrokenResourceError, trio_websocket.ConnectionClosed):
+            _log.debug("%s went before its handshake was over", where)
+        except* Exception:
+            _log.exception("serving %s failed", where)
+
+    async def _serve_request(self, request: trio_websocket.WebSocketRequest, where: str) -> None:
         path, _, query = request.path.partition("?")
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in request.headers}
-        remote = request.remote
-        where = remote if isinstance(remote, str) else f"{remote.address}:{remote.port}"
         connect = _connect_request(path, dict(parse_qsl(query)), headers, where)
-        try:
-            with trio.fail_after(self.registry.options.handshake_timeout):
-                try:
-                    identity = await self._admit(connect)
-                except Refused as refused:
-                    if (cause := _told_by_closing(connect, refused)) is not None:
-                        await (await request.accept()).aclose(cause.code, refused.message)
-                        return
-                    fields = [(name.encode(), value.encode()) for name, value in _headers(refused)]
-                    body = f"{refused.message}\n".encode()
-                    await request.reject(refused.status, extra_headers=fields, body=body)
+        with trio.fail_after(self.registry.options.handshake_timeout):
+            try:
+                identity = await self._admit(connect)
+            except Refused as refused:
+                if (cause := _told_by_closing(connect, refused)) is not None:
+                    await (await request.accept()).aclose(cause.code, refused.message)
                     return
-                accepted = await self._accept(request)
-        except (trio.TooSlowError, PeerGone, trio.BrokenResourceError, trio_websocket.ConnectionClosed):
-            _log.debug("%s went before its handshake was over", where)
-            return
+                fields = [(name.encode(), value.encode()) for name, value in _headers(refused)]
+                body = f"{refused.message}\n".encode()
+                await request.reject(refused.status, extra_headers=fields, body=body)
+                return
+            accepted = await self._accept(request)
         await self._converse_by_trio_websocket(accepted, connect, identity)
 
     @staticmethod

@@ -7,7 +7,6 @@ import socket
 import ssl
 import stat
 from collections.abc import Callable, Coroutine, Sequence
-from pathlib import Path
 from typing import Any, Final
 
 import attrs
@@ -16,7 +15,7 @@ import trio
 from .entry import RETRY_AFTER, TransportName
 from .errors import ServeError
 from .switch import Switch
-from .transport.channels import ByteChannel, SocketChannel, StreamChannel
+from .transport.channels import ByteChannel, SocketChannel, StreamChannel, address
 from .web import Pages, Site
 from .wire.websocket import response
 
@@ -35,6 +34,8 @@ USER_TIMEOUT: Final = 60
 PAUSE: Final = 0.1
 """Seconds without accepting after files ran out."""
 _NO_FILES = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+_NO_ADDRESS = {errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL}
+"""`localhost` is `::1` too, even where there is no IPv6: it is enough when one address of a name can be listened on."""
 
 
 @attrs.define(eq=False)
@@ -70,22 +71,25 @@ async def serve(
     """
     path = None if uds is None else os.fspath(uds)
     listeners = [_unix_listener(path)] if path is not None else await _tcp_listeners(host, port)
+    made = None if path is None else os.stat(path)
     site = Site(pages or {})
 
     def serve_one(accepted: socket.socket) -> Coroutine[Any, Any, None]:
         return switch.serve_channel(_channel(accepted, ssl_context), other=site, transport=transport)
 
-    try:
-        async with trio.open_nursery() as connections, trio.open_nursery() as accepting:
-            acceptor = _Acceptor(connections, serve_one)
+    async with trio.open_nursery() as connections:
+        try:
+            async with trio.open_nursery() as accepting:
+                acceptor = _Acceptor(connections, serve_one)
+                for listener in listeners:
+                    accepting.start_soon(acceptor.run, listener)
+                scope = accepting.cancel_scope
+                task_status.started(_server(listeners, tls=ssl_context is not None, uds=path, scope=scope))
+        finally:
+            if path is not None and made is not None:
+                _remove(path, made)
             for listener in listeners:
-                accepting.start_soon(acceptor.run, listener)
-            task_status.started(_server(listeners, tls=ssl_context is not None, uds=path, scope=accepting.cancel_scope))
-    finally:
-        for listener in listeners:
-            listener.close()
-        if path is not None:
-            _remove(path)
+                listener.close()
 
 
 class _Acceptor:
@@ -107,8 +111,6 @@ class _Acceptor:
                     await trio.sleep(PAUSE)
         finally:
             self._release_spare()
-            trio.lowlevel.notify_closing(listener)
-            listener.close()
 
     def _burst(self, listener: socket.socket) -> bool:
         """Accept what waits. Returns False when files have run out."""
@@ -161,10 +163,13 @@ class _Acceptor:
 
 def _channel(accepted: socket.socket, ssl_context: ssl.SSLContext | None) -> ByteChannel:
     if accepted.family != socket.AF_UNIX:
-        accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # batching is the outbox's business
-        if hasattr(socket, "TCP_USER_TIMEOUT"):
-            # A peer that vanished while something is under way to it is given up, even where we do not read from it.
-            accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT * 1000)
+        try:
+            accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # batching is the outbox's business
+            if hasattr(socket, "TCP_USER_TIMEOUT"):
+                # A peer that vanished while something is under way to it is given up, even where we do not read from it.
+                accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT * 1000)
+        except OSError as error:  # on some systems, for a client that has gone already: reading will tell
+            _log.debug("cannot set the options of a socket: %s", error)
     channel = SocketChannel(accepted)
     if ssl_context is None:
         return channel
@@ -178,26 +183,42 @@ async def _tcp_listeners(host: str, port: int) -> list[socket.socket]:
     except OSError as error:
         raise ServeError(f"cannot listen on {host!r}: {error.strerror or error}") from None
     listeners: list[socket.socket] = []
+    missing: OSError | None = None
     try:
-        for family, kind, protocol, _name, address in found:
+        for family, _kind, _protocol, _canonical, name in found:
             if listeners and not port:
                 break  # a free port of one address may be taken on the next
-            listener = socket.socket(family, kind, protocol)
-            listeners.append(listener)
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if family == socket.AF_INET6:
-                listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            if hasattr(socket, "TCP_DEFER_ACCEPT"):
-                listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, DEFER_ACCEPT)
-            listener.bind(address)
-            listener.listen(BACKLOG)
-            listener.setblocking(False)
+            try:
+                listeners.append(_tcp_listener(family, name))
+            except OSError as error:
+                if error.errno not in _NO_ADDRESS:
+                    raise
+                missing = error
+        if missing is not None and not listeners:
+            raise missing
     except (OSError, OverflowError) as error:
         for listener in listeners:
             listener.close()
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise ServeError(f"cannot listen on {host} port {port}: {reason}") from None
     return listeners
+
+
+def _tcp_listener(family: int, name: Any) -> socket.socket:
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        if hasattr(socket, "TCP_DEFER_ACCEPT"):
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, DEFER_ACCEPT)
+        listener.bind(name)
+        listener.listen(BACKLOG)
+        listener.setblocking(False)
+    except (OSError, OverflowError):
+        listener.close()
+        raise
+    return listener
 
 
 def _unix_listener(path: str) -> socket.socket:
@@ -214,8 +235,13 @@ def _unix_listener(path: str) -> socket.socket:
     return listener
 
 
-def _remove(path: str) -> None:
-    Path(path).unlink(missing_ok=True)
+def _remove(path: str, made: os.stat_result) -> None:
+    """Remove our socket's file, before the socket is closed: afterwards a successor may have made its own there."""
+    try:
+        if os.path.samestat(os.stat(path), made):
+            os.unlink(path)
+    except FileNotFoundError:
+        pass
 
 
 def _answers(path: str) -> bool:
@@ -236,5 +262,5 @@ def _server(listeners: Sequence[socket.socket], *, tls: bool, uds: str | None, s
         return Server((f"ws+unix:{uds}",), None, scope)
     names = [listener.getsockname() for listener in listeners]
     scheme = "wss" if tls else "ws"
-    urls = tuple(f"{scheme}://{f'[{name[0]}]' if ':' in name[0] else name[0]}:{name[1]}/ws" for name in names)
+    urls = tuple(f"{scheme}://{address(name)}/ws" for name in names)
     return Server(urls, names[0][1], scope)

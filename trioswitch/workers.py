@@ -29,12 +29,14 @@ import os
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any, Final, TypeVar, TypeVarTuple
 
 import attrs
 import trio
 
 from .errors import TrioswitchError
+from .memory import keep_freed_memory
 
 __all__ = ["MissingExtra", "WorkerDied", "Workers", "WorkersStatistics", "open_workers"]
 
@@ -119,7 +121,7 @@ async def open_workers(
 
     The processes import the program's main module: what starts the program there must be under
     `if __name__ == "__main__":`. Raises MissingExtra without trio-parallel, WorkerDied when a process cannot start, and
-    ValueError for a number that makes no sense. Open it before the nursery in which connections are served, so that they end first.
+    ValueError for a number that makes no sense. Open it before the nursery in which connections are served: they end first.
     """
     number = max(1, (os.cpu_count() or 2) - 1) if processes is None else processes
     if number < 1 or waiting < 0 or not time_limit > 0:
@@ -141,7 +143,8 @@ async def open_workers(
 async def _open_context(init: Callable[[], object]) -> AsyncIterator[Any]:
     """trio-parallel's processes. They end when the block is left, whatever happened in it."""
     trio_parallel = _import_trio_parallel()
-    opened = trio_parallel.open_worker_context(idle_timeout=math.inf, init=init, grace_period=GRACE)
+    start = partial(_start_process, init)
+    opened = trio_parallel.open_worker_context(idle_timeout=math.inf, init=start, grace_period=GRACE)
     context = await opened.__aenter__()
     try:
         yield context
@@ -152,6 +155,12 @@ async def _open_context(init: Callable[[], object]) -> AsyncIterator[Any]:
             trio_parallel.BrokenWorkerError
         ) as error:  # it says what happened to idle processes: nobody's job is lost
             _log.warning("worker processes did not end in order: %s", error.args[0])
+
+
+def _start_process(init: Callable[[], object]) -> None:
+    """Runs in each worker process when it starts."""
+    keep_freed_memory()  # arguments are often large
+    init()
 
 
 def _import_trio_parallel() -> Any:
@@ -176,6 +185,7 @@ class Workers:
         self._nursery: trio.Nursery | None = None
         self._closed = False
         self._running = 0
+        self._idle = trio.Event()
         self._line: deque[_Job] = deque()
         """The first `waiting` of it are the queue. The others have callers that wait for a place."""
         self._done = self._failed = self._died = self._late = self._withdrawn = self._abandoned = 0
@@ -239,6 +249,12 @@ class Workers:
     def full(self) -> bool:
         """Whether who comes now has to wait for a place. A handler may rather refuse: `raise Refused("busy", code="busy")`."""
         return self._running == self._processes and len(self._line) >= self._waiting
+
+    async def wait_idle(self) -> None:
+        """Wait until no job runs or waits. Safe to cancel."""
+        await trio.lowlevel.checkpoint()
+        while self._running:
+            await self._idle.wait()
 
     def statistics(self) -> WorkersStatistics:
         waiting = min(len(self._line), self._waiting)
@@ -317,6 +333,9 @@ class Workers:
             job.accepted.set()
             self._move_up()
         self._running -= 1
+        if not self._running:
+            self._idle.set()
+            self._idle = trio.Event()
 
     @trio.lowlevel.enable_ki_protection  # so that a KeyboardInterrupt, or SystemExit, is the function's own
     async def _carry_out(self, job: _Job) -> None:
@@ -332,9 +351,12 @@ class Workers:
         except trio.TooSlowError:
             self._late += 1
             job.end(error=trio.TooSlowError(f"{job.name} took longer than {self._time_limit} seconds"))
-        except BaseException as error:
+        except Exception as error:
             self._failed += 1
             job.end(error=error)
+        except BaseException as error:  # the function's own, such as SystemExit: it must not end this process
+            self._failed += 1
+            job.end(error=RuntimeError(f"{job.name} raised {error!r}"))
         else:
             self._done += 1
             job.end(result)

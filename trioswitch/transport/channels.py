@@ -9,12 +9,13 @@ import os
 import socket
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import trio
 
 from ..errors import Cause, PeerGone
 
-__all__ = ["ByteChannel", "PrefixedStream", "SocketChannel", "StreamChannel"]
+__all__ = ["ByteChannel", "PrefixedStream", "SocketChannel", "StreamChannel", "address"]
 
 READ_SIZE = 64 * 1024
 
@@ -24,6 +25,8 @@ class ByteChannel(abc.ABC):
 
     write_nowait: Callable[[bytes], int] | None = None
     """Writes what fits and returns how many bytes that was. Raises BlockingIOError when none does, or another OSError."""
+    can_end_writing = True
+    """Whether `end_writing` tells the peer. TLS cannot: there it is told by the end of everything."""
 
     @abc.abstractmethod
     async def read(self) -> bytes:
@@ -122,17 +125,18 @@ class SocketChannel(ByteChannel):
             peer = self._socket.getpeername()
         except OSError:
             return "gone"
-        return f"{peer[0]}:{peer[1]}" if isinstance(peer, tuple) else "unix socket"
+        return address(peer) if isinstance(peer, tuple) else "unix socket"
 
 
 class StreamChannel(ByteChannel):
     """Any Trio stream."""
 
-    __slots__ = ("_remote", "_stream")
+    __slots__ = ("_remote", "_stream", "can_end_writing")
 
     def __init__(self, stream: trio.abc.Stream, remote: str | None = None) -> None:
         self._stream = stream
         self._remote = remote or type(stream).__name__
+        self.can_end_writing = isinstance(stream, trio.abc.HalfCloseableStream)
 
     async def read(self) -> bytes:
         try:
@@ -153,7 +157,8 @@ class StreamChannel(ByteChannel):
             raise PeerGone(Cause.VANISHED) from None
 
     async def end_writing(self) -> None:
-        if isinstance(self._stream, trio.abc.HalfCloseableStream):
+        if self.can_end_writing:
+            assert isinstance(self._stream, trio.abc.HalfCloseableStream)
             try:
                 await self._stream.send_eof()
             except (trio.BrokenResourceError, trio.ClosedResourceError):
@@ -200,3 +205,9 @@ class PrefixedStream(trio.abc.Stream):
 
     async def aclose(self) -> None:
         await self._channel.aclose()
+
+
+def address(name: tuple[Any, ...]) -> str:
+    """`host:port` of a socket's name, as in a URL."""
+    host, port = name[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -1,5 +1,8 @@
 """The native transport: own bytes, websockets' sans-I/O protocol."""
 
+from math import inf
+from typing import Final
+
 import outcome as outcome_
 import trio
 
@@ -13,6 +16,8 @@ from .reactor import Reactor
 
 __all__ = ["NativeTransport", "read_head"]
 
+SILENCE: Final = 0.5
+"""Seconds of silence after which a peer counts as having seen our close frame."""
 _PING = frame(PING, b"")
 
 
@@ -155,9 +160,15 @@ class NativeTransport(Transport):
 
     async def wait_closed(self) -> None:
         # A socket that is closed while bytes of the peer wait in it resets the connection, and the peer may never see
-        # why it was closed. So they are read and thrown away until the peer has closed its side.
-        while await self._channel.read():
-            pass
+        # why it was closed. So they are read and thrown away until the peer has closed its side; one that could not be
+        # told that we have closed ours waits for us, and its silence has to do.
+        patience = inf if self._channel.can_end_writing else SILENCE
+        while True:
+            with trio.move_on_after(patience) as waiting:
+                if not await self._channel.read():
+                    return
+            if waiting.cancelled_caught:
+                return
 
     async def aclose(self) -> None:
         if self._reactor is not None and isinstance(self._channel, SocketChannel):

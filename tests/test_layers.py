@@ -10,7 +10,7 @@ import trioswitch
 ROOT = Path(trioswitch.__file__).parent
 
 LAYERS = [
-    {"errors", "version", "clock", "supervise"},
+    {"errors", "version", "clock", "supervise", "memory"},
     {"wire.messages", "wire.frames"},
     {"wire.protocols"},
     {"wire.prepared", "wire.websocket"},
@@ -32,9 +32,19 @@ LAYERS = [
     {"web.pages"},
     {"web"},
     {"serve"},
+    {"workers"},
+    {"bench.histogram", "bench.host", "bench.target", "bench.wire", "bench.speed_seed", "bench.speed_server"},
+    {"bench.orders", "bench.speed_client", "bench.speed_report"},
+    {"bench.recorder", "bench.fleet", "bench.measurement"},
+    {"bench.crowd", "bench.settings"},
+    {"bench.worker", "bench.result"},
+    {"bench.show", "bench.plot"},
+    {"bench.session", "bench.speed"},
+    {"bench.scenarios"},
+    {"bench.cli"},
     {"cli"},
 ]
-FACADES = {"", "wire", "__main__"}
+FACADES = {"", "wire", "bench", "__main__"}
 """They only gather: the package itself, and the entry point of `python -m`."""
 PLACE = {module: number for number, layer in enumerate(LAYERS) for module in layer}
 

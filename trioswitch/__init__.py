@@ -17,6 +17,7 @@ from .version import __version__
 from .web import Page, Pages
 from .wire import messages
 from .wire.prepared import Receipt
+from .workers import MissingExtra, WorkerDied, Workers, WorkersStatistics, open_workers
 
 __all__ = [
     "Cause",
@@ -24,6 +25,7 @@ __all__ = [
     "Connection",
     "Delivery",
     "Identity",
+    "MissingExtra",
     "Options",
     "OutboxStatistics",
     "Overflow",
@@ -41,8 +43,12 @@ __all__ = [
     "TrioswitchError",
     "UnencodableData",
     "UnknownConnection",
+    "WorkerDied",
+    "Workers",
+    "WorkersStatistics",
     "__version__",
     "messages",
     "open_switch",
+    "open_workers",
     "serve",
 ]

@@ -271,6 +271,15 @@ async def test_an_on_connect_that_fails_is_told_as_an_error_of_the_server(
         expect_logged(caplog, "a hook failed")
 
 
+@pytest.mark.parametrize("host", [None, "a\r\nHost: b"], ids=["none", "two"])
+async def test_a_request_needs_one_host(clock: MockClock, transport: str, host: str | None) -> None:
+    async with running(transport=transport) as app, good_neighbours(app):
+        peer = RawPeer(await app.stream())
+        await peer.send(upgrade(Host=host))
+        assert (await peer.answer()).status == 400
+        await peer.aclose()
+
+
 @pytest.mark.parametrize(("status", "code"), [(401, 4500), (403, 4501)])
 async def test_a_browser_is_refused_with_a_close_code(clock: MockClock, transport: str, status: int, code: int) -> None:
     """It is not shown the HTTP status of a refused handshake, and would come back for ever."""

@@ -10,6 +10,7 @@ TrioswitchError
 """
 
 import enum
+import http
 
 __all__ = [
     "BadInput",
@@ -66,8 +67,8 @@ class Refused(TrioswitchError):
 
     def __init__(self, message: str = "refused", *, status: int = 403, code: str = "forbidden") -> None:
         super().__init__(message)
-        if not 400 <= status <= 599:
-            raise ValueError(f"{status} is no HTTP status of a refusal (400 to 599)")
+        if status < 400 or status not in set(http.HTTPStatus):
+            raise ValueError(f"{status} is no HTTP status of a refusal")
         self.message = message
         self.status = status
         self.code = code

@@ -2,6 +2,7 @@
 
 import errno
 import logging
+import math
 import os
 import socket
 import ssl
@@ -33,6 +34,8 @@ USER_TIMEOUT: Final = 60
 """Seconds after which the kernel gives up a connection whose peer acknowledges nothing."""
 PAUSE: Final = 0.1
 """Seconds without accepting after files ran out."""
+QUIET: Final = 60.0
+"""Seconds between two complaints that files have run out."""
 _NO_FILES = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 _NO_ADDRESS = {errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL}
 """`localhost` is `::1` too, even where there is no IPv6: it is enough when one address of a name can be listened on."""
@@ -100,6 +103,7 @@ class _Acceptor:
     ) -> None:
         self._connections = connections
         self._serve_one = serve_one
+        self._quiet_until = -math.inf  # before that it has complained enough
         self._spare: int | None = None  # an open file, given up to answer a client when there is no other
 
     async def run(self, listener: socket.socket) -> None:
@@ -121,7 +125,7 @@ class _Acceptor:
                 break
             except OSError as error:
                 if error.errno in _NO_FILES:
-                    _log.warning("cannot accept: %s; clients are answered 503", error.strerror)
+                    self._complain(error)
                     self._turn_away(listener)
                     return False
                 continue  # the client went before it was accepted
@@ -131,6 +135,12 @@ class _Acceptor:
             except OSError:  # its options cannot be set: it is gone already
                 accepted.close()
         return True
+
+    def _complain(self, error: OSError) -> None:
+        now = trio.current_time()
+        if now >= self._quiet_until:
+            _log.warning("cannot accept: %s; clients are answered 503", error.strerror)
+            self._quiet_until = now + QUIET
 
     def _turn_away(self, listener: socket.socket) -> None:
         """No file is left: tell those who wait, one after the other, with the help of the spare one."""

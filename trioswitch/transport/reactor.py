@@ -17,6 +17,10 @@ TURN: Final = 128
 """Sockets that are read in one turn at most; then other tasks run."""
 
 
+def _gone() -> None:
+    """For a socket that an earlier callback of the same turn has closed."""
+
+
 class Reactor:
     """Calls back when a socket is readable. `begin` and `end` are called before and after each turn."""
 
@@ -47,9 +51,7 @@ class Reactor:
             self._begin()
             try:
                 for fd, _events in self._epoll.poll(0, TURN):
-                    callback = self._callbacks.get(fd)
-                    if callback is not None:
-                        callback()
+                    self._callbacks.get(fd, _gone)()
             finally:
                 self._end()
 

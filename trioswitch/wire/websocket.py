@@ -99,6 +99,8 @@ class Handshake:
             self._url = urlsplit(request.path)
         except ValueError as invalid:  # `//[`, for one
             raise Rejected(400, f"not a valid request target: {invalid}") from None
+        if len(request.headers.get_all("Host")) != 1:
+            raise Rejected(400, "a request needs one `Host`")  # RFC 9112, 3.2
         accepted = self._protocol.accept(request)
         if accepted.status_code == 101:
             self._response = accepted

@@ -1,6 +1,7 @@
 """The orderly end: nobody new, everything written, everybody told."""
 
 import trio
+from raw import RawPeer, upgrade
 from support import running
 from trio.testing import MockClock, lockstep_stream_pair
 
@@ -61,22 +62,18 @@ async def test_nobody_is_let_in_during_a_drain(clock: MockClock) -> None:
         assert b"Retry-After" in answer
 
 
-async def test_who_is_in_the_middle_of_the_handshake_is_closed_too(clock: MockClock) -> None:
+async def test_who_is_in_the_middle_of_the_handshake_is_not_let_in(clock: MockClock, transport: str) -> None:
     waiting, go = trio.Event(), trio.Event()
 
     async def on_connect(request: object) -> None:
         waiting.set()
         await go.wait()
 
-    async with running(on_connect=on_connect) as app:
-        clients = []
-
-        async def connect() -> None:
-            clients.append(await app.connect())
-
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(connect)
-            await waiting.wait()
-            assert await app.switch.drain(1)
-            go.set()
-        assert (await clients[0].closed())[0] == 1001
+    async with running(on_connect=on_connect, transport=transport) as app:
+        peer = RawPeer(await app.stream())
+        await peer.send(upgrade())
+        await waiting.wait()
+        assert await app.switch.drain(1)
+        go.set()
+        assert (await peer.answer()).status == 503
+        await peer.aclose()

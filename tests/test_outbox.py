@@ -379,9 +379,10 @@ async def test_a_batch_that_breaks_is_accounted_for(clock: MockClock) -> None:
 async def test_a_direct_write_that_breaks_is_accounted_for(clock: MockClock) -> None:
     async with rig() as r:
         r.transport.break_()
-        assert r.outbox.deliver(Window([message(1), message(2)], "t"))
+        assert not r.outbox.deliver(Window([message(1), message(2)], "t"))
         assert r.failures == [Cause.VANISHED]
-        assert r.traffic.drops == {Drop.WRITE_FAILED: 2}
+        assert [r.offer(1), r.offer(2)] == [Offer.DROPPED, Offer.DROPPED]
+        assert r.traffic.drops == {Drop.CLOSED: 2}
 
 
 async def test_finish_writes_what_waits_or_only_what_is_under_way(clock: MockClock) -> None:
@@ -415,7 +416,7 @@ async def test_statistics(clock: MockClock) -> None:
         await trio.sleep(2)
         statistics = r.outbox.statistics()
         assert statistics.depth == 3
-        assert statistics.bytes == 3 * SIZE
+        assert statistics.bytes == 3 * SIZE + SIZE - 1 + len('"under way"'), "what a full socket cut off counts too"
         assert statistics.oldest_age == pytest.approx(2)
         await drained(r)
         statistics = r.outbox.statistics()

@@ -91,20 +91,24 @@ class Connection:
         """
         try:
             async with trio.open_nursery() as self._nursery:
-                on_open(self)
-                gone = await self._read(dispatch)
-                if self._handler_scope is not None:
-                    self._handler_scope.cancel()
-                if self._reading_over is not None and gone.cause is not Cause.VANISHED:
-                    self._reading_over.set()  # `_close` is under way, and ends the nursery
-                else:
+                try:
+                    on_open(self)
+                    gone = await self._read(dispatch)
+                    if self._handler_scope is not None:
+                        self._handler_scope.cancel()
+                    if self._reading_over is not None and gone.cause is not Cause.VANISHED:
+                        self._reading_over.set()  # `_close` is under way, and ends the nursery
+                        await trio.sleep_forever()
                     await self._conclude(gone)
                     self._nursery.cancel_scope.cancel()
+                finally:  # from here on its nursery takes no task any more: no flusher, and no `_close`
+                    self.cause = self.cause or Cause.DRAIN  # cancelled from outside
+                    self.outbox.end()
         except* Exception:
             _log.exception("connection %s failed", self.id)
-            self.cause = self.cause or Cause.INTERNAL
+            if self._reading_over is None:  # nobody has closed it for another cause
+                self.cause = Cause.INTERNAL
         finally:
-            self.cause = self.cause or Cause.DRAIN  # cancelled from outside
             if self._waiting is not None:
                 self._waiting.close()
             self.outbox.close()

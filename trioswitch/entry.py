@@ -216,15 +216,13 @@ class Entry:
     async def _admit(self, request: ConnectRequest) -> Identity | None:
         """Who the client is; None: it has yet to authenticate itself. Raises Refused."""
         try:
-            if self.registry.draining:
-                raise Refused("the server is going away", status=503)
-            if len(self.registry.connections) >= self.max_connections:
-                raise Refused("the server is full", status=503)
+            self._check_room()
             identity: Identity | None = ANONYMOUS
             if self.authenticate is not None:
                 identity = await self._check_token(self.authenticate, request.token)
             if self.on_connect is not None:
                 identity = await self.on_connect(request) or identity
+            self._check_room()  # again: hooks take their time
         except Refused as refused:
             self.registry.refused += 1
             _log.info("refused %s: %s", request.remote, refused.message)
@@ -234,6 +232,12 @@ class Entry:
             _log.exception("a hook failed for %s", request.remote)
             raise Refused("internal error", status=500, code="internal") from None
         return identity
+
+    def _check_room(self) -> None:
+        if self.registry.draining:
+            raise Refused("the server is going away", status=503)
+        if len(self.registry.connections) >= self.max_connections:
+            raise Refused("the server is full", status=503)
 
     @staticmethod
     async def _check_token(authenticate: Authenticator, token: str | None) -> Identity | None:

@@ -17,13 +17,10 @@ from .metrics import Account, Drop
 from .transport import Transport
 from .wire.batch import BatchQueue, Entry
 from .wire.messages import Gap
-from .wire.prepared import URGENT, Prepared, pack
+from .wire.prepared import URGENT, Chunk, Prepared, pack
 
 __all__ = ["Flusher"]
 
-REPLY_RESERVE: Final = 64
-"""Places in the memory channel beside `outbox_messages`, for answers to the client itself: its reader waits while the
-outbox is full, so that only handlers which are under way can need them."""
 MAX_CONTROL: Final = 512
 """Bytes of pings and pongs that wait at most; a peer need not be answered every ping of a flood (RFC 6455, 5.5.3)."""
 
@@ -50,6 +47,7 @@ class Flusher:
         "_transport",
         "_waiting",
         "_waiting_bytes",
+        "_writing",
     )
 
     def __init__(self, transport: Transport, options: Options, account: Account, on_idle: Callable[[], None]) -> None:
@@ -57,9 +55,12 @@ class Flusher:
         self._options = options
         self._account = account
         self._on_idle = on_idle
-        self._channel_in, self._channel_out = trio.open_memory_channel[Entry](options.outbox_messages + REPLY_RESERVE)
+        # Beside `outbox_messages` there are places for answers to the client itself. Its reader waits while the outbox is
+        # full, but what it has published before is acknowledged when rooms hand it out.
+        places = options.outbox_messages + options.room_messages
+        self._channel_in, self._channel_out = trio.open_memory_channel[Entry](places)
         self._queue = BatchQueue(options.batch_messages, options.batch_bytes, options.linger)
-        self._waiting = self._waiting_bytes = 0  # in the channel, in the queue, and in flight
+        self._waiting = self._waiting_bytes = 0  # in the channel, in the queue, in flight; the bytes of the rest, too
         self._in_flight: Sequence[Entry] = ()  # taken out of the queue, and being written
         # What a full socket cut off must be written before anything else; `_cut` are the messages in it.
         self._rest = b""
@@ -68,6 +69,7 @@ class Flusher:
         self._gaps: dict[str | None, int] = {}  # drops that the client has not been told of yet, by room
         self._parked: trio.CancelScope | None = None  # where the task waits for a first message, and only there
         self._lingering: trio.CancelScope | None = None  # where it waits for more of them
+        self._writing = False  # the task is using the transport: nobody else may
         self._flush_requested = False
         self._settled: trio.Event | None = None  # set after each write, for those who wait for space or a flush
 
@@ -76,7 +78,7 @@ class Flusher:
     @property
     def busy(self) -> bool:
         """Whether something must be written before anything new is."""
-        return bool(self._waiting or self._rest or self._control or self._gaps)
+        return bool(self._writing or self._waiting or self._rest or self._control or self._gaps)
 
     def put_nowait(self, entry: Entry) -> None:
         """Queue a message that fits. Raises trio.WouldBlock when the memory channel is full all the same."""
@@ -96,6 +98,7 @@ class Flusher:
     def put_rest(self, rest: bytes, cut: Sequence[Prepared]) -> None:
         """Take the end of a write that the socket cut off."""
         self._rest, self._cut = rest, cut
+        self._count_bytes(len(rest))
         self._wake()
 
     def put_control(self, data: bytes) -> None:
@@ -116,15 +119,19 @@ class Flusher:
 
     def _count(self, entry: Entry, sign: int) -> None:
         self._waiting += sign
-        self._waiting_bytes += sign * entry.size
-        self._account.count_waiting(sign, sign * entry.size)
+        self._account.traffic.waiting += sign
+        self._count_bytes(sign * entry.size)
+
+    def _count_bytes(self, size: int) -> None:
+        self._waiting_bytes += size
+        self._account.traffic.waiting_bytes += size
 
     def _collect(self) -> BatchQueue:
         """Sort what is in the memory channel into the queue."""
         try:
             while True:
                 self._add(self._channel_out.receive_nowait())
-        except trio.WouldBlock:
+        except (trio.WouldBlock, trio.EndOfChannel):
             return self._queue
 
     def _add(self, entry: Entry) -> None:
@@ -149,13 +156,15 @@ class Flusher:
         )
 
     def fits(self, entry: Entry, instead_of: Entry | None = None) -> bool:
-        """Whether the bounds allow this message (an empty outbox takes one of any size)."""
+        """Whether the bounds allow this message. An empty outbox takes one whatever its size, and whatever others hold."""
         options = self._options
         waiting, size = (self._waiting, 0) if instead_of is None else (self._waiting - 1, instead_of.size)
-        return (
-            waiting < options.outbox_messages
-            and (not waiting or self._waiting_bytes - size + entry.size <= options.outbox_bytes)
-            and self._account.traffic.waiting_bytes - size + entry.size <= options.total_outbox_bytes
+        return waiting < options.outbox_messages and (
+            not waiting
+            or (
+                self._waiting_bytes - size + entry.size <= options.outbox_bytes
+                and self._account.traffic.waiting_bytes - size + entry.size <= options.total_outbox_bytes
+            )
         )
 
     def make_room(self, entry: Entry, overflow: Overflow) -> bool:
@@ -192,15 +201,21 @@ class Flusher:
     async def _write_pending(self) -> None:
         """Finish a write that the socket cut off, then write pings and pongs."""
         if self._rest:
-            await self._transport.write(self._rest)
+            await self._write(self._rest)
             self._account.bytes_sent += len(self._rest)
+            self._count_bytes(-len(self._rest))
             self._rest, self._cut = b"", ()
             self._wake_waiters()
         while self._control:
             data, self._control = self._control, b""
-            await self._transport.write(data)
+            await self._write(data)
             self._account.bytes_sent += len(data)
             self._wake_waiters()
+
+    async def _write(self, chunk: Chunk) -> None:
+        self._writing = True
+        await self._transport.write(chunk)
+        self._writing = False
 
     async def _linger(self, queue: BatchQueue) -> None:
         """Wait for the batch to be due; `put_nowait` and `flush` end it earlier."""
@@ -223,7 +238,7 @@ class Flusher:
         if messages:
             account, self._in_flight = self._account, taken.batch
             chunk = pack(messages, self._transport.format, timestamp(), shared=False)
-            await self._transport.write(chunk)
+            await self._write(chunk)
             self._in_flight = ()
             for entry in taken.batch:
                 self._count(entry, -1)
@@ -274,6 +289,8 @@ class Flusher:
         """Drop everything but the write that is under way."""
         self._forget(self._collect().clear(), Drop.CLOSED)
         self._gaps.clear()
+        if self._lingering is not None:
+            self._lingering.cancel()
 
     def close(self) -> None:
         """The connection is over and `run` has ended: count what did not get out."""
@@ -282,7 +299,9 @@ class Flusher:
         for message in self._cut:  # they were counted as sent when their beginning was
             self._account.messages_sent -= 1
             self._account.drop(message, Drop.WRITE_FAILED)
+        self._count_bytes(-len(self._rest))
         self._rest, self._control, self._cut, self._in_flight = b"", b"", (), ()
+        self._writing = False
         self._channel_in.close()
         self._wake_waiters()
 

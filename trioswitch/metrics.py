@@ -144,10 +144,6 @@ class Account:
         self.messages_dropped += 1
         self.traffic.dropped(message.room, cause)
 
-    def count_waiting(self, messages: int, size: int) -> None:
-        self.traffic.waiting += messages
-        self.traffic.waiting_bytes += size
-
     def close(self) -> None:
         """Add it up to the totals, once."""
         self.traffic.messages_sent += self.messages_sent

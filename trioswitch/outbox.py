@@ -82,8 +82,7 @@ class Outbox:
         """Write a room's window straight through. Returns False, and does nothing, where it has to be queued."""
         if not self.direct:
             return False
-        self._write_through(window.chunk(self._transport.format), window.messages)
-        return True
+        return self._write_through(window.chunk(self._transport.format), window.messages)
 
     def offer(self, message: Prepared, overflow: Overflow) -> Offer:
         """Take one message, or do what the overflow policy says."""
@@ -91,8 +90,8 @@ class Outbox:
             self.account.drop(message, Drop.CLOSED)
             return Offer.DROPPED
         if self._straight(message):
-            self._write_through(message.frame(self._transport.format.framing), (message,))
-            return Offer.WRITTEN
+            written = self._write_through(message.frame(self._transport.format.framing), (message,))
+            return Offer.WRITTEN if written else self.offer(message, overflow)
         flusher, entry = self._flush_later(), self._entry(message)
         entry.conflate = overflow is Overflow.CONFLATE and message.key is not None
         if flusher.fits(entry) or flusher.make_room(entry, overflow):
@@ -125,7 +124,8 @@ class Outbox:
         if self._ended:
             self.account.drop(message, Drop.CLOSED)
         elif self._straight(message):
-            self._write_through(message.frame(self._transport.format.framing), (message,))
+            if not self._write_through(message.frame(self._transport.format.framing), (message,)):
+                self.account.drop(message, Drop.CLOSED)
         else:
             try:
                 self._flush_later().put_nowait(self._entry(message))
@@ -148,8 +148,11 @@ class Outbox:
         """Whether the message can be written at once: nothing waits, and no linger holds it back."""
         return self.direct or (message.priority > URGENT and self._write_nowait is not None and not self.busy)
 
-    def _write_through(self, data: Any, messages: Sequence[Prepared]) -> None:
-        """Write at once; what the socket does not take is left to the flusher. `data` is bytes (see `write_nowait`)."""
+    def _write_through(self, data: Any, messages: Sequence[Prepared]) -> bool:
+        """Write at once; what the socket does not take is left to the flusher. `data` is bytes (see `write_nowait`).
+
+        Returns False when the connection is gone: the outbox has ended then.
+        """
         assert self._write_nowait is not None
         account = self.account
         try:
@@ -157,17 +160,16 @@ class Outbox:
         except BlockingIOError:
             written = 0
         except OSError:
-            self.direct = False
-            for message in messages:
-                account.drop(message, Drop.WRITE_FAILED)
+            self.end()
             self._fail(Cause.VANISHED)
-            return
+            return False
         if messages:
             account.messages_sent += len(messages)
             account.batches_sent += 1
         account.bytes_sent += written
         if written < len(data):
             self._flush_later().put_rest(data[written:], messages)
+        return True
 
     def _entry(self, message: Prepared) -> Entry:
         return Entry(message, message.weight(self._transport.format.framing), trio.current_time())
@@ -218,20 +220,21 @@ class Outbox:
 
         Safe to cancel: what did not get out is counted by `close`.
         """
-        self._end()
+        self.end()
         if self._flusher is not None:
             if not flush:
                 self._flusher.drop_queue()
             await self._flusher.flush()
             await self._flusher.wait_parked()
 
-    def _end(self) -> None:
+    def end(self) -> None:
+        """Take nothing more."""
         self._ended = True
         self.direct = False
 
     def close(self) -> None:
         """The connection is over, and its nursery closed: count what did not get out."""
-        self._end()
+        self.end()
         if self._flusher is not None:
             self._flusher.close()
             self._flusher = None

@@ -46,6 +46,7 @@ class Registry:
         self.refused = 0
         self.closes: Counter[Cause] = Counter()
         self.room_crashes = 0
+        self._abandoned = False
         self.draining = False
         """Whether everybody is about to go: then nobody new is let in, and leaves are not announced."""
         self.dispatcher = Dispatcher(self._start_task, self._crashed)
@@ -163,6 +164,8 @@ class Registry:
     def _room(self, name: str) -> Room:
         room = self.rooms.get(name)
         if room is None:
+            if self._abandoned:
+                raise trio.ClosedResourceError("the switch's block was left")
             room = Room(name, self.options.policy(name), self.options, self.traffic, self.dispatcher.wake)
             self.rooms[name] = room
             self.traffic.open_room(name)
@@ -267,6 +270,7 @@ class Registry:
 
     def abandon(self) -> None:
         """The switch ends: whoever waits for a receipt gets one."""
+        self._abandoned = self.draining = True
         for room in self.rooms.values():
             room.abandon()
 

@@ -34,7 +34,7 @@ class Member(Protocol):
     id: str
 
     def deliver(self, window: Window) -> bool:
-        """Write the whole window at once, or return False and do nothing."""
+        """Write the whole window at once, or return False: then each message is offered."""
 
     def offer(self, message: Prepared, overflow: Overflow) -> Offer:
         """Take one message, or do what the policy says. Never waits."""
@@ -177,10 +177,7 @@ class Room:
                 mixed = mixed or message.priority != first.priority
         except (trio.WouldBlock, trio.EndOfChannel):
             pass
-        self._waiting_bytes -= size
-        if self._space is not None:
-            self._space.set()
-            self._space = None
+        self._free(size)
         if mixed:
             messages.sort(key=lambda message: -message.priority)
         now = timestamp()
@@ -188,6 +185,12 @@ class Room:
             message.stamp(now)
             expiring = expiring or message.expires_at is not None
         return Window(self._drop_expired(messages) if expiring else messages, now)
+
+    def _free(self, size: int) -> None:
+        self._waiting_bytes -= size
+        if self._space is not None:
+            self._space.set()
+            self._space = None
 
     def _drop_expired(self, messages: list[Prepared]) -> list[Prepared]:
         now = trio.current_time()
@@ -304,6 +307,7 @@ class Room:
             while True:
                 messages.append(self._receive.receive_nowait())
         except (trio.WouldBlock, trio.EndOfChannel):
+            self._free(self._waiting_bytes)  # who waits for space hears that the room is closed
             return messages
 
     def statistics(self) -> RoomStatistics:

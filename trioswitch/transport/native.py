@@ -65,7 +65,7 @@ class NativeTransport(Transport):
         self._reactor = reactor if isinstance(channel, SocketChannel) else None
         self._take: Take | None = None
         self._task: trio.lowlevel.Task | None = None  # the one that waits in `receive`
-        self._left: list[bytes] = []  # what the reactor leaves to it
+        self._left: list[bytes] | None = None  # what the reactor leaves to it: a command waits, and these come after it
         self.format = format
         self.write_nowait = channel.write_nowait
 
@@ -110,10 +110,10 @@ class NativeTransport(Transport):
             return trio.lowlevel.Abort.SUCCEEDED
 
         await trio.lowlevel.wait_task_rescheduled(abort)
-        left, self._left = self._left, []
-        if not left:
+        left, self._left = self._left, None
+        if left is None:
             self._raise_if_ended()
-        return left
+        return left or []
 
     def _readable(self) -> None:
         """Called by the reactor. Whatever goes wrong is raised in the task of this connection."""
@@ -132,7 +132,7 @@ class NativeTransport(Transport):
             return  # carrying out a command has cancelled it
         if left is not None or self._codec.ended is not None or isinstance(outcome, outcome_.Error):
             self._reactor.unwatch(self._channel.fd)
-            self._left = left or []
+            self._left = left
             trio.lowlevel.reschedule(self._task, outcome)
             self._task = None
 

@@ -85,9 +85,11 @@ class TrioWebsocketTransport(Transport):
         """`send_close` has waited."""
 
     async def aclose(self) -> None:
+        # Its own `aclose` would write a close frame first, perhaps behind half of another, and there is no other way to
+        # close at once.
         with trio.CancelScope() as scope:
-            scope.cancel()  # then `aclose` closes the stream without a closing handshake
-            await self._connection.aclose()
+            scope.cancel()
+            await self._connection._close_stream()
 
     def _gone(self) -> PeerGone:
         closed = self._connection.closed

@@ -1,0 +1,200 @@
+"""The tools that measure still run: each for about a second, with few connections. No figure is asserted."""
+
+import json
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parent / "benchmarks"
+BENCH = [sys.executable, "-m", "trioswitch", "bench"]
+PNG = b"\x89PNG\r\n"
+
+
+def run(*command: object, **how: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=60, **how)  # type: ignore[call-overload]
+
+
+@pytest.fixture(scope="module")
+def port() -> Iterator[int]:
+    """Where a server runs, as a user starts it."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "trioswitch", "serve", "--port", str(port), "--log-level", "warning"]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as server:
+        give_up = time.monotonic() + 20
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", port), 1).close()
+                break
+            except OSError:
+                assert time.monotonic() < give_up
+                time.sleep(0.05)
+        yield port
+        server.terminate()
+
+
+def connections(port: int) -> int:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5) as answer:
+        return json.load(answer)["connections"]
+
+
+def bench(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return run(*BENCH, *arguments)
+
+
+def test_fan_out_shows_a_table_and_writes_json_and_a_picture(port: int, tmp_path: Path) -> None:
+    results, picture = tmp_path / "results.json", tmp_path / "picture.png"
+    done = bench(
+        "fanout", f"ws://127.0.0.1:{port}/ws", "--connections", 20, "--rate", 100, "--duration", 1,
+        "--json", results, "--plot", picture,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "messages/s delivered" in done.stdout
+    assert "p99.9" in done.stdout
+    written = json.loads(results.read_text())
+    assert written["server"].startswith("trioswitch/")
+    assert written["connected"] == written["receivers"] == 20
+    assert written["measured"]["sent"] > 0
+    assert written["measured"]["received"] == 20 * written["measured"]["sent"]
+    assert written["arrived"] == 1.0
+    assert written["moments"]
+    assert picture.read_bytes().startswith(PNG)
+
+
+def test_fan_out_over_several_processes_in_msgpack(port: int, tmp_path: Path) -> None:
+    results = tmp_path / "results.json"
+    done = bench(
+        "fanout", f"ws://127.0.0.1:{port}/", "--connections", 9, "--rate", 50, "--duration", 0.4,
+        "--processes", 3, "--protocol", "msgpack", "--compression", "--size", 2000, "--json", results,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    written = json.loads(results.read_text())
+    assert written["processes"] == 3
+    assert written["measured"]["received"] == 9 * written["measured"]["sent"] > 0
+
+
+def test_echo(port: int, tmp_path: Path) -> None:
+    results = tmp_path / "results.json"
+    done = bench("echo", f"ws://127.0.0.1:{port}/ws", "--connections", 5, "--duration", 0.6, "--json", results)
+    assert done.returncode == 0, done.stderr
+    measured = json.loads(results.read_text())["measured"]
+    assert measured["received"] > 5
+    assert measured["p50_ms"] > 0
+
+
+def test_idle(port: int, tmp_path: Path) -> None:
+    results = tmp_path / "results.json"
+    done = bench("idle", f"ws://127.0.0.1:{port}/ws", "--connections", 30, "--duration", 0.4, "--json", results)
+    assert done.returncode == 0, done.stderr
+    written = json.loads(results.read_text())
+    assert written["open"] == 30
+    assert written["handshakes"]["received"] == 30
+
+
+def test_an_interrupt_shows_what_was_measured_so_far(port: int, tmp_path: Path) -> None:
+    url = f"ws://127.0.0.1:{port}/ws"
+    with subprocess.Popen(
+        [*BENCH, "echo", url, "--connections", "2", "--duration", "60", "--json", str(tmp_path / "results.json")],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as running:  # fmt: skip
+        give_up = time.monotonic() + 20
+        while connections(port) < 2:
+            assert time.monotonic() < give_up
+            time.sleep(0.1)
+        time.sleep(2)  # it rests for half a second, and then measures a minute
+        running.send_signal(signal.SIGINT)
+        out, err = running.communicate(timeout=20)
+    assert running.returncode == 0, err
+    assert "interrupted" in out
+    assert json.loads((tmp_path / "results.json").read_text())["measured"]["received"] > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "sentence"),
+    [
+        (["echo", "ws://127.0.0.1:1/ws"], 1, "no connection to ws://127.0.0.1:1/ws: Connection refused"),
+        (["echo", "http://127.0.0.1/ws"], 2, "is no WebSocket URL"),
+        (["echo", "ws://127.0.0.1:1/ws", "--size", "3"], 2, "too few for a time stamp"),
+        (["idle", "ws://127.0.0.1:1/ws", "--json", "/nowhere/at/all"], 2, "cannot be written"),
+    ],
+)
+def test_what_cannot_be_measured_is_said_in_one_sentence(arguments: list[str], status: int, sentence: str) -> None:
+    done = bench(*arguments)
+    assert done.returncode == status
+    assert sentence in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_server_that_says_no(port: int) -> None:
+    done = bench("echo", f"ws://127.0.0.1:{port}/elsewhere")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "it answered 404" in done.stderr
+
+
+def test_without_the_extra_there_is_a_sentence() -> None:
+    """The command line itself needs none of it."""
+    program = """if True:
+        import sys
+        import importlib.util as util
+        find_spec = util.find_spec
+        util.find_spec = lambda name, *rest: None if name in ("numpy", "rich") else find_spec(name, *rest)
+        from trioswitch.cli import main
+        assert not {"numpy", "rich", "matplotlib"} & set(sys.modules)
+        main(["bench", "echo", "ws://127.0.0.1:1/ws"])
+    """
+    done = run(sys.executable, "-c", program)
+    assert (done.returncode, done.stderr) == (
+        1,
+        "trioswitch: bench needs numpy and rich: pip install trioswitch[bench]\n",
+    )
+
+
+def test_the_comparison_runs_and_rewrites_the_page(tmp_path: Path) -> None:
+    assert shutil.which("gcc") or shutil.which("cc"), "the load client is written in C: install gcc"
+    page, results, picture = tmp_path / "page.md", tmp_path / "results.json", tmp_path / "picture.png"
+    page.write_text("before\n<!-- fan500 -->\nold\n<!-- /fan500 -->\nafter\n")
+    done = run(
+        sys.executable, BENCHMARKS / "compare.py", tmp_path, "fan500", "rooms", "deflate",
+        "--quick", "--runs", 1, "--servers", "trioswitch", "--output", results, "--page", page, "--plot", picture,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    known = json.loads(results.read_text())
+    assert known["fan500"]["rows"]["trioswitch"]["median"]["messages_per_s"] > 0
+    assert len(known["rooms"]["rows"]) == 2
+    compressed = known["deflate"]["rows"]["on"]["median"]
+    assert compressed["compressions"] == compressed["sent"] > 0
+    assert picture.read_bytes().startswith(PNG)
+    text = page.read_text()
+    assert "old" not in text
+    assert "| **trioswitch**" in text
+    assert text.startswith("before\n")
+    assert text.endswith("after\n")
+
+
+def test_the_page_has_a_place_for_each_table() -> None:
+    listed = run(sys.executable, BENCHMARKS / "compare.py", "--help")
+    scenarios = [
+        line.split()[0] for line in listed.stdout.partition("scenarios:")[2].splitlines() if line.startswith("  ")
+    ]
+    page = (BENCHMARKS.parent.parent / "docs" / "performance.md").read_text()
+    assert len(scenarios) > 10
+    for name in scenarios:
+        assert f"<!-- {name} -->" in page
+        assert f"<!-- /{name} -->" in page
+
+
+def test_micro_benchmarks(tmp_path: Path) -> None:
+    done = run(
+        sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--benchmark-disable", BENCHMARKS / "micro"
+    )
+    assert done.returncode == 0, done.stdout
+    assert " passed" in done.stdout

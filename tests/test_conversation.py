@@ -309,3 +309,20 @@ async def test_two_clients_of_different_codecs_share_a_room_whatever_is_sent(clo
         assert (await binary.receive_until(type="error"))["code"] == "unencodable"
         await text.send("message", room="r", data="still here")
         assert (await binary.receive_until(type="message"))["data"] == "still here"
+
+
+@pytest.mark.parametrize("linger", [0.0, 0.05])
+async def test_who_reads_may_publish_as_fast_as_it_can(clock: MockClock, transport: str, linger: float) -> None:
+    """A thousand publishes in one breath, each with an id: every one is acknowledged, and nobody is called slow."""
+    async with running(Options(linger=linger), transport=transport) as app:
+        client = await app.connect()
+        await client.join("r")
+        async with trio.open_nursery() as nursery:
+
+            async def publish() -> None:
+                for number in range(1000):
+                    await client.send("message", room="r", id=number, data=number, exclude_self=True)
+
+            nursery.start_soon(publish)
+            for number in range(1000):
+                await client.receive_until(type="ack", id=number)

@@ -68,8 +68,9 @@ class FakeTransport(Transport):
             await self._more.wait()
         await trio.lowlevel.checkpoint()
 
-    async def write(self, chunk: Chunk) -> None:
-        assert isinstance(chunk, bytes)
+    async def write(self, chunk: Chunk | memoryview) -> None:
+        assert not isinstance(chunk, tuple)
+        chunk = bytes(chunk)
         while chunk:
             await self.wait_writable()
             try:
@@ -430,3 +431,47 @@ async def test_a_control_event_needs_no_room(clock: MockClock) -> None:
         await fill(r, to=1)
         r.outbox.reply(Prepared(Event(), priority=6))
         assert r.traffic.drops == {}
+
+
+async def test_nothing_is_written_into_a_write_of_the_flusher(clock: MockClock) -> None:
+    """Not even while what it writes is no message: a ping, or a gap."""
+    async with rig(full(), linger=1) as r:
+        r.outbox.control(b"\x89\x00" * 3)
+        await settled()  # the flusher is in the middle of it
+        r.transport.room = 1
+        r.outbox.control(b"\x8a\x00")
+        assert r.offer("urgent", priority=9) is Offer.QUEUED
+        r.transport.give(1000)
+        await settled()
+        assert b"".join(r.transport.writes).startswith(b"\x89\x00" * 3)
+        assert r.transport.data() == ["urgent"]
+
+
+async def test_finishing_does_not_linger(clock: MockClock) -> None:
+    for flush in (True, False):
+        async with rig(linger=60) as r:
+            r.offer("waits")
+            await settled()
+            with trio.fail_after(1):
+                await r.outbox.finish(flush=flush)
+            assert r.transport.data() == (["waits"] if flush else [])
+
+
+async def test_whatever_others_hold_an_empty_outbox_takes_one(clock: MockClock) -> None:
+    async with rig(full(), total_outbox_bytes=1000) as r:
+        r.traffic.waiting_bytes += 1000
+        r.offer("under way")
+        assert r.offer(1, Overflow.DROP_NEWEST) is Offer.QUEUED
+        assert r.offer(2, Overflow.DROP_NEWEST) is Offer.DROPPED
+        r.traffic.waiting_bytes -= 1000
+
+
+async def test_an_outbox_that_has_ended_starts_no_flusher(clock: MockClock) -> None:
+    """Its nursery may be closed already: asking it for a task would raise in the room."""
+    async with rig(linger=1) as r:
+        r.outbox.end()
+        assert r.offer(1, Overflow.BLOCK) is Offer.DROPPED
+        r.outbox.reply(message(2))
+        r.outbox.control(b"\x89\x00")
+        r.outbox.give_up(message(3), Drop.BLOCK_TIMEOUT)
+        assert r.outbox._flusher is None

@@ -1,12 +1,15 @@
 """The library: what an application calls, and what it is told."""
 
+import socket
+import struct
 from typing import Any
 
 import pytest
 import trio
 import trio_websocket
+from raw import RawPeer, upgrade
 from support import connected, listening, running, settled
-from trio.testing import MockClock
+from trio.testing import MockClock, memory_stream_pair
 
 from trioswitch import (
     Cause,
@@ -416,3 +419,52 @@ async def test_serve_follows_nursery_start_and_names_its_port() -> None:
     async with listening() as (_switch, server):
         assert server.port is not None
         assert server.urls == (f"ws://127.0.0.1:{server.port}/ws",)
+
+
+async def test_who_is_in_a_hook_counts_when_it_comes_out(clock: MockClock) -> None:
+    async def on_connect(request: ConnectRequest) -> None:
+        await trio.sleep(1)
+
+    async with running(Options(max_connections=2), on_connect=on_connect) as app:
+        peers = [RawPeer(await app.stream()) for _ in range(5)]
+        for peer in peers:
+            await peer.send(upgrade())
+        assert [(await peer.answer()).status for peer in peers] == [101] * 5
+        for peer in peers[:3]:
+            await peer.receive()
+        await settled()
+        assert app.switch.statistics().active_connections == 5, "three of them are being closed"
+        for peer in peers:
+            await peer.aclose()
+        await trio.sleep(10)
+        assert app.switch.statistics().closes["overloaded"] == 3
+        assert app.switch.connections() == []
+
+
+async def test_a_switch_whose_block_was_left_refuses_and_does_not_hang(clock: MockClock) -> None:
+    async with trio.open_nursery() as nursery:
+        async with open_switch() as switch:
+            stream, theirs = memory_stream_pair()
+            nursery.start_soon(switch.serve_stream, theirs)
+            peer = RawPeer(stream)
+            await peer.send(upgrade())
+            assert (await peer.answer()).status == 101
+            await settled()
+        with pytest.raises(trio.ClosedResourceError):
+            switch.join(switch.connections()[0], "r")
+        assert await switch.publish("r", 1) == Receipt()
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_client_that_is_gone_is_a_drop_in_the_receipt() -> None:
+    async with listening() as (switch, server):
+        stream = await trio.open_tcp_stream("127.0.0.1", server.port or 0)
+        peer = RawPeer(stream)
+        await peer.send(upgrade())
+        assert (await peer.answer()).status == 101
+        while not switch.connections():
+            await trio.sleep(0.01)
+        switch.join(switch.connections()[0], "r")
+        stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        stream.socket.close()  # the next write is refused
+        assert await switch.publish("r", 1) == Receipt(dropped=1)

@@ -95,7 +95,7 @@ class Commands:
         if command.id is not None:
             connection.reply(Ack(id=command.id, room=command.room))
 
-    def _presence(self, connection: Connection, command: Presence, _size: int) -> Wait:
+    def _presence(self, connection: Connection, command: Presence, _size: int) -> None:
         identity = connection.identity
         assert identity is not None
         if not identity.may_join(command.room):
@@ -106,7 +106,6 @@ class Commands:
         connection.reply(
             Ack(id=command.id, room=command.room, users=users[:MAX_USERS], count=len(users), online_count=online)
         )
-        return trio.lowlevel.checkpoint()  # noqa: ASYNC105  # it takes as long as the room is big: others get their turn in between
 
     def _chat(self, connection: Connection, command: SendChat, size: int) -> Wait | None:
         self._check_publish(connection, command.room)

@@ -1,6 +1,7 @@
 """The nursery of one connection: its reader, its flusher and its handlers. When it ends, all of them have ended."""
 
 import logging
+import time
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
@@ -25,6 +26,8 @@ Handler = Callable[["Connection", dict[str, Any]], Awaitable[Any]]
 """The application's answer to a message type of its own: what it returns goes into the `ack` as `data`."""
 Make = Callable[["Connection"], Transport]
 
+SLICE = 0.005
+"""Seconds that the commands of one client may take at a stretch: 64 KiB of them can be 1,500, and some cost a lot."""
 REPLY_PRIORITY = 6
 """Answers to the client itself are urgent: a linger is for what is sent to many."""
 
@@ -139,7 +142,7 @@ class Connection:
         transport, outbox = self.transport, self.outbox
         if pongs := transport.pongs():
             outbox.control(pongs)
-        decode = transport.format.protocol.decode
+        decode, enough = transport.format.protocol.decode, time.monotonic() + SLICE
         for index, payload in enumerate(messages):
             if self.cause is not None:
                 break  # we are closing: what still comes is read, and not acted upon
@@ -151,6 +154,9 @@ class Connection:
                 self._errors = 0
                 self._waiting = dispatch(self, command, len(payload))
             if self._waiting is not None or outbox.full:
+                return messages[index + 1 :]
+            if time.monotonic() > enough:
+                self._waiting = trio.lowlevel.checkpoint()  # noqa: ASYNC105  # the others get their turn
                 return messages[index + 1 :]
         return None
 

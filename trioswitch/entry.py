@@ -306,6 +306,8 @@ class Entry:
             connection.start_soon(self._await_identity, connection)
         if self.registry.draining:
             connection.close(Cause.DRAIN)
+        elif len(self.registry.connections) > self.max_connections:  # several came out of their hooks together
+            connection.close(Cause.OVERLOADED)
 
     async def _await_identity(self, connection: Connection) -> None:
         await trio.sleep(self.registry.options.handshake_timeout)

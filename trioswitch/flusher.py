@@ -63,7 +63,7 @@ class Flusher:
         self._waiting = self._waiting_bytes = 0  # in the channel, in the queue, in flight; the bytes of the rest, too
         self._in_flight: Sequence[Entry] = ()  # taken out of the queue, and being written
         # What a full socket cut off must be written before anything else; `_cut` are the messages in it.
-        self._rest = b""
+        self._rest: bytes | memoryview = b""
         self._cut: Sequence[Prepared] = ()
         self._control = b""  # pings and pongs: they go before the next batch
         self._gaps: dict[str | None, int] = {}  # drops that the client has not been told of yet, by room
@@ -95,7 +95,7 @@ class Flusher:
         elif message.deliver_by is not None and message.deliver_by < scope.deadline:
             scope.deadline = message.deliver_by
 
-    def put_rest(self, rest: bytes, cut: Sequence[Prepared]) -> None:
+    def put_rest(self, rest: memoryview, cut: Sequence[Prepared]) -> None:
         """Take the end of a write that the socket cut off."""
         self._rest, self._cut = rest, cut
         self._count_bytes(len(rest))
@@ -212,7 +212,7 @@ class Flusher:
             self._account.bytes_sent += len(data)
             self._wake_waiters()
 
-    async def _write(self, chunk: Chunk) -> None:
+    async def _write(self, chunk: Chunk | memoryview) -> None:
         self._writing = True
         await self._transport.write(chunk)
         self._writing = False

@@ -168,7 +168,7 @@ class Outbox:
             account.batches_sent += 1
         account.bytes_sent += written
         if written < len(data):
-            self._flush_later().put_rest(data[written:], messages)
+            self._flush_later().put_rest(memoryview(data)[written:], messages)  # no copy: all receivers share the bytes
         return True
 
     def _entry(self, message: Prepared) -> Entry:

@@ -61,7 +61,7 @@ class Transport(abc.ABC):
         """Answers to the peer's pings in what `receive` returned last, for the outbox to write."""
 
     @abc.abstractmethod
-    async def write(self, chunk: Chunk) -> None:
+    async def write(self, chunk: Chunk | memoryview) -> None:
         """Write a chunk whole. Raises PeerGone. When it is cancelled the connection is over: half a frame may be out."""
 
     @abc.abstractmethod

@@ -33,7 +33,7 @@ class ByteChannel(abc.ABC):
         """Wait for bytes; empty at the end. Safe to cancel."""
 
     @abc.abstractmethod
-    async def write(self, data: bytes) -> None:
+    async def write(self, data: bytes | memoryview) -> None:
         """Write all. When cancelled, a part may be out."""
 
     @abc.abstractmethod
@@ -89,7 +89,7 @@ class SocketChannel(ByteChannel):
         except OSError:
             return b""
 
-    async def write(self, data: bytes) -> None:
+    async def write(self, data: bytes | memoryview) -> None:
         view = memoryview(data)
         while view:
             try:
@@ -144,7 +144,7 @@ class StreamChannel(ByteChannel):
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             raise PeerGone(Cause.VANISHED) from None
 
-    async def write(self, data: bytes) -> None:
+    async def write(self, data: bytes | memoryview) -> None:
         try:
             await self._stream.send_all(data)
         except (trio.BrokenResourceError, trio.ClosedResourceError):

@@ -143,8 +143,8 @@ class NativeTransport(Transport):
         replies, codec.replies = codec.replies, b""
         return replies
 
-    async def write(self, chunk: Chunk) -> None:
-        assert isinstance(chunk, bytes)
+    async def write(self, chunk: Chunk | memoryview) -> None:
+        assert not isinstance(chunk, tuple)
         await self._channel.write(chunk)
 
     async def wait_writable(self) -> None:

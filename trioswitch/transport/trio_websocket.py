@@ -52,7 +52,7 @@ class TrioWebsocketTransport(Transport):
     def pongs(self) -> bytes:
         return b""  # trio-websocket sends them by itself
 
-    async def write(self, chunk: Chunk) -> None:
+    async def write(self, chunk: Chunk | memoryview) -> None:
         assert isinstance(chunk, tuple)
         try:
             for payload in chunk:

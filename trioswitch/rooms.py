@@ -9,6 +9,7 @@ is big, waits for its members (policy `block`), or has crashed. Waking a task fo
 of what an echo costs (`docs/decisions/`).
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from math import inf
 from typing import Final, Protocol
@@ -24,6 +25,7 @@ from .wire.prepared import Prepared, Receipt, Window
 
 __all__ = ["Member", "Room", "Tally"]
 
+_NOBODY: Final = frozenset[str]()
 YIELD_EVERY: Final = 128
 """Members after which a fan-out lets other tasks run; measured, more often costs throughput, less often latency."""
 
@@ -49,18 +51,18 @@ class Member(Protocol):
 class Tally:
     """Counts what becomes of a window's messages: together for members that took it whole, else one by one."""
 
-    def __init__(self, count: int) -> None:
-        self.whole = 0
-        self.delivered = [0] * count
-        self.queued = [0] * count
-        self.dropped = [0] * count
+    __slots__ = ("singly", "whole")
 
-    def add(self, index: int, offer: Offer) -> None:
-        counts = {Offer.WRITTEN: self.delivered, Offer.QUEUED: self.queued}.get(offer, self.dropped)
-        counts[index] += 1
+    def __init__(self) -> None:
+        self.whole = 0
+        self.singly: Counter[tuple[int, Offer]] = Counter()  # by index of the message
+
+    def total(self, offer: Offer) -> int:
+        return sum(count for (_index, became), count in self.singly.items() if became is offer)
 
     def receipt(self, index: int) -> Receipt:
-        return Receipt(self.whole + self.delivered[index], self.queued[index], self.dropped[index])
+        one = self.singly
+        return Receipt(self.whole + one[index, Offer.WRITTEN], one[index, Offer.QUEUED], one[index, Offer.DROPPED])
 
 
 @attrs.define(eq=False)
@@ -140,7 +142,7 @@ class Room:
         if self._accepted == self._published:
             return True  # it was closed in the meantime
         self._window = window = self._take(self._next_nowait())
-        tally = Tally(len(window.messages))
+        tally = Tally()
         self._hand_to(list(self.members.values()), window, tally)
         self._finish(window.messages, tally)
         self._scheduled = self._accepted > self._published
@@ -166,25 +168,23 @@ class Room:
         options, messages, size = self._options, [first], first.size
         self._left_over = None
         mixed = expiring = False
-        try:
-            while len(messages) < options.window_messages:
-                message = self._receive.receive_nowait()
-                if size + message.size > options.window_bytes:
-                    self._left_over = message
-                    break
-                messages.append(message)
-                size += message.size
-                mixed = mixed or message.priority != first.priority
-        except (trio.WouldBlock, trio.EndOfChannel):
-            pass
+        for _ in range(min(self._accepted - self._published, options.window_messages) - 1):
+            message = self._receive.receive_nowait()
+            if size + message.size > options.window_bytes:
+                self._left_over = message
+                break
+            messages.append(message)
+            size += message.size
+            mixed = mixed or message.priority != first.priority
         self._free(size)
         if mixed:
             messages.sort(key=lambda message: -message.priority)
-        now = timestamp()
+        now, excluded = timestamp(), _NOBODY
         for message in messages:
             message.stamp(now)
             expiring = expiring or message.expires_at is not None
-        return Window(self._drop_expired(messages) if expiring else messages, now)
+            excluded = excluded | message.exclude if message.exclude else excluded
+        return Window(self._drop_expired(messages) if expiring else messages, now, excluded)
 
     def _free(self, size: int) -> None:
         self._waiting_bytes -= size
@@ -194,14 +194,17 @@ class Room:
 
     def _drop_expired(self, messages: list[Prepared]) -> list[Prepared]:
         now = trio.current_time()
-        expired = [message for message in messages if message.expires_at is not None and message.expires_at <= now]
+        expired: list[Prepared] = []
+        good: list[Prepared] = []
+        for message in messages:
+            (expired if message.expires_at is not None and message.expires_at <= now else good).append(message)
         self._traffic.dropped(self.name, Drop.EXPIRED, len(self.members) * len(expired))
-        self._settle(expired, [Receipt(dropped=len(self.members))] * len(expired))
-        return [message for message in messages if message not in expired]
+        self._settle(expired, Receipt(dropped=len(self.members)))
+        return good
 
     async def _hand_out(self, window: Window) -> None:
         """Hand a window to any number of members, and wait for those that the policy waits for."""
-        members, tally = list(self.members.values()), Tally(len(window.messages))
+        members, tally = list(self.members.values()), Tally()
         blocked: list[tuple[Member, list[int]]] = []
         for start in range(0, len(members), YIELD_EVERY):
             if start:
@@ -213,10 +216,9 @@ class Room:
 
     def _hand_to(self, members: list[Member], window: Window, tally: Tally) -> list[tuple[Member, list[int]]]:
         """The hot path: a window to some members. Returns who could not take which of its messages, and may be waited for."""
-        messages = window.messages
+        messages, excluded = window.messages, window.excluded
         if not messages:
             return []  # all of them had expired
-        excluded = frozenset[str]().union(*[message.exclude for message in messages if message.exclude])
         blocked: list[tuple[Member, list[int]]] = []
         for member in members:
             if member.id not in excluded:
@@ -240,7 +242,7 @@ class Room:
             offered = member.offer(messages[index], overflow)
             if offered is Offer.FULL:
                 return list(wanted[position:])
-            tally.add(index, offered)
+            tally.singly[index, offered] += 1
         return []
 
     async def _wait_for(self, blocked: list[tuple[Member, list[int]]], messages: list[Prepared], tally: Tally) -> None:
@@ -248,28 +250,31 @@ class Room:
         with trio.move_on_after(self.policy.block_timeout):
             for member, refused in blocked:
                 while refused:
-                    tally.add(refused[0], await member.put(messages[refused[0]]))
+                    tally.singly[refused[0], await member.put(messages[refused[0]])] += 1
                     del refused[0]
         for member, refused in blocked:
             for index in refused:
                 member.give_up(messages[index], Drop.BLOCK_TIMEOUT)
-                tally.add(index, Offer.DROPPED)
+                tally.singly[index, Offer.DROPPED] += 1
 
     def _finish(self, messages: list[Prepared], tally: Tally) -> None:
         self._window = None
         self._windows += 1
-        self._delivered += tally.whole * len(messages) + sum(tally.delivered)
-        self._queued += sum(tally.queued)
-        self._settle(messages, [tally.receipt(i) if message.settle else None for i, message in enumerate(messages)])
+        self._delivered += tally.whole * len(messages)
+        if tally.singly:
+            self._delivered += tally.total(Offer.WRITTEN)
+            self._queued += tally.total(Offer.QUEUED)
+        self._settle(messages, tally)
 
-    def _settle(self, messages: list[Prepared], receipts: Sequence[Receipt | None]) -> None:
+    def _settle(self, messages: list[Prepared], outcome: Tally | Receipt) -> None:
+        """These messages are done with: tell who waits for it."""
         self._published += len(messages)
         if self._handed_out is not None:
             self._handed_out.set()
             self._handed_out = None
-        for message, receipt in zip(messages, receipts, strict=True):
-            if message.settle is not None and receipt is not None:
-                message.settle(receipt)
+        for index, message in enumerate(messages):
+            if message.settle is not None:
+                message.settle(outcome if isinstance(outcome, Receipt) else outcome.receipt(index))
 
     # --- ends
 
@@ -284,13 +289,12 @@ class Room:
             for member in self.members.values():
                 for message in window.messages:
                     member.give_up(message, Drop.CRASHED)
-            self._settle(window.messages, [Receipt(dropped=len(self.members))] * len(window.messages))
+            self._settle(window.messages, Receipt(dropped=len(self.members)))
 
     def close(self) -> None:
         """The last member has left: take nothing more, and what waits goes to nobody."""
         self._send.close()
-        waiting = self._take_all()
-        self._settle(waiting, [Receipt()] * len(waiting))
+        self._settle(self._take_all(), Receipt())
 
     def abandon(self) -> None:
         """The switch ends: nothing is handed out any more."""
@@ -298,7 +302,7 @@ class Room:
         window, self._window = self._window, None
         lost = (window.messages if window is not None else []) + self._take_all()
         self._traffic.dropped(self.name, Drop.CLOSED, len(self.members) * len(lost))
-        self._settle(lost, [Receipt(dropped=len(self.members))] * len(lost))
+        self._settle(lost, Receipt(dropped=len(self.members)))
 
     def _take_all(self) -> list[Prepared]:
         messages = [] if self._left_over is None else [self._left_over]

@@ -22,7 +22,7 @@ def frame(opcode: int, payload: bytes, *, compressed: bool = False) -> bytes:
     if size < 126:
         return bytes((head, size)) + payload
     if size < 65536:
-        return struct.pack("!BBH", head, 126, size) + payload
+        return bytes((head, 126, size >> 8, size & 255)) + payload
     return struct.pack("!BBQ", head, 127, size) + payload
 
 

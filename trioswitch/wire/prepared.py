@@ -139,6 +139,8 @@ def pack(messages: Sequence[Prepared], format: Format, timestamp: str, *, shared
     is not put into one, so that the cost of compression never grows with the number of receivers.
     """
     framing = format.framing
+    if len(messages) == 1 and framing.framed:
+        return messages[0].frame(framing)  # type: ignore[return-value]  # framed: bytes
     if not format.protocol.batches or len(messages) == 1:
         return _joined([message.frame(framing) for message in messages], framing)
     codec, parts = framing.codec, list[Payload]()
@@ -176,11 +178,13 @@ def _joined(parts: list[Payload], framing: Framing) -> Chunk:
 class Window:
     """What a room hands out at once: its messages, and one chunk for each format among the members."""
 
-    __slots__ = ("_chunks", "messages", "timestamp")
+    __slots__ = ("_chunks", "excluded", "messages", "timestamp")
 
-    def __init__(self, messages: list[Prepared], timestamp: str) -> None:
+    def __init__(self, messages: list[Prepared], timestamp: str, excluded: frozenset[str] = frozenset()) -> None:
         self.messages = messages
         self.timestamp = timestamp
+        self.excluded = excluded
+        """Who does not get all of it."""
         self._chunks: dict[Format, Chunk] = {}
 
     def chunk(self, format: Format) -> Chunk:
@@ -188,7 +192,3 @@ class Window:
         if chunk is None:
             chunk = self._chunks[format] = pack(self.messages, format, self.timestamp, shared=True)
         return chunk
-
-    def without(self, connection_id: str) -> "Window":
-        """The part of it that this connection is to get."""
-        return Window([message for message in self.messages if connection_id not in message.exclude], self.timestamp)

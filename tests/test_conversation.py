@@ -185,14 +185,19 @@ async def test_a_new_name_is_told_to_the_rooms(clock: MockClock) -> None:
     async with running() as app:
         ann, bob = await app.connect(), await app.connect()
         await ann.join("r", user_id="ann")
-        await bob.join("r", user_id="bob")
-        await ann.receive_until(action="user_joined", user_id="bob")
-        await bob.send("join_room", room="q", user_id="robert")
+        await bob.join("r")
+        await ann.receive_until(action="user_joined", user_id=bob.connection_id)
+        await bob.send("join_room", room="q", user_id="bob")
         left, joined = await ann.receive(), await ann.receive()
-        assert (left["action"], left["user_id"]) == ("user_left", "bob")
-        assert (joined["action"], joined["user_id"], joined["online_count"]) == ("user_joined", "robert", 2)
+        assert (left["action"], left["user_id"]) == ("user_left", bob.connection_id)
+        assert (joined["action"], joined["user_id"], joined["online_count"]) == ("user_joined", "bob", 2)
+        assert app.switch.users_in("r") == ["ann", "bob"]
+        assert app.switch.connections(bob.connection_id) == []
+        assert (await bob.ask("chat_message", room="r", content="x", user_id="robert"))["code"] == "forbidden"
+        for room in ("r", "q"):
+            await bob.ask("leave_room", room=room)
+        await bob.join("r", user_id="robert")
         assert app.switch.users_in("r") == ["ann", "robert"]
-        assert app.switch.connections("bob") == []
 
 
 async def test_big_rooms_hear_the_count_at_most_once_a_second(clock: MockClock, transport: str) -> None:

@@ -475,3 +475,29 @@ async def test_an_outbox_that_has_ended_starts_no_flusher(clock: MockClock) -> N
         r.outbox.control(b"\x89\x00")
         r.outbox.give_up(message(3), Drop.BLOCK_TIMEOUT)
         assert r.outbox._flusher is None
+
+
+@pytest.mark.parametrize("linger", [0.0, 0.05])
+async def test_looking_at_an_outbox_does_not_change_the_order(clock: MockClock, linger: float) -> None:
+    """Nor does an overflow: the first message must not be on its way past the queue."""
+    async with rig(FakeTransport(direct=False), linger=linger, outbox_messages=4) as r:
+        r.offer("wakes the flusher")
+        await trio.sleep(1)
+        for number in range(3):
+            r.offer(number)
+        assert r.outbox.statistics().depth == 3
+        await trio.sleep(1)
+        assert r.transport.data()[1:] == [0, 1, 2]
+        for number in range(6):
+            r.offer(number)
+        await trio.sleep(1)
+        assert r.transport.data()[4:] == ["gap", 2, 3, 4, 5]
+
+
+async def test_a_ping_does_not_wait_for_a_linger(clock: MockClock) -> None:
+    async with rig(linger=60) as r:
+        r.offer("waits")
+        await settled()
+        r.outbox.control(b"\x89\x00")
+        await settled()
+        assert b"\x89\x00" in b"".join(r.transport.writes)

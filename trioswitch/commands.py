@@ -184,7 +184,7 @@ class Commands:
     def _custom(self, connection: Connection, command: Custom, _size: int) -> Wait | None:
         handler = self._handlers.get(command.type)
         if handler is None:
-            raise Refused(f"unknown type {command.type!r}", code="unknown_type")
+            raise Refused(f"unknown type {command.type[:64]!r}", code="unknown_type")
         return connection.handle(handler, command)
 
     def _authenticate_by_message(self, connection: Connection, command: Authenticate, _size: int) -> Wait | None:
@@ -210,7 +210,7 @@ class Commands:
     def _name(self, connection: Connection, user: str | None) -> str:
         """The user that a command speaks for: believed where the connection is anonymous, and its user from then on.
 
-        Raises Refused where the identity names another.
+        Raises Refused where the identity names another, and for a second name while it is in rooms.
         """
         identity = connection.identity
         assert identity is not None
@@ -218,6 +218,8 @@ class Commands:
             return connection.user
         if identity.user is not None:
             raise Refused(f"you are {identity.user!r}, not {user!r}")
+        if connection.rooms and connection.user != connection.id:  # each of its rooms would have to be told, each time
+            raise Refused("leave your rooms before you change your name")
         self._registry.rename(connection, user)
         return user
 

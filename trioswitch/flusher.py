@@ -84,6 +84,7 @@ class Flusher:
         """Queue a message that fits. Raises trio.WouldBlock when the memory channel is full all the same."""
         self._channel_in.send_nowait(entry)
         self._count(entry, +1)
+        self._wake()
         scope, message = self._lingering, entry.message
         if scope is None:
             return
@@ -106,6 +107,8 @@ class Flusher:
         if len(self._control) < MAX_CONTROL:
             self._control += data
             self._wake()
+            if self._lingering is not None:
+                self._lingering.cancel()  # the peer's answer has a time limit
 
     def put_gap(self, room: str | None) -> None:
         """Note that the client missed a message: it is told with the next batch."""
@@ -113,7 +116,7 @@ class Flusher:
         self._wake()
 
     def _wake(self) -> None:
-        """Let the task act on what did not come through the memory channel."""
+        """Let the task act, if it is parked."""
         if self._parked is not None:
             self._parked.cancel()
 
@@ -253,7 +256,9 @@ class Flusher:
         self._on_idle()
         with trio.CancelScope() as self._parked:
             self._wake_waiters()
-            self._add(await self._channel_out.receive())
+            await (
+                trio.sleep_forever()
+            )  # `receive` would take a first message past the queue, where others may overtake it
         self._parked = None
 
     def _wake_waiters(self) -> None:

@@ -186,6 +186,9 @@ class Outbox:
         try:
             await flusher.run()
         except PeerGone as gone:
+            self.end()
+            flusher.close()
+            self._flusher = None  # nobody is to wait for it
             self._fail(gone.cause)
 
     def _on_idle(self) -> None:

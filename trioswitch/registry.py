@@ -38,7 +38,7 @@ class Registry:
         self.options = options
         self.traffic = Traffic()
         self.connections: dict[str, Connection] = {}
-        self.users: dict[str, tuple[Connection, ...]] = {}
+        self.users: dict[str, dict[str, Connection]] = {}
         self.groups: dict[str, set[str]] = {}
         self.rooms: dict[str, Room] = {}
         self.compressor = Compressor(options.compression_min_bytes, options.compression_level)
@@ -100,14 +100,12 @@ class Registry:
             self._announce(self.rooms[name], "user_joined", user)
 
     def _add_user(self, connection: Connection) -> None:
-        self.users[connection.user] = (*self.users.get(connection.user, ()), connection)
+        self.users.setdefault(connection.user, {})[connection.id] = connection
 
     def _remove_user(self, connection: Connection) -> None:
-        left = tuple(other for other in self.users.get(connection.user, ()) if other is not connection)
-        if left:
-            self.users[connection.user] = left
-        else:
-            self.users.pop(connection.user, None)
+        of_user = self.users.get(connection.user)
+        if of_user is not None and of_user.pop(connection.id, None) is not None and not of_user:
+            del self.users[connection.user]
 
     def connection(self, connection_id: str) -> Connection:
         """Raises UnknownConnection."""
@@ -117,7 +115,7 @@ class Registry:
             raise UnknownConnection(connection_id) from None
 
     def of_users(self, users: Iterable[str]) -> list[Connection]:
-        return [connection for user in users for connection in self.users.get(user, ())]
+        return [connection for user in users for connection in self.users.get(user, {}).values()]
 
     # --- rooms
 

@@ -26,6 +26,7 @@ class Subscription:
         self._traffic = traffic
         self._send, self._receive = trio.open_memory_channel[Prepared](BUFFER)
         self._dropped = 0
+        self._oldest_dropped = False  # then the gap is before what waits, else behind it
         self._taken: trio.Event | None = None
 
     def __aiter__(self) -> AsyncIterator[Event]:
@@ -33,8 +34,9 @@ class Subscription:
 
     async def __anext__(self) -> Event:
         """The next event. Safe to cancel. Ends when the subscription does."""
-        if self._dropped:
+        if self._dropped and (self._oldest_dropped or not self._receive.statistics().current_buffer_used):
             await trio.lowlevel.checkpoint()
+            self._oldest_dropped = False
             dropped, self._dropped = self._dropped, 0
             return Gap(room=self.room, dropped=dropped)
         try:
@@ -53,6 +55,7 @@ class Subscription:
         try:
             self._send.send_nowait(message)
         except trio.ClosedResourceError:
+            self._drop(Drop.CLOSED)
             return Offer.DROPPED
         except trio.WouldBlock:
             return self._overflow(message, overflow)
@@ -64,6 +67,7 @@ class Subscription:
         if overflow in (Overflow.DROP_OLDEST, Overflow.CONFLATE, Overflow.RESYNC):
             self._receive.receive_nowait()
             self._drop(Drop.OVERFLOW)
+            self._oldest_dropped = True
             self._send.send_nowait(message)
             return Offer.QUEUED
         self._drop(Drop.OVERFLOW)

@@ -21,11 +21,18 @@ async def supervise(run: Callable[[], Awaitable[None]], crashed: Callable[[], No
         try:
             await run()
         except Exception:
-            if crashed is not None:
-                crashed()
-            else:
-                _log.exception("%s crashed and is started again", getattr(run, "__qualname__", run))
+            _report(run, crashed)
             if trio.current_time() - started < RESTART_DELAY:
                 await trio.sleep(RESTART_DELAY)
         else:
             return
+
+
+def _report(run: Callable[[], Awaitable[None]], crashed: Callable[[], None] | None) -> None:
+    try:
+        if crashed is not None:
+            crashed()
+            return
+    except Exception:  # what cleans up after a crash must not be the second one
+        _log.exception("cleaning up after the crash of %s failed", getattr(run, "__qualname__", run))
+    _log.exception("%s crashed and is started again", getattr(run, "__qualname__", run))

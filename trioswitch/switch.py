@@ -203,9 +203,7 @@ class Switch:
 
     def connections(self, user: str | None = None) -> list[str]:
         """Ids of all connections, or of a user's."""
-        if user is None:
-            return list(self._registry.connections)
-        return [connection.id for connection in self._registry.users.get(user, ())]
+        return list(self._registry.connections if user is None else self._registry.users.get(user, {}))
 
     def users_in(self, room: str) -> list[str]:
         """The users with a connection in the room, each once, sorted."""

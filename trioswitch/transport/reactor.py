@@ -40,8 +40,8 @@ class Reactor:
 
     def watch(self, fd: int, callback: Callable[[], None]) -> None:
         """Call back whenever this socket is readable, until `unwatch`. The callback must not raise."""
-        self._callbacks[fd] = callback
         self._epoll.register(fd, select.EPOLLIN | select.EPOLLRDHUP)
+        self._callbacks[fd] = callback
 
     def unwatch(self, fd: int) -> None:
         """To be called before the descriptor is closed. Does nothing for one that is not watched."""
@@ -49,15 +49,19 @@ class Reactor:
             self._epoll.unregister(fd)
 
     async def run(self) -> None:
+        ready: list[tuple[int, int]] = []
         while True:
-            await trio.lowlevel.wait_readable(self._epoll.fileno())
+            if ready:  # epoll would tell of the first ones first again, and never of these
+                await trio.lowlevel.checkpoint()
+            else:
+                await trio.lowlevel.wait_readable(self._epoll.fileno())
+                ready = self._epoll.poll(0, TURN)[::-1]
             self._begin()
             try:
                 end = time.monotonic() + TURN_TIME
-                for fd, _events in self._epoll.poll(0, TURN):
+                while ready and time.monotonic() < end:
+                    fd, _events = ready.pop()
                     self._callbacks.get(fd, _gone)()
-                    if time.monotonic() > end:
-                        break  # epoll tells of the others again
             finally:
                 self._end()
 

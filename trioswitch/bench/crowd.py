@@ -78,10 +78,6 @@ class Crowd:
         self._told = 0  # when epoll told of the events that are being served, ns
 
     @property
-    def fileno(self) -> int:
-        return self._epoll.fileno()
-
-    @property
     def settled(self) -> bool:
         """Whether every handshake is over, or the first of them say that there is no point in going on."""
         hopeless = not self.ready and self.refused.total() >= HOPELESS
@@ -95,6 +91,8 @@ class Crowd:
 
     def pump(self, timeout: float) -> bool:
         """Wait up to `timeout` seconds for events, and serve some. Returns whether a watched descriptor has any."""
+        while self._dialled < self._order.count and self._under_way < self._order.under_way:
+            self._dial()
         others = False
         events = self._epoll.poll(timeout, EVENTS)
         self._told = time.monotonic_ns()
@@ -106,8 +104,6 @@ class Crowd:
                 self._read(client)
             else:
                 self._progress(client, event)
-        while self._dialled < self._order.count and self._under_way < self._order.under_way:
-            self._dial()
         return others
 
     def send(self, client: Client, data: bytes) -> None:

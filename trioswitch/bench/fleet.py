@@ -11,7 +11,7 @@ from typing import Final
 import msgspec
 import trio
 
-from .orders import Connected, Failed, Finished, Order, Reply, Tick
+from .orders import Connected, Failed, Finished, Order, Ready, Reply, Tick
 from .target import BenchError
 
 __all__ = ["FILES_IN_RESERVE", "Fleet", "clients_in_one_process", "open_fleet"]
@@ -23,7 +23,7 @@ GRACE: Final = 5.0
 WAITING_REPLIES: Final = 1000
 
 _encode = msgspec.json.Encoder().encode
-_decode = msgspec.json.Decoder(Connected | Tick | Finished | Failed).decode
+_decode = msgspec.json.Decoder(Ready | Connected | Tick | Finished | Failed).decode
 
 
 def clients_in_one_process() -> int:
@@ -65,7 +65,7 @@ class Fleet:
 
 @asynccontextmanager
 async def open_fleet(count: int) -> AsyncIterator[Fleet]:
-    """Run client processes; they end with the block."""
+    """Run client processes; they end with the block. Each says `Ready` first."""
     send, receive = trio.open_memory_channel[tuple[int, Reply]](WAITING_REPLIES)
     command = [sys.executable, "-m", "trioswitch.bench.worker"]
     start = partial(trio.lowlevel.open_process, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)

@@ -16,6 +16,7 @@ __all__ = [
     "Order",
     "Publish",
     "Quit",
+    "Ready",
     "Reply",
     "Tick",
 ]
@@ -85,6 +86,10 @@ class Quit(Order, frozen=True, tag="quit"):
 
 class Reply(msgspec.Struct, frozen=True, tag_field="is"):
     """Client process to parent."""
+
+
+class Ready(Reply, frozen=True, tag="ready"):
+    """The process has started, and waits for orders."""
 
 
 class Connected(Reply, frozen=True, tag="connected"):

@@ -94,7 +94,10 @@ class Result:
                 f"read. More --processes (now {self.processes}) or fewer --connections tell more of the server."
             )
         if self.settings.scenario == "fanout" and self.settings.rate is None and self.rate is None:
-            said.append("No rate was found at which the messages arrive in time.")
+            said.append(
+                f"No rate held for {self.settings.duration:g} s: these figures are of the lowest that was tried. Something else "
+                "may have had the processors meanwhile."
+            )
         return said
 
     def to_json(self) -> dict[str, Any]:
@@ -134,4 +137,6 @@ class Result:
 
     @property
     def bytes_per_connection(self) -> int | None:
-        return None if self.server_bytes is None or not self.connected else round(self.server_bytes / self.connected)
+        """None: not asked for, or no more than the server had before (it keeps what earlier clients needed)."""
+        grown = self.server_bytes is not None and self.server_bytes > 0 and self.connected
+        return round((self.server_bytes or 0) / self.connected) if grown else None

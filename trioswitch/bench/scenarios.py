@@ -22,14 +22,16 @@ FIRST_DELIVERIES: Final = 10_000
 STEP: Final = 2.0
 """Seconds for which a rate is tried."""
 STEPS: Final = 30
-"""Rates that are tried at most."""
+"""Steps at most."""
+TRIES: Final = 2
+"""How often a rate has to fail."""
 CLOSE_ENOUGH: Final = 1.07
 """The search ends when the lowest rate that failed is less than so many times the highest that did not."""
 ARRIVED: Final = 0.99
 SENT: Final = 0.95
 """Shares of the messages that have to arrive, and to be taken by the server, for a rate to count as reached."""
-LAST_TRIES: Final = 4
-"""Rates, each 10 % lower, at which the final measurement is tried, when the one that was found does not hold."""
+LAST_TRIES: Final = 5
+"""Rates, each 20 % lower, at which the final measurement is tried, when the one that was found does not hold."""
 
 
 async def run(settings: Settings, show: Show) -> Result:
@@ -80,12 +82,12 @@ async def _fan_out(session: Session) -> None:
         if _in_time(held, result.receivers, rate):
             return
         await session.come_to_rest(held)
-        rate *= 0.9
+        rate *= 0.8
     result.rate = None
 
 
 async def _search(session: Session) -> float:
-    """The highest rate at which the messages arrive in time: doubled until it fails twice, then halved in between."""
+    """The highest rate at which the messages arrive in time: doubled until one fails, then narrowed down in between."""
     result = session.result
     rate = max(1.0, FIRST_DELIVERIES / result.connected)
     good = bad = 0.0
@@ -100,8 +102,8 @@ async def _search(session: Session) -> float:
             good, failures = rate, 0
         else:
             failures += 1
-            if failures == 1:
-                continue  # once more: it may have been something else on this machine
+            if failures < TRIES:
+                continue  # it may have been something else on this machine
             bad, failures = rate, 0
         if not bad:
             rate = good * 2

@@ -49,6 +49,8 @@ class Session:
         """Let all clients join. Raises BenchError when none can, or when handshakes do not end."""
         settings, result = self.settings, self.result
         before = self._server_memory()
+        for _ in range(len(self._fleet)):  # all of them are to begin at the same time
+            await self._fleet.reply()
         since = time.monotonic_ns()
         handshakes = result.handshakes = Measurement(since, since + 10**18)
         await self._fleet.order_all(Listen(since))

@@ -9,6 +9,7 @@ import struct
 import zlib
 from collections import deque
 from collections.abc import Callable
+from functools import lru_cache
 from random import Random
 from typing import Any, Final
 
@@ -120,6 +121,7 @@ class Stamped:
         return b"%b%019d%b" % (self._before, now, self._after)
 
 
+@lru_cache(maxsize=4)
 def _filling(size: int) -> str:
     """Text that compresses about as well as prose: words of a small vocabulary, always the same ones."""
     random = Random(size)

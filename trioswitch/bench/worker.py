@@ -14,7 +14,21 @@ from typing import Final
 import msgspec
 
 from .crowd import Client, Crowd
-from .orders import SLOT, Collect, Connect, Connected, Echo, Failed, Finished, Listen, Order, Publish, Quit, Reply
+from .orders import (
+    SLOT,
+    Collect,
+    Connect,
+    Connected,
+    Echo,
+    Failed,
+    Finished,
+    Listen,
+    Order,
+    Publish,
+    Quit,
+    Ready,
+    Reply,
+)
 from .recorder import Recorder
 from .target import BenchError
 
@@ -179,6 +193,7 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     worker = Worker(sys.stdin.fileno(), sys.stdout.fileno())
     try:
+        worker.reply(Ready())
         worker.run()
     except BenchError as error:
         worker.reply(Failed(str(error)))

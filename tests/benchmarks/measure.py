@@ -99,7 +99,7 @@ def _run_load(load: list[str], server: int, before: int, *, watch_memory: bool) 
         client.stderr.close()
     try:
         result = json.loads(out)
-        (began, used_before), (ended, used) = marks["@measuring"], marks["@measured"]
+        (began, used_before), (ended, used) = (marks[f"@{mark} {result['measurement']}"] for mark in ("begin", "end"))
     except (ValueError, KeyError):
         raise Failed(f"the load client has no result: {''.join(said)[-300:]}") from None
     spent, took = used - used_before, ended - began
@@ -207,4 +207,6 @@ def _free_port() -> int:
 
 
 def _tail(log: Path) -> str:
-    return log.read_text(errors="replace").strip()[-300:] or "it said nothing"
+    """The last that it said."""
+    lines = log.read_text(errors="replace").strip(" +-|\n").splitlines()
+    return lines[-1].strip() if lines else "nothing was said"

@@ -1,6 +1,7 @@
 """From results to what people read: tables of Markdown, put between the marks of a page, and a picture."""
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -8,25 +9,30 @@ from typing import Any
 from scenarios import SCENARIOS, Scenario
 
 PICTURED = ("fan500", "fan5000", "once5000", "echo", "idle", "connects")
+BUSY = 0.9
+"""Share of a core above which a process is what limits."""
 OURS, PEER = "#2f6db3", "#b8c4d0"
 
 
 def write(results: Path, page: Path, plot: Path) -> None:
     """Rewrite the tables of the page, where there is one, and the picture."""
-    known = json.loads(results.read_text())
-    if page.exists():
-        text = page.read_text(encoding="utf-8")
-        for name, measured in known.items():
-            text = _between_marks(text, name, table(measured, SCENARIOS[name]))
-        page.write_text(text, encoding="utf-8")
-    if any(name in known for name in PICTURED):
-        _draw(known, plot)
+    known = {name: found for name, found in json.loads(results.read_text()).items() if name in SCENARIOS}
+    drawn = _draw(known, plot)
+    if not page.exists():
+        return
+    text = page.read_text(encoding="utf-8")
+    for name, measured in known.items():
+        text = _between_marks(text, name, table(measured, SCENARIOS[name]))
+    if drawn:
+        link = os.path.relpath(plot, page.parent)
+        text = _between_marks(text, "picture", f"![The scenarios at a glance]({link})")
+    page.write_text(text, encoding="utf-8")
 
 
-def _between_marks(text: str, name: str, table: str) -> str:
+def _between_marks(text: str, name: str, new: str) -> str:
     """Replace what stands between `<!-- NAME -->` and `<!-- /NAME -->`."""
     pattern = re.compile(rf"(<!-- {re.escape(name)} -->\n).*?(<!-- /{re.escape(name)} -->)", re.DOTALL)
-    return pattern.sub(lambda marks: f"{marks[1]}\n{table}\n\n{marks[2]}", text)
+    return pattern.sub(lambda marks: f"{marks[1]}\n{new}\n\n{marks[2]}", text)
 
 
 def table(measured: dict[str, Any], scenario: Scenario) -> str:
@@ -36,14 +42,18 @@ def table(measured: dict[str, Any], scenario: Scenario) -> str:
     for label, row in _in_order(measured, scenario):
         cells = [_cell(row["median"].get(column.name), column.form) for column in columns]
         name = f"**{label}**" if label == "trioswitch" else label
-        doubt = "\N{DAGGER}" if row["median"].get("client_busy", 0) > 0.9 else ""
+        busy, servers = (row["median"].get(name) or 0.0 for name in ("client_busy", "server_busy"))
+        doubt = "\N{DAGGER}" if busy > BUSY and servers < BUSY else ""
         lines.append(f"| {name}{doubt} | " + " | ".join(cells) + " |")
     lines += ["", _provenance(measured)]
     if any("\N{DAGGER}" in line for line in lines):
-        lines += ["", "\N{DAGGER} The load client was busy more than 90 % of the time: this server may do better."]
+        lines += ["", "\N{DAGGER} The load client had less time to spare than the server, which may do better."]
     for label, error in measured["errors"].items():
         runs = len(measured["rows"].get(label, {"runs": ()})["runs"])
-        lines += ["", f"{label}: {measured['runs'] - runs} of {measured['runs']} runs without a result ({error})"]
+        lines += [
+            "",
+            f"{label}: {measured['runs'] - runs} of {measured['runs']} runs without a result ({error.splitlines()[-1]})",
+        ]
     return "\n".join(lines)
 
 
@@ -76,13 +86,14 @@ def _provenance(measured: dict[str, Any]) -> str:
     )
 
 
-def _draw(known: dict[str, Any], plot: Path) -> None:
+def _draw(known: dict[str, Any], plot: Path) -> bool:
+    """Returns whether there was anything to draw."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import EngFormatter
 
     names = [name for name in PICTURED if name in known and known[name]["rows"]]
     if not names:
-        return
+        return False
     across = min(2, len(names))
     down = -(-len(names) // across)
     figure = Figure(figsize=(5.5 * across, 3.1 * down + 0.3), dpi=150, layout="constrained")
@@ -107,3 +118,4 @@ def _draw(known: dict[str, Any], plot: Path) -> None:
         axes.tick_params(labelsize=8)
         axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(plot, format="png")
+    return True

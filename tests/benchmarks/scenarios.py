@@ -52,7 +52,8 @@ DELIVERED = Column("messages_per_s", "messages/s")
 P50, P99 = Column("p50_ms", "p50 ms", "{:,.2f}"), Column("p99_ms", "p99 ms", "{:,.2f}")
 SLOWEST = Column("max_ms", "slowest ms", "{:,.1f}")
 CONNECTS = Column("connect_per_s", "connects/s")
-BUSY = Column("server_busy", "share of a core", "{:.1%}")
+BUSY = Column("server_busy", "server's core", "{:.1%}")
+CLIENT = Column("client_busy", "client's core", "{:.0%}")
 
 
 def _peers(mode: str, full: str, small: str) -> Callable[[Sequence[str], bool], list[Row]]:
@@ -147,13 +148,13 @@ SCENARIOS = {
             "fan500",
             "One publisher, 500 receivers in one room: the most that is delivered with a p99 of 100 ms at most",
             _peers("fan", "-m ramp -n 500 -r 100 -w 1.5", "-m ramp -n 20 -r 500 -T 0.2 -N 3 -w 0.2"),
-            (DELIVERED, Column("max_rate", "published/s", "{:,.1f}"), P50, P99),
+            (DELIVERED, Column("max_rate", "published/s", "{:,.1f}"), P50, P99, BUSY, CLIENT),
         ),
         Scenario(
             "fan5000",
             "The same with 5,000 receivers",
             _peers("fan", "-m ramp -n 5000 -r 4 -w 4", "-m ramp -n 50 -r 200 -T 0.2 -N 3 -w 0.2"),
-            (DELIVERED, Column("max_rate", "published/s", "{:,.1f}"), P50, P99),
+            (DELIVERED, Column("max_rate", "published/s", "{:,.1f}"), P50, P99, BUSY, CLIENT),
         ),
         Scenario(
             "once5000",
@@ -166,7 +167,7 @@ SCENARIOS = {
             "echo",
             "100 connections, each with one message under way through a room of its own",
             _peers("echo", "-m echo -n 100 -d 4", "-m echo -n 10 -d 0.5 -w 0.2"),
-            (DELIVERED, P50, P99, SLOWEST),
+            (DELIVERED, P50, P99, SLOWEST, BUSY, CLIENT),
         ),
         Scenario(
             "idle",
@@ -194,14 +195,14 @@ SCENARIOS = {
             "protocols",
             "As fan500, in each client protocol",
             _protocols,
-            (DELIVERED, Column("max_rate", "published/s", "{:,.1f}"), P50, P99),
+            (DELIVERED, Column("max_rate", "published/s", "{:,.1f}"), P50, P99, BUSY, CLIENT),
             ordered=False,
         ),
         Scenario(
             "tls",
             "With and without TLS, by `python -m trioswitch bench`",
             _tls,
-            (DELIVERED, P50, P99, CONNECTS),
+            (DELIVERED, P50, P99, CONNECTS, BUSY, CLIENT),
             ordered=False,
         ),
         Scenario(

@@ -22,7 +22,7 @@
  *
  * A message counts when its marker arrives, whether frames are batched or not, and its age is its latency. When the
  * publisher's socket is full it waits, so a server that pushes back is not overrun. Compression is not offered.
- * On stderr, `@measuring` and `@measured` stand for the begin and end of what is reported.
+ * On stderr, `@begin N` and `@end N` stand for the begin and end of a measurement; "measurement" in the result is its N.
  */
 #define _GNU_SOURCE
 #include "client.h"
@@ -56,8 +56,8 @@ static void reset(void) {
     cpu_at = cpu_seconds();
 }
 static double client_busy(void) { return (cpu_seconds() - cpu_at) / ((now() - seen.since) / 1e9); }
-static void begin(void) { reset(); fprintf(stderr, "@measuring\n"); }
-static void end(void) { fprintf(stderr, "@measured\n"); }
+static void begin(int number) { reset(); fprintf(stderr, "@begin %d\n", number); }
+static void end(int number) { fprintf(stderr, "@end %d\n", number); }
 
 /* --- publishing */
 
@@ -120,16 +120,16 @@ static void connect_all(void) {
 }
 static void ramp(uint64_t receivers) {
     double good = 0, bad = 0, delivered = 0, p50 = 0, p99 = 0, busy = 0, rate = rate0;
-    int dead = seen.dead;
-    begin();
+    int dead = seen.dead, best = 0;
     for (int step = 0, fails = 0; step < steps && seen.dead == dead && rate > 0.2; step++) {
-        reset();
+        begin(step);
         uint64_t sent = publish(rate, step_seconds, receivers, 0);
         double arrived = share(sent, receivers), slow = latency_percentile(&seen.ages, .99), step_busy = client_busy();
+        end(step);
         int ok = slow <= limit_ms && arrived >= MIN_ARRIVED && sent >= MIN_SENT * rate * step_seconds;
         fprintf(stderr, "rate %.1f sent %lu arrived %.3f delivered/s %.0f p50 %.2f p99 %.2f ms %s\n", rate, (unsigned long)sent, arrived,
                 seen.messages / step_seconds, latency_percentile(&seen.ages, .5), slow, ok ? "ok" : "FAIL");
-        if (ok) { good = rate; delivered = seen.messages / step_seconds; p50 = latency_percentile(&seen.ages, .5); p99 = slow; busy = step_busy; fails = 0; }
+        if (ok) { good = rate; delivered = seen.messages / step_seconds; p50 = latency_percentile(&seen.ages, .5); p99 = slow; busy = step_busy; best = step; fails = 0; }
         else {
             come_to_rest();
             if (++fails < TRIES) continue;
@@ -140,14 +140,13 @@ static void ramp(uint64_t receivers) {
         else if (good && bad / good <= CLOSE_ENOUGH) break;
         else rate = good ? sqrt(good * bad) : bad / 2;
     }
-    end();
-    printf(",\"dead\":%d,\"max_rate\":%.1f,\"messages_per_s\":%.0f,\"p50_ms\":%.3f,\"p99_ms\":%.3f,\"client_busy\":%.2f}\n", seen.dead, good,
-           delivered, p50, p99, busy);
+    printf(",\"measurement\":%d,\"dead\":%d,\"max_rate\":%.1f,\"messages_per_s\":%.0f,\"p50_ms\":%.3f,\"p99_ms\":%.3f,\"client_busy\":%.2f}\n", best, seen.dead,
+           good, delivered, p50, p99, busy);
 }
 static void measure(uint64_t receivers) {
     uint64_t sent = 0;
     int publishes = !strcmp(mode, "fixed") || !strcmp(mode, "connects");
-    begin();
+    begin(0);
     if (publishes) sent = publish(rate0, seconds, receivers, !strcmp(mode, "connects"));
     else {
         if (!strcmp(mode, "echo")) {
@@ -157,8 +156,8 @@ static void measure(uint64_t receivers) {
         pump_for(seconds);
     }
     double busy = client_busy();
-    end();
-    printf(",\"dead\":%d,\"rejects\":%lu,\"closes\":%lu,\"sent\":%lu,\"arrived\":%.4f,\"messages_per_s\":%.0f,\"frames_per_s\":%.0f,"
+    end(0);
+    printf(",\"measurement\":0,\"dead\":%d,\"rejects\":%lu,\"closes\":%lu,\"sent\":%lu,\"arrived\":%.4f,\"messages_per_s\":%.0f,\"frames_per_s\":%.0f,"
            "\"mb_per_s\":%.2f,\"visits_per_s\":%.0f,\"p50_ms\":%.3f,\"p99_ms\":%.3f,\"p999_ms\":%.3f,\"max_ms\":%.3f,\"client_busy\":%.2f}\n",
            seen.dead, (unsigned long)seen.rejects, (unsigned long)seen.closes, (unsigned long)sent, publishes ? share(sent, receivers) : 1,
            seen.messages / seconds, seen.frames / seconds, seen.bytes / seconds / 1e6, seen.visits / seconds,

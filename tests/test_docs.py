@@ -399,5 +399,6 @@ def test_the_changelog_begins_with_this_version() -> None:
 def test_lines_are_not_too_long_to_read_in_a_terminal() -> None:
     for path in DOCS:
         prose = re.sub(r"```.*?```", "", path.read_text(), flags=re.DOTALL)
+        prose = re.sub(r"<!-- (\w+) -->.*?<!-- /\1 -->", "", prose, flags=re.DOTALL)  # written by a program
         long = [line for line in prose.splitlines() if len(line) > 140 and not line.lstrip().startswith("|")]
         assert not long, (path.name, long)

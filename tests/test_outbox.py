@@ -501,3 +501,16 @@ async def test_a_ping_does_not_wait_for_a_linger(clock: MockClock) -> None:
         r.outbox.control(b"\x89\x00")
         await settled()
         assert b"\x89\x00" in b"".join(r.transport.writes)
+
+
+async def test_a_peer_that_goes_while_the_outbox_finishes_is_not_waited_for(clock: MockClock) -> None:
+    for flush in (True, False):
+        async with rig(full()) as r:
+            await fill(r, to=2)
+            await settled()
+            with trio.fail_after(1):
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(lambda o=r.outbox, f=flush: o.finish(flush=f))
+                    await settled()
+                    r.transport.break_()
+            assert r.failures == [Cause.VANISHED]

@@ -32,6 +32,7 @@ class Flusher:
         "_account",
         "_channel_in",
         "_channel_out",
+        "_closed",
         "_control",
         "_cut",
         "_flush_requested",
@@ -71,6 +72,7 @@ class Flusher:
         self._lingering: trio.CancelScope | None = None  # where it waits for more of them
         self._writing = False  # the task is using the transport: nobody else may
         self._flush_requested = False
+        self._closed = False
         self._settled: trio.Event | None = None  # set after each write, for those who wait for space or a flush
 
     # --- in
@@ -284,8 +286,8 @@ class Flusher:
                 break
 
     async def wait_parked(self) -> None:
-        """Wait until the task has written everything, and is not using the transport. Safe to cancel."""
-        while self._parked is None:
+        """Wait until the task has written everything, or has ended: it is not using the transport. Safe to cancel."""
+        while self._parked is None and not self._closed:
             await self.wait_settled()
 
     # --- the end
@@ -307,6 +309,7 @@ class Flusher:
         self._count_bytes(-len(self._rest))
         self._rest, self._control, self._cut, self._in_flight = b"", b"", (), ()
         self._writing = False
+        self._closed = True
         self._channel_in.close()
         self._wake_waiters()
 

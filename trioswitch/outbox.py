@@ -224,11 +224,12 @@ class Outbox:
         Safe to cancel: what did not get out is counted by `close`.
         """
         self.end()
-        if self._flusher is not None:
+        flusher = self._flusher  # it may be gone when a wait is over
+        if flusher is not None:
             if not flush:
-                self._flusher.drop_queue()
-            await self._flusher.flush()
-            await self._flusher.wait_parked()
+                flusher.drop_queue()
+            await flusher.flush()
+            await flusher.wait_parked()
 
     def end(self) -> None:
         """Take nothing more."""

@@ -6,7 +6,8 @@ TrioswitchError
 |- PeerGone               the connection is over: the peer closed it, vanished, or broke the protocol
 |- UnencodableData        the caller's fault: data that the client protocols cannot carry
 |- UnknownConnection      no such connection (any more)
-`- ServeError             a listener cannot be opened: the port is taken, a certificate cannot be read ...
+|- ServeError             a listener cannot be opened: the port is taken, a certificate cannot be read ...
+`- StoreError             the store cannot be opened, read or written: the disk is full, the file is damaged ...
 """
 
 import enum
@@ -18,6 +19,7 @@ __all__ = [
     "PeerGone",
     "Refused",
     "ServeError",
+    "StoreError",
     "TrioswitchError",
     "UnencodableData",
     "UnknownConnection",
@@ -31,6 +33,7 @@ class Cause(enum.Enum):
     """
 
     CLIENT_LEFT = (1000, "the client closed the connection")
+    CLIENT_AWAY = (1001, "the client went away")
     VANISHED = (1006, "the connection was lost")
     DRAIN = (1001, "the server is going away")
     PROTOCOL_ERROR = (1002, "WebSocket protocol error")
@@ -40,6 +43,7 @@ class Cause(enum.Enum):
     INTERNAL = (1011, "internal error")
     SLOW_CONSUMER = (4000, "slow consumer")
     HEARTBEAT_MISSED = (4001, "heartbeat missed")
+    TAKEN_OVER = (4002, "session taken over")
     OVERLOADED = (4003, "overloaded")
     UNAUTHORISED = (4500, "unauthorised")
     FORBIDDEN = (4501, "forbidden")
@@ -121,3 +125,7 @@ class UnknownConnection(TrioswitchError, KeyError):
 
 class ServeError(TrioswitchError, OSError):
     """A listener cannot be opened. The text is one sentence for a person."""
+
+
+class StoreError(TrioswitchError):
+    """The store cannot be opened, read or written. The text is one sentence for a person."""

@@ -1,0 +1,64 @@
+"""Short ways to ask a store for something."""
+
+from trioswitch.stores import Append, Kept, Letter, Page, Retention, Store
+
+ENDLESS = Retention(1000, None)
+PLENTY = 1 << 20
+
+
+def message(
+    payload: bytes | str = b"x",
+    room: str = "room",
+    *,
+    at: float = 100.0,
+    expires_at: float | None = None,
+    key: str | None = None,
+    retention: Retention = ENDLESS,
+) -> Append:
+    data = payload.encode() if isinstance(payload, str) else payload
+    return Append(room=room, payload=data, at=at, expires_at=expires_at, key=key, retention=retention)
+
+
+def letter(
+    payload: bytes = b"x",
+    user: str = "ann",
+    *,
+    at: float = 100.0,
+    expires_at: float | None = None,
+    key: str | None = None,
+) -> Letter:
+    return Letter(user=user, payload=payload, at=at, expires_at=expires_at, key=key)
+
+
+async def fill(
+    store: Store, count: int, room: str = "room", *, at: float = 100.0, retention: Retention = ENDLESS
+) -> str:
+    """Append messages `1`, `2` ... and return the epoch."""
+    appended = await store.append([message(str(n + 1), room, at=at, retention=retention) for n in range(count)])
+    return appended[0].epoch
+
+
+async def read(
+    store: Store, room: str = "room", *, after: int = 0, limit: int = 100, max_bytes: int = PLENTY, now: float = 100.0
+) -> Page:
+    return await store.read(room, after=after, limit=limit, max_bytes=max_bytes, now=now)
+
+
+async def newest(
+    store: Store, room: str = "room", *, limit: int = 100, max_bytes: int = PLENTY, now: float = 100.0
+) -> Page:
+    return await store.read_newest(room, limit=limit, max_bytes=max_bytes, now=now)
+
+
+async def letters(
+    store: Store, user: str = "ann", *, after: int = 0, limit: int = 100, now: float = 100.0
+) -> list[Kept]:
+    return await store.letters(user, after=after, limit=limit, now=now)
+
+
+def offsets(page: Page) -> list[int]:
+    return [record.offset for record in page.records]
+
+
+def bounds(page: Page) -> tuple[int, int]:
+    return page.first, page.last

@@ -1,0 +1,37 @@
+"""The store in memory."""
+
+from collections.abc import AsyncIterator
+
+import pytest
+from store_contract import StoreContract
+from store_support import fill, message
+
+from trioswitch.stores import Retention, Store
+from trioswitch.stores.memory import MemoryStore
+from trioswitch.stores.open import open_store
+
+
+class TestMemoryStore(StoreContract):
+    @pytest.fixture
+    async def store(self) -> AsyncIterator[Store]:
+        async with open_store("memory") as store:
+            yield store
+
+
+async def test_it_holds_no_more_than_the_retention() -> None:
+    store = MemoryStore()
+    assert not store.durable
+    for _ in range(1000):
+        await fill(store, 1, retention=Retention(10, None))
+        assert len(store._rooms["room"].records) <= 10 + 64 + 1
+    await store.append([message(room="old", retention=Retention(1000, 60.0)) for _ in range(500)])
+    await store.sweep(200.0, 60.0)
+    assert store._rooms["old"].records == []
+    assert len(store._rooms["room"].records) == 10
+
+
+@pytest.mark.parametrize("url", ["", "memory:", "redis://localhost", "sqlite", "sqlite:", "/tmp/x.db"])
+async def test_a_store_that_nobody_knows(url: str) -> None:
+    with pytest.raises(ValueError, match="it is memory or sqlite:PATH"):
+        async with open_store(url):
+            pass

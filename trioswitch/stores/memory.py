@@ -1,0 +1,232 @@
+"""The store in memory: history for clients that come back, as long as the process lives.
+
+Bounded by the retention of the rooms, the limit of the inboxes, and a few hundred bytes for each room and user.
+"""
+
+import secrets
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from math import inf
+from operator import attrgetter
+from typing import Final
+
+import attrs
+import trio
+
+from . import KEY_TIME, POSITION_TIME, Append, Appended, Kept, Letter, Page, Posted, Record, Retention, Store, within
+
+__all__ = ["MemoryStore"]
+
+SLACK: Final = 64
+"""Records below the retention after which they are cut off: each cut moves the whole list."""
+SWEEP_STEP: Final = 64
+"""Rooms or inboxes after which a sweep lets other tasks run."""
+
+_offset = attrgetter("offset")
+_seq = attrgetter("seq")
+
+
+@attrs.define(eq=False)
+class _Room:
+    retention: Retention
+    epoch: str = attrs.field(factory=lambda: secrets.token_urlsafe(6))
+    first: int = 1
+    """What is below it is gone, though some of it may still be in the list."""
+    last: int = 0
+    at: float = -inf
+    """The greatest `at` of its messages."""
+    records: list[Record] = attrs.field(factory=list)
+
+    def append(self, append: Append) -> int:
+        self.last += 1
+        self.at = max(self.at, append.at)
+        self.records.append(Record(self.last, append.payload, append.at, append.expires_at))
+        self.retention = append.retention
+        self._rise(self.last - self.retention.size + 1)
+        return self.last
+
+    def page(self, records: Iterator[Record], limit: int, max_bytes: int) -> Page:
+        return Page(self.epoch, self.first, self.last, within(islice(records, limit), max_bytes))
+
+    def rising(self, after: int, now: float) -> Iterator[Record]:
+        """The records above an offset that are kept."""
+        start = bisect_right(self.records, max(after, self.first - 1), key=_offset)
+        return self._alive(range(start, len(self.records)), now)
+
+    def falling(self, now: float) -> Iterator[Record]:
+        """The records that are kept, the newest first."""
+        start = bisect_left(self.records, self.first, key=_offset)
+        return self._alive(reversed(range(start, len(self.records))), now)
+
+    def trim(self, now: float) -> None:
+        """Let go of what has become too old."""
+        oldest = self._oldest(now)
+        if self.at < oldest:
+            self._rise(self.last + 1)
+            return
+        first = self.first
+        index = bisect_left(self.records, first, key=_offset)
+        while index < len(self.records) and (record := self.records[index]).at < oldest:
+            first = record.offset + 1
+            index += 1
+        self._rise(first)
+
+    def sweep(self, now: float) -> None:
+        self.trim(now)
+        self.records = [one for one in self.records if one.offset >= self.first and not _expired(one, now)]
+
+    def forgettable(self, now: float) -> bool:
+        return self.first > self.last and self.at < self._oldest(now) - POSITION_TIME
+
+    def _oldest(self, now: float) -> float:
+        return -inf if self.retention.age is None else now - self.retention.age
+
+    def _alive(self, indices: Iterator[int] | range, now: float) -> Iterator[Record]:
+        oldest = self._oldest(now)
+        for index in indices:
+            record = self.records[index]
+            if record.at >= oldest and not _expired(record, now):
+                yield record
+
+    def _rise(self, first: int) -> None:
+        """What is below `first` is gone."""
+        self.first = max(self.first, first)
+        if self.records and self.first - self.records[0].offset > SLACK:
+            del self.records[: bisect_left(self.records, self.first, key=_offset)]
+
+
+@attrs.define(eq=False)
+class _Inbox:
+    last: int = 0
+    letters: list[Kept] = attrs.field(factory=list)
+
+    def post(self, letter: Letter, limit: int) -> int:
+        if sum(not _expired(one, letter.at) for one in self.letters) >= limit:
+            return 0
+        self.last += 1
+        self.letters.append(Kept(self.last, letter.payload, letter.at, letter.expires_at))
+        return self.last
+
+    def sweep(self, now: float, age: float) -> None:
+        self.letters = [one for one in self.letters if one.at >= now - age and not _expired(one, now)]
+
+
+class _Keys:
+    """What idempotency keys stand for, in two generations: forgetting the older one is one assignment."""
+
+    def __init__(self) -> None:
+        self._young: dict[tuple[str, str], int] = {}
+        self._old: dict[tuple[str, str], int] = {}
+        self._turned_at = -inf
+
+    def get(self, owner: str, key: str | None) -> int | None:
+        return None if key is None else self._young.get((owner, key)) or self._old.get((owner, key))
+
+    def put(self, owner: str, key: str | None, number: int) -> None:
+        if key is not None:
+            self._young[owner, key] = number
+
+    def sweep(self, now: float) -> None:
+        if now - self._turned_at > KEY_TIME:
+            self._young, self._old, self._turned_at = {}, self._young, now
+
+
+class MemoryStore(Store):
+    """Keeps everything in this process. Belongs to its Trio thread; never raises StoreError."""
+
+    durable = False
+
+    def __init__(self) -> None:
+        self._rooms: dict[str, _Room] = {}
+        self._inboxes: dict[str, _Inbox] = {}
+        self._room_keys = _Keys()
+        self._inbox_keys = _Keys()
+        self._closed = False
+
+    async def append(self, appends: Sequence[Append]) -> list[Appended]:
+        await self._checkpoint()
+        return [self._append(append) for append in appends]
+
+    async def read(self, room: str, *, after: int, limit: int, max_bytes: int, now: float) -> Page:
+        await self._checkpoint()
+        if (found := self._rooms.get(room)) is None:
+            return Page("", 1, 0, [])
+        found.trim(now)
+        return found.page(found.rising(after, now), limit, max_bytes)
+
+    async def read_newest(self, room: str, *, limit: int, max_bytes: int, now: float) -> Page:
+        await self._checkpoint()
+        if (found := self._rooms.get(room)) is None:
+            return Page("", 1, 0, [])
+        found.trim(now)
+        page = found.page(found.falling(now), limit, max_bytes)
+        page.records.reverse()
+        return page
+
+    async def post(self, letters: Sequence[Letter], *, limit: int) -> list[Posted]:
+        await self._checkpoint()
+        return [self._post(letter, limit) for letter in letters]
+
+    def may_have_letters(self, user: str) -> bool:
+        inbox = self._inboxes.get(user)
+        return inbox is not None and bool(inbox.letters)
+
+    async def letters(self, user: str, *, after: int, limit: int, now: float) -> list[Kept]:
+        await self._checkpoint()
+        inbox = self._inboxes.get(user, _Inbox())
+        return list(islice((one for one in inbox.letters if one.seq > after and not _expired(one, now)), limit))
+
+    async def acknowledge(self, user: str, upto: int) -> None:
+        await self._checkpoint()
+        if (inbox := self._inboxes.get(user)) is not None:
+            del inbox.letters[: bisect_right(inbox.letters, upto, key=_seq)]
+
+    async def sweep(self, now: float, inbox_age: float) -> None:
+        await self._checkpoint()
+        self._room_keys.sweep(now)
+        self._inbox_keys.sweep(now)
+        for number, (name, room) in enumerate(list(self._rooms.items()), 1):
+            room.sweep(now)
+            if room.forgettable(now):
+                del self._rooms[name]
+            if number % SWEEP_STEP == 0:
+                await trio.lowlevel.checkpoint()
+        for number, inbox in enumerate(list(self._inboxes.values()), 1):
+            inbox.sweep(now, inbox_age)
+            if number % SWEEP_STEP == 0:
+                await trio.lowlevel.checkpoint()
+
+    async def aclose(self) -> None:
+        self._closed = True
+        await trio.lowlevel.checkpoint()
+
+    async def _checkpoint(self) -> None:
+        if self._closed:
+            raise trio.ClosedResourceError("the store was closed")
+        await trio.lowlevel.checkpoint()
+
+    def _append(self, append: Append) -> Appended:
+        room = self._rooms.get(append.room)
+        if room is None:
+            room = self._rooms[append.room] = _Room(append.retention)
+        if (known := self._room_keys.get(append.room, append.key)) is not None:
+            return Appended(room.epoch, known, duplicate=True)
+        offset = room.append(append)
+        self._room_keys.put(append.room, append.key, offset)
+        return Appended(room.epoch, offset, duplicate=False)
+
+    def _post(self, letter: Letter, limit: int) -> Posted:
+        if (known := self._inbox_keys.get(letter.user, letter.key)) is not None:
+            return Posted(known, duplicate=True)
+        inbox = self._inboxes.get(letter.user)
+        if inbox is None:
+            inbox = self._inboxes[letter.user] = _Inbox()
+        seq = inbox.post(letter, limit)
+        if seq:
+            self._inbox_keys.put(letter.user, letter.key, seq)
+        return Posted(seq, duplicate=False)
+
+
+def _expired(one: Record | Kept, now: float) -> bool:
+    return one.expires_at is not None and one.expires_at <= now

@@ -4,7 +4,7 @@ import logging
 import resource
 import secrets
 import sys
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Final, Literal
 from urllib.parse import parse_qsl
@@ -16,10 +16,12 @@ import trio_websocket
 from .auth import ANONYMOUS, Identity
 from .clock import timestamp
 from .commands import Authenticator, Commands
-from .connection import Connection, Handler, Make
+from .connection import Connection, Make
 from .errors import Cause, PeerGone, Refused
 from .heartbeats import Heartbeats
+from .inbox import Inbox
 from .registry import Registry
+from .sessions import Sessions
 from .transport import ConnectRequest
 from .transport.channels import ByteChannel, PrefixedStream, address
 from .transport.native import NativeTransport, read_head
@@ -28,7 +30,7 @@ from .version import __version__
 from .wire.messages import Connected
 from .wire.prepared import Prepared
 from .wire.protocols import ClientProtocol, choose
-from .wire.websocket import Handshake, Rejected, is_upgrade, response
+from .wire.handshake import Handshake, Rejected, is_upgrade, response
 
 __all__ = ["Entry", "OnConnect", "OnDisconnect", "OtherRequest", "TransportName"]
 
@@ -58,17 +60,17 @@ class Entry:
     """Lets clients in, and runs their connections. One for each switch."""
 
     registry: Registry
+    sessions: Sessions
+    inbox: Inbox
+    commands: Commands
     heartbeats: Heartbeats
-    handlers: Mapping[str, Handler]
     on_connect: OnConnect | None
     on_disconnect: OnDisconnect | None
     authenticate: Authenticator | None
     max_connections: int = attrs.field(init=False)
-    _commands: Commands = attrs.field(init=False)
     _emptied: trio.Event = attrs.field(factory=trio.Event, init=False)
 
     def __attrs_post_init__(self) -> None:
-        self._commands = Commands(self.registry, self.handlers, self.authenticate)
         limit = self.registry.options.max_connections
         self.max_connections = _connections_by_files() if limit is None else limit
 
@@ -102,41 +104,45 @@ class Entry:
 
         It returns, rather than going on by itself, so that nothing of the handshake is kept for as long as the client is.
         """
-        options = self.registry.options
-        deadline = trio.current_time() + options.handshake_timeout
+        deadline = trio.current_time() + self.registry.options.handshake_timeout
         with trio.fail_at(deadline):
             head, rest = await read_head(channel)
-        if not is_upgrade(head):
-            if other is None:
-                raise Rejected(426, "this is a WebSocket server", [("Upgrade", "websocket")])
-            with trio.move_on_at(deadline):
-                await other(channel, head + rest)
-                await self._part(channel)
-            return None
-        with trio.fail_at(deadline):
-            handshake = Handshake(
-                compression=options.compression,
-                incoming_context_takeover=options.incoming_context_takeover,
-                max_message_bytes=options.max_message_bytes,
-            )
-            handshake.receive(head)
-            if handshake.path not in PATHS:
-                raise Rejected(404, f"there is no WebSocket at {handshake.path!r}: it is at /ws")
-            request = _connect_request(handshake.path, handshake.query, handshake.headers, channel.remote)
-            try:
-                identity = await self._admit(request)
-            except Refused as refused:
-                cause = _told_by_closing(request, refused)
-                if cause is None:
-                    raise
-                answer, codec = handshake.accept(options.max_fragments)
-                await self._answer(channel, answer + codec.close(cause.code, refused.message))
-                return None
-            if transport != "native":
-                stream = PrefixedStream(head + rest, channel)
-                return partial(self._serve_by_trio_websocket, stream, request, identity, deadline)
+            if is_upgrade(head):
+                return await self._shake_hands(channel, head, rest, transport, deadline)
+        if other is None:
+            raise Rejected(426, "this is a WebSocket server", [("Upgrade", "websocket")])
+        with trio.move_on_at(deadline):
+            await other(channel, head + rest)
+            await self._part(channel)
+        return None
+
+    async def _shake_hands(
+        self, channel: ByteChannel, head: bytes, rest: bytes, transport: TransportName, deadline: float
+    ) -> Callable[[], Awaitable[None]] | None:
+        options = self.registry.options
+        handshake = Handshake(
+            compression=options.compression,
+            incoming_context_takeover=options.incoming_context_takeover,
+            max_message_bytes=options.max_message_bytes,
+        )
+        handshake.receive(head)
+        if handshake.path not in PATHS:
+            raise Rejected(404, f"there is no WebSocket at {handshake.path!r}: it is at /ws")
+        request = _connect_request(handshake.path, handshake.query, handshake.headers, channel.remote)
+        try:
+            identity = await self._admit(request)
+        except Refused as refused:
+            cause = _told_by_closing(request, refused)
+            if cause is None:
+                raise
             answer, codec = handshake.accept(options.max_fragments)
-            await channel.write(answer)
+            await self._answer(channel, answer + codec.close(cause.code, refused.message))
+            return None
+        if transport != "native":
+            stream = PrefixedStream(head + rest, channel)
+            return partial(self._serve_by_trio_websocket, stream, request, identity, deadline)
+        answer, codec = handshake.accept(options.max_fragments)
+        await channel.write(answer)
         format = self.registry.format(handshake.protocol, framed=True, deflate_bits=codec.deflate_bits)
         native = NativeTransport(channel, codec, format, rest, self.registry.reactor)
         return partial(self._converse, self._connection(request, identity, lambda _: native))
@@ -279,10 +285,10 @@ class Entry:
     async def _converse(self, connection: Connection) -> None:
         registry = self.registry
         try:
-            await connection.run(self._commands.dispatch, self._opened)
+            await connection.run(self.commands.dispatch, self._opened)
         finally:
             self.heartbeats.remove(connection)
-            registry.remove(connection)
+            self.sessions.end(connection)
             if not registry.connections:
                 self._emptied.set()
                 self._emptied = trio.Event()
@@ -292,9 +298,11 @@ class Entry:
     def _opened(self, connection: Connection) -> None:
         options = self.registry.options
         self.registry.add(connection)
+        self.sessions.begin(connection)
         self.heartbeats.add(connection)
         welcome = Connected(
             connection_id=connection.id,
+            session=connection.session,
             user_id=connection.user,
             timestamp=timestamp(),
             heartbeat=options.ping_interval,
@@ -304,6 +312,8 @@ class Entry:
         connection.outbox.reply(Prepared(welcome, priority=WELCOME_PRIORITY))
         if connection.identity is None:
             connection.start_soon(self._await_identity, connection)
+        elif connection.identity.user is not None:
+            self.inbox.arrived(connection)
         if self.registry.draining:
             connection.close(Cause.DRAIN)
         elif len(self.registry.connections) > self.max_connections:  # several came out of their hooks together

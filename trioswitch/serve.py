@@ -18,7 +18,7 @@ from .errors import ServeError
 from .switch import Switch
 from .transport.channels import ByteChannel, SocketChannel, StreamChannel, address
 from .web import Pages, Site
-from .wire.websocket import response
+from .wire.handshake import response
 
 __all__ = ["Server", "serve"]
 
@@ -32,6 +32,8 @@ DEFER_ACCEPT: Final = 5
 """Seconds that the kernel keeps a connection to itself until its request has arrived."""
 USER_TIMEOUT: Final = 60
 """Seconds after which the kernel gives up a connection whose peer acknowledges nothing."""
+UNSENT: Final = 128 * 1024
+"""Bytes that the kernel takes of what a client has no window for yet; what is on its way to it counts apart."""
 PAUSE: Final = 0.1
 """Seconds without accepting after files ran out."""
 QUIET: Final = 60.0
@@ -175,6 +177,10 @@ def _channel(accepted: socket.socket, ssl_context: ssl.SSLContext | None) -> Byt
     if accepted.family != socket.AF_UNIX:
         try:
             accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # batching is the outbox's business
+            if hasattr(socket, "TCP_NOTSENT_LOWAT"):
+                # What a slow client has not taken waits in its outbox, within its bounds and under its policy; the system
+                # would take megabytes of it, in memory that nobody counts.
+                accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT)
             if hasattr(socket, "TCP_USER_TIMEOUT"):
                 # A peer that vanished while something is under way to it is given up, even where we do not read from it.
                 accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT * 1000)

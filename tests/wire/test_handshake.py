@@ -16,8 +16,8 @@ from wsproto.events import AcceptConnection, Request, TextMessage
 from wsproto.extensions import PerMessageDeflate as WsprotoDeflate
 
 from trioswitch.wire import frames
+from trioswitch.wire.handshake import DEFLATE_BITS, MAX_HEAD, Handshake, Rejected, is_upgrade, response
 from trioswitch.wire.protocols import JSON, JSON_BATCH, MSGPACK, ClientProtocol
-from trioswitch.wire.websocket import DEFLATE_BITS, MAX_HEAD, Handshake, Rejected, is_upgrade, response
 
 Offer = ClientPerMessageDeflateFactory
 
@@ -426,3 +426,118 @@ class TestResponse:
         assert int(fields[b"content-length"]) == len(body.data)
         assert isinstance(end, h11.EndOfMessage)
         assert reader.trailing_data == (b"", False)
+
+
+class TestOrdinary:
+    """Ordinary requests are read by ourselves, all others by websockets: nobody may tell which it was."""
+
+    @staticmethod
+    def seen(handshake: Handshake) -> tuple[object, ...]:
+        answer, codec = handshake.accept(8)
+        return handshake.path, handshake.query, handshake.headers, handshake.protocol, answer, codec._deflate
+
+    def check(self, request: bytes, **options: bool) -> bool:
+        """Returns whether it was ordinary."""
+        ours, theirs = make_handshake(**options), make_handshake(**options)
+        if ours._read(request):
+            theirs._judge(request)
+            assert self.seen(ours) == self.seen(theirs)
+            return True
+        return False
+
+    fields = st.tuples(
+        st.sampled_from(["Sec-WebSocket-Protocol", "sec-websocket-extensions", "Origin", "Cookie", "x!-", "X-Y"])
+        | st.sampled_from([*UPGRADE, "Content-Length"]),
+        st.sampled_from(
+            [
+                "websocket",
+                "keep-alive, Upgrade",
+                "13",
+                "0",
+                "soap",
+                "trioswitch.v1",
+                "x,, trioswitch.v1.batch",
+                "\t\x85a",
+            ]
+        )
+        | st.sampled_from(["permessage-deflate", "permessage-deflate; server_max_window_bits=10, x", 'a; b="c"', "x,"])
+        | st.text(st.characters(min_codepoint=32, max_codepoint=255, exclude_characters="\x7f"), max_size=30)
+        | st.text(st.characters(max_codepoint=255), max_size=30),
+    )
+    targets = st.text(st.characters(min_codepoint=33, max_codepoint=126), max_size=20).map("/".__add__)
+
+    @given(
+        st.lists(fields, max_size=4, unique_by=lambda field: field[0]),
+        targets | st.sampled_from(["/", "//a/b", "/ws?a=1#b", "/a b", "http://a/b?c"]),
+        st.fixed_dictionaries({"compression": st.booleans(), "takeover": st.booleans()}),
+    )
+    def test_read_as_websockets_reads_it(
+        self, fields: list[tuple[str, str]], target: str, options: dict[str, bool]
+    ) -> None:
+        takeover = options.pop("takeover")
+        changed = dict(fields)
+        kept = {name: value for name, value in UPGRADE.items() if name not in changed}
+        request = head(*fields, target=target, **{name.replace("-", "_"): kept.get(name) for name in UPGRADE})
+        self.check(request, incoming_context_takeover=takeover, **options)
+
+    @given(
+        st.integers(0, 300), st.integers(0, 8), st.binary(max_size=8) | st.sampled_from([b" ", b"\t", b"?", b"\r\n"])
+    )
+    def test_a_damaged_one_too(self, start: int, length: int, put: bytes) -> None:
+        request = head(
+            Sec_WebSocket_Extensions="permessage-deflate; client_max_window_bits", Sec_WebSocket_Protocol="a, b"
+        )
+        self.check((request[:start] + put + request[start + length :]).partition(b"\r\n\r\n")[0] + b"\r\n\r\n")
+
+    @given(st.text("ABgwQ+/=a \t-", min_size=1, max_size=4), st.integers(0, 24), st.integers(0, 4))
+    def test_any_key(self, put: str, start: int, length: int) -> None:
+        key = UPGRADE["Sec-WebSocket-Key"]
+        self.check(head(Sec_WebSocket_Key=key[:start] + put + key[start + length :]))
+
+    @pytest.mark.parametrize(
+        "changed",
+        [
+            {},
+            {"Connection": "keep-alive, Upgrade", "Upgrade": "WebSocket"},
+            {"Sec_WebSocket_Protocol": "trioswitch.v1.batch"},
+            {"Sec_WebSocket_Protocol": "soap, trioswitch.v1.msgpack"},
+            {"Sec_WebSocket_Extensions": "permessage-deflate; client_max_window_bits"},
+            {"Sec_WebSocket_Extensions": "permessage-deflate; server_max_window_bits=8"},
+            {"Origin": "https://switch.example", "Cookie": "a=b", "User_Agent": "Mozilla/5.0 (X11; Linux) é"},
+        ],
+    )
+    @pytest.mark.parametrize("options", [{}, {"compression": False}, {"incoming_context_takeover": True}])
+    def test_what_browsers_send_is(self, changed: dict[str, str], options: dict[str, bool]) -> None:
+        assert self.check(head(target="/ws?token=a%20b", **changed), **options)
+
+    @pytest.mark.parametrize(
+        "request_",
+        [
+            head(("X", "1"), ("x", "2")),
+            head(("Content-Length", "0")),
+            head(target="//ws"),
+            head(target="/ws#a"),
+            head(target="http://switch.example/ws"),
+            head(("Cookie", "x" * 8100)),
+            head(*((f"X{i}", "1") for i in range(124))),
+            head(method="POST"),
+            head(version="HTTP/1.0"),
+            head(Host=None),
+            head(Sec_WebSocket_Version="8"),
+            head(Sec_WebSocket_Protocol=","),
+            head(Sec_WebSocket_Extensions="permessage-deflate; ;"),
+            head((" folded", "1")),
+        ],
+    )
+    def test_what_is_not(self, request_: bytes) -> None:
+        assert not self.check(request_)
+
+    def test_what_one_request_offered_is_not_agreed_on_with_the_next(self) -> None:
+        """What is negotiated is remembered by what was offered, and by us."""
+        offered = head(Sec_WebSocket_Extensions="permessage-deflate; server_max_window_bits=10")
+        assert [received(offered).accept(8)[1].deflate_bits for _ in range(2)] == [10, 10]
+        assert received(offered, compression=False).accept(8)[1].deflate_bits == 0
+        for takeover in (False, True):
+            agreed = answered(offered, incoming_context_takeover=takeover)[1]["sec-websocket-extensions"]
+            assert ("client_no_context_takeover" in agreed) == (not takeover)
+        assert received(head()).accept(8)[1].deflate_bits == 0

@@ -17,7 +17,8 @@ from wsproto.connection import Connection, ConnectionType
 from wsproto.events import BytesMessage, CloseConnection, Ping, TextMessage
 from wsproto.extensions import PerMessageDeflate as WsprotoDeflate
 
-from trioswitch.wire.websocket import Handshake, WebSocketCodec
+from trioswitch.wire.handshake import Handshake
+from trioswitch.wire.websocket import WebSocketCodec
 
 CONT, TEXT, BINARY, CLOSE, PING, PONG = 0x0, 0x1, 0x2, 0x8, 0x9, 0xA
 KEY = base64.b64encode(bytes(range(16))).decode()

@@ -3,13 +3,14 @@
 from math import inf
 from typing import Final
 
-import outcome as outcome_
+import outcome
 import trio
 
 from ..errors import Cause, PeerGone
 from ..wire.frames import PING, frame
+from ..wire.handshake import MAX_HEAD, Rejected
 from ..wire.prepared import Chunk, Format
-from ..wire.websocket import MAX_HEAD, Rejected, WebSocketCodec
+from ..wire.websocket import WebSocketCodec
 from . import Take, Transport
 from .channels import ByteChannel, SocketChannel
 from .reactor import Reactor
@@ -94,8 +95,9 @@ class NativeTransport(Transport):
         return []
 
     def _raise_if_ended(self) -> None:
-        if self._codec.ended is not None:
-            raise self._codec.ended
+        ended = self._codec.ended
+        if ended is not None:  # a new one: its traceback names frames that name us, and must not be kept with us
+            raise PeerGone(ended.cause, ended.code, ended.reason)
 
     async def _receive_from_reactor(self) -> list[bytes]:
         assert self._reactor is not None
@@ -120,21 +122,26 @@ class NativeTransport(Transport):
         assert isinstance(self._channel, SocketChannel)
         assert self._reactor is not None
         assert self._take is not None
-        left: list[bytes] | None = None
-        outcome: outcome_.Outcome[None] = outcome_.Value(None)
         try:
             left = self._take(self._feed(self._channel.read_ready()))
         except BlockingIOError:
             return
         except Exception as error:
-            outcome = outcome_.Error(error)
+            self._wake(None, outcome.Error(error))
+            return
+        if left is not None or self._codec.ended is not None:
+            self._wake(left, outcome.Value(None))
+
+    def _wake(self, left: list[bytes] | None, result: outcome.Outcome[None]) -> None:
+        """Have `receive` go on, with what was not carried out here."""
+        assert isinstance(self._channel, SocketChannel)
+        assert self._reactor is not None
         if self._task is None:
             return  # carrying out a command has cancelled it
-        if left is not None or self._codec.ended is not None or isinstance(outcome, outcome_.Error):
-            self._reactor.unwatch(self._channel.fd)
-            self._left = left
-            trio.lowlevel.reschedule(self._task, outcome)
-            self._task = None
+        self._reactor.unwatch(self._channel.fd)
+        self._left = left
+        trio.lowlevel.reschedule(self._task, result)
+        self._task = None
 
     def pongs(self) -> bytes:
         codec = self._codec
@@ -173,4 +180,5 @@ class NativeTransport(Transport):
     async def aclose(self) -> None:
         if self._reactor is not None and isinstance(self._channel, SocketChannel):
             self._reactor.unwatch(self._channel.fd)
+        self._take = None  # it knows the connection, which knows us: without this, both wait for a full collection
         await self._channel.aclose()

@@ -17,8 +17,11 @@ from . import Transport
 
 __all__ = ["TrioWebsocketTransport"]
 
-_CAUSES = {cause.code: cause for cause in (Cause.VANISHED, Cause.PROTOCOL_ERROR, Cause.BAD_DATA, Cause.TOO_BIG)}
-"""trio-websocket gives these codes where it has ended the connection itself."""
+_CAUSES = {
+    cause.code: cause
+    for cause in (Cause.CLIENT_AWAY, Cause.VANISHED, Cause.PROTOCOL_ERROR, Cause.BAD_DATA, Cause.TOO_BIG)
+}
+"""All but the first of these codes trio-websocket gives where it has ended the connection itself."""
 
 
 class TrioWebsocketTransport(Transport):

@@ -9,7 +9,7 @@ import h11
 
 from ..transport.channels import ByteChannel
 from ..version import __version__
-from ..wire.websocket import MAX_HEAD
+from ..wire.handshake import MAX_HEAD
 
 __all__ = ["Page", "Pages", "Site"]
 

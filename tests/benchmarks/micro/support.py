@@ -11,10 +11,11 @@ from trioswitch.config import Options
 from trioswitch.metrics import Traffic
 from trioswitch.outbox import Outbox
 from trioswitch.wire.frames import Compressor
+from trioswitch.wire.handshake import Handshake
 from trioswitch.wire.messages import ChatMessage
 from trioswitch.wire.prepared import Format, Framing, Prepared
 from trioswitch.wire.protocols import JSON, MSGPACK, ClientProtocol
-from trioswitch.wire.websocket import Handshake, WebSocketCodec
+from trioswitch.wire.websocket import WebSocketCodec
 
 _COMMAND = {
     "type": "chat_message",

@@ -74,7 +74,7 @@ async def test_send_to_one_a_user_a_group_some_and_all(clock: MockClock, transpo
 
         assert (await switch.send(ann.connection_id, 1)).queued == 1
         assert (await switch.send_to_user("bob", 2)).queued == 1
-        assert await switch.send_to_user("away", 2) == Receipt()
+        assert await switch.send_to_user("away", 2, keep=False) == Receipt()
         assert (await switch.send_to_group("staff", 3)).queued == 2
         assert (await switch.broadcast(4)).queued == 3
         assert (await switch.broadcast(5, connections=[guest.connection_id, "unknown"])).queued == 1

@@ -5,17 +5,20 @@ it: `async with trioswitch.open_switch() as switch` (`docs/embedding.md`).
 """
 
 from .auth import Identity
-from .config import Options, Overflow, RoomPolicy
+from .config import Keep, Options, Overflow, RoomPolicy
 from .connection import Connection
-from .errors import Cause, Refused, ServeError, TrioswitchError, UnencodableData, UnknownConnection
+from .errors import Cause, Refused, ServeError, StoreError, TrioswitchError, UnencodableData, UnknownConnection
 from .metrics import OutboxStatistics, RoomStatistics, SwitchStatistics
+from .recovery import HistoryPage
 from .serve import Server, serve
+from .stores.open import open_store
 from .subscription import Subscription
 from .switch import Delivery, Switch, open_switch
 from .transport import ConnectRequest
 from .version import __version__
 from .web import Page, Pages
 from .wire import messages
+from .wire.messages import Position
 from .wire.prepared import Receipt
 from .workers import MissingExtra, WorkerDied, Workers, WorkersStatistics, open_workers
 
@@ -24,19 +27,23 @@ __all__ = [
     "ConnectRequest",
     "Connection",
     "Delivery",
+    "HistoryPage",
     "Identity",
+    "Keep",
     "MissingExtra",
     "Options",
     "OutboxStatistics",
     "Overflow",
     "Page",
     "Pages",
+    "Position",
     "Receipt",
     "Refused",
     "RoomPolicy",
     "RoomStatistics",
     "ServeError",
     "Server",
+    "StoreError",
     "Subscription",
     "Switch",
     "SwitchStatistics",
@@ -48,6 +55,7 @@ __all__ = [
     "WorkersStatistics",
     "__version__",
     "messages",
+    "open_store",
     "open_switch",
     "open_workers",
     "serve",

@@ -15,11 +15,13 @@ import attrs
 import trio
 
 from .bench.cli import add_bench
-from .config import Options, Overflow, RoomPolicy
+from .client.terminal import add_connect
+from .config import Keep, Options, Overflow, RoomPolicy
 from .entry import TransportName
-from .errors import ServeError
-from .memory import keep_freed_memory
+from .errors import ServeError, StoreError
+from .memory import collect_rarely, keep_freed_memory
 from .serve import serve
+from .stores.open import open_store
 from .switch import Switch, open_switch
 from .version import __version__
 from .web import health, landing_page
@@ -43,9 +45,12 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     try:
         options = _options(chosen)
         context = _tls(chosen.tls_cert, chosen.tls_key)
+        if options.needs_store and chosen.store == "memory":
+            raise ValueError("argument --room: history=stored needs --store sqlite:PATH")
     except ValueError as error:
         parser.error(str(error))
     keep_freed_memory()
+    collect_rarely()
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=chosen.log_level.upper())
     try:
         trio.run(_serve, options, chosen, context, strict_exception_groups=True)
@@ -65,7 +70,7 @@ def _sentence(failure: BaseException) -> str:
     if any(isinstance(error, KeyboardInterrupt) for error in errors):
         return "interrupted before the server was up"
     text = str(errors[0]) or type(errors[0]).__name__
-    return text if isinstance(errors[0], ServeError) else f"the server failed: {text}"
+    return text if isinstance(errors[0], (ServeError, StoreError)) else f"the server failed: {text}"
 
 
 def _leaves(error: BaseException) -> Iterator[BaseException]:
@@ -89,7 +94,11 @@ def _say(sentence: str, end: str = "\n") -> None:
 
 async def _serve(options: Options, chosen: argparse.Namespace, context: ssl.SSLContext | None) -> None:
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        async with open_switch(options) as switch, trio.open_nursery() as nursery:
+        async with (
+            open_store(chosen.store) as store,
+            open_switch(options, store=store) as switch,
+            trio.open_nursery() as nursery,
+        ):
             pages = {"/": landing_page(), "/health": health(switch)}
             server = await nursery.start(_serve_on, switch, chosen, context, pages)
             _say(f"trioswitch {__version__} listens on {' and '.join(server.urls)}")
@@ -158,13 +167,20 @@ def _parser() -> argparse.ArgumentParser:
         "--room", action="append", default=[], metavar="PATTERN:KEY=VALUE,...", type=_room_policy,
         help="policy of rooms whose name matches, e.g. 'ticker.*:overflow=conflate,announce=no'; keys: overflow ("
         + ", ".join(policy.value for policy in Overflow)
-        + "), block-timeout, announce, announce-limit; the first that matches holds",
+        + "), block-timeout, announce, announce-limit, history ("
+        + ", ".join(keep.value for keep in Keep)
+        + "), history-size, history-age; the first that matches holds",
+    )  # fmt: skip
+    add(
+        "--store", type=_store, default="memory", metavar="URL",
+        help="where stored rooms and inboxes are kept: memory (lost with the process), or sqlite:PATH",
     )  # fmt: skip
     add("--log-level", choices=("debug", "info", "warning", "error"), default="info", help="what is logged, on stderr")
     group = serve_command.add_argument_group("limits and batching")
     for field in attrs.fields(Options):
         if "help" in field.metadata:
             group.add_argument(f"--{field.name.replace('_', '-')}", **_flag(field))
+    add_connect(commands)
     add_bench(commands)
     return parser
 
@@ -200,6 +216,9 @@ def _room_policy(text: str) -> RoomPolicy:
         "block_timeout": float,
         "announce": _yes_or_no,
         "announce_limit": int,
+        "history": Keep,
+        "history_size": int,
+        "history_age": float,
     }
     for item in filter(None, rest.split(",")):
         key, _, value = item.partition("=")
@@ -228,6 +247,13 @@ def _port(text: str) -> int:
     if not text.isascii() or not text.isdigit() or int(text) > 65535:
         raise argparse.ArgumentTypeError(f"{text} is no port (0 to 65535)")
     return int(text)
+
+
+def _store(text: str) -> str:
+    scheme, _, path = text.partition(":")
+    if text != "memory" and not (scheme == "sqlite" and path):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither memory nor sqlite:PATH")
+    return text
 
 
 def _seconds(text: str) -> float:

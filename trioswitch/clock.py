@@ -1,9 +1,9 @@
-"""Wall time, for what a person reads. Durations and deadlines use `trio.current_time()`."""
+"""Wall time, for what a person reads and for what outlives the process. Durations and deadlines use `trio.current_time()`."""
 
 import time
 from datetime import UTC, datetime
 
-__all__ = ["timestamp"]
+__all__ = ["timestamp", "wall_time"]
 
 _millisecond, _text = 0, ""
 
@@ -19,3 +19,8 @@ def timestamp() -> str:
         whole = datetime.fromtimestamp(now // 1000, UTC).strftime("%Y-%m-%dT%H:%M:%S")
         _millisecond, _text = now, f"{whole}.{now % 1000:03}Z"
     return _text
+
+
+def wall_time() -> float:
+    """Seconds since 1970: what a store keeps, as Trio's clock begins anew with each process."""
+    return time.time()

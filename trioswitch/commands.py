@@ -1,6 +1,7 @@
 """The commands of clients, carried out. Each gets at most one answer: an `ack` or `error` where it has an `id`."""
 
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from itertools import islice
 from typing import Any
 
 import trio
@@ -9,8 +10,12 @@ from msgspec import UNSET
 from .auth import Identity
 from .clock import timestamp
 from .connection import Connection, Handler
-from .errors import Cause, Refused
+from .errors import Cause, Refused, StoreError
+from .inbox import Inbox
+from .recovery import HistoryPage, Joined, Recovery
 from .registry import Registry
+from .retries import Retries
+from .sessions import Sessions
 from .wire.messages import (
     Ack,
     Authenticate,
@@ -21,16 +26,19 @@ from .wire.messages import (
     GroupMessage,
     Heartbeat,
     HeartbeatAck,
+    History,
+    InboxAck,
     JoinRoom,
     LeaveRoom,
     Message,
     Presence,
+    Resume,
     SendChat,
     SendDirect,
     SendGroup,
     SendMessage,
 )
-from .wire.prepared import Prepared, Receipt
+from .wire.prepared import Outcome, Prepared, Receipt
 
 __all__ = ["Authenticator", "Commands"]
 
@@ -45,8 +53,21 @@ Authenticator = Callable[[str], Awaitable[Identity]]
 class Commands:
     """Carries out commands on a registry. A method returns what has to be awaited, where the command has to wait."""
 
-    def __init__(self, registry: Registry, handlers: Mapping[str, Handler], authenticate: Authenticator | None) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        recovery: Recovery,
+        sessions: Sessions,
+        inbox: Inbox,
+        retries: Retries,
+        handlers: Mapping[str, Handler],
+        authenticate: Authenticator | None,
+    ) -> None:
         self._registry = registry
+        self._recovery = recovery
+        self._sessions = sessions
+        self._inbox = inbox
+        self._retries = retries
         self._handlers = handlers
         self._authenticate = authenticate
         self._methods: dict[type[Command], Callable[[Connection, Any, int], Wait | None]] = {
@@ -58,6 +79,9 @@ class Commands:
             SendGroup: self._group,
             Heartbeat: self._heartbeat,
             Presence: self._presence,
+            History: self._history,
+            Resume: self._resume,
+            InboxAck: self._inbox_ack,
             Authenticate: self._authenticate_by_message,
             Custom: self._custom,
         }
@@ -75,9 +99,7 @@ class Commands:
 
     # --- rooms
 
-    def _join(self, connection: Connection, command: JoinRoom, _size: int) -> None:
-        if command.since is not None or command.history is not None:
-            raise Refused("this server keeps no history", code="not_available")
+    def _join(self, connection: Connection, command: JoinRoom, _size: int) -> Wait | None:
         identity = connection.identity
         assert identity is not None
         if not identity.may_join(command.room):
@@ -85,9 +107,35 @@ class Commands:
         if command.room not in connection.rooms and len(connection.rooms) >= self._registry.options.max_rooms:
             raise Refused(f"a connection may be in {self._registry.options.max_rooms} rooms", code="too_many_rooms")
         self._name(connection, command.user_id)
-        room = self._registry.join(connection, command.room)
-        if command.id is not None:
-            connection.reply(Ack(id=command.id, room=room.name, online_count=room.connections, user_id=connection.user))
+        joined = self._recovery.join_nowait(connection, command.room, command.since, command.history or 0)
+        if joined is None:
+            return self._answered(connection, command, self._join_later(connection, command))
+        self._joined(connection, command, joined)
+        return None
+
+    async def _join_later(self, connection: Connection, command: JoinRoom) -> None:
+        joined = await self._recovery.join(connection, command.room, command.since, command.history or 0)
+        self._joined(connection, command, joined)
+
+    @staticmethod
+    def _joined(connection: Connection, command: JoinRoom, joined: Joined) -> None:
+        if command.id is None:
+            return
+        room, position = joined.room, joined.position
+        ack = Ack(id=command.id, room=room.name, online_count=len(room.users), user_id=connection.user)
+        if position is not None:
+            ack.epoch, ack.offset = position.epoch, position.offset
+        if joined.recovered is not None:
+            ack.recovered = joined.recovered
+        connection.reply(ack)
+
+    @staticmethod
+    async def _answered(connection: Connection, command: Command, work: Wait) -> None:
+        """Await what a command waits for, and tell the client when it is refused."""
+        try:
+            await work
+        except Refused as refused:
+            connection.reply_error(refused.code, refused.message, command.id)
 
     def _leave(self, connection: Connection, command: LeaveRoom, _size: int) -> None:
         if not self._registry.leave(connection, command.room):
@@ -102,16 +150,56 @@ class Commands:
             raise Refused(f"you may not look into {command.room!r}")
         if command.id is None:
             raise Refused("`presence` needs an `id` to be answered under", code="invalid")
-        users, online = self._registry.users_in(command.room), self._registry.online_count(command.room)
+        online = self._registry.users_in(command.room)
         connection.reply(
-            Ack(id=command.id, room=command.room, users=users[:MAX_USERS], count=len(users), online_count=online)
+            Ack(
+                id=command.id,
+                room=command.room,
+                users=sorted(islice(online, MAX_USERS)),
+                count=len(online),
+                online_count=len(online),
+                connections=self._registry.connections_in(command.room),
+            )
         )
+
+    def _history(self, connection: Connection, command: History, _size: int) -> Wait | None:
+        identity = connection.identity
+        assert identity is not None
+        if not identity.may_join(command.room):
+            raise Refused(f"you may not look into {command.room!r}")
+        if command.id is None:
+            raise Refused("`history` needs an `id` to be answered under", code="invalid")
+        page = self._recovery.page_nowait(command.room, command.since, command.limit)
+        if page is None:
+            return self._answered(connection, command, self._history_later(connection, command))
+        self._tell_history(connection, command, page)
+        return None
+
+    async def _history_later(self, connection: Connection, command: History) -> None:
+        page = await self._recovery.page(command.room, command.since, command.limit)
+        self._tell_history(connection, command, page)
+
+    @staticmethod
+    def _tell_history(connection: Connection, command: History, page: HistoryPage) -> None:
+        assert command.id is not None
+        ack = Ack(
+            id=command.id,
+            room=command.room,
+            epoch=page.position.epoch,
+            offset=page.position.offset,
+            messages=[message.event for message in page.messages],
+            more=page.more,
+        )
+        if page.recovered is not None:
+            ack.recovered = page.recovered
+        connection.reply(ack)
 
     def _chat(self, connection: Connection, command: SendChat, size: int) -> Wait | None:
         self._check_publish(connection, command.room)
         user = self._name(connection, command.user_id)
         event = ChatMessage(room=command.room, content=command.content, user_id=user)
-        return self._publish(connection, command.id, Prepared(event, room=command.room, size=size))
+        message = Prepared(event, room=command.room, size=size, idempotency_key=command.idempotency_key)
+        return self._publish(connection, command.id, message)
 
     def _message(self, connection: Connection, command: SendMessage, size: int) -> Wait | None:
         self._check_publish(connection, command.room)
@@ -126,6 +214,7 @@ class Commands:
             deliver_by=None if command.max_delay is None else now + command.max_delay,
             expires_at=None if command.expires is None else now + command.expires,
             key=command.key,
+            idempotency_key=command.idempotency_key,
             exclude=frozenset((connection.id,)) if command.exclude_self else frozenset(),
             size=size,
         )
@@ -142,8 +231,10 @@ class Commands:
     def _publish(self, connection: Connection, request_id: str | int | None, message: Prepared) -> Wait | None:
         name = message.room
         assert name is not None
-        if request_id is not None:
+        if request_id is not None or self._registry.stores(name):
             message.settle = _Acknowledge(connection, request_id)
+        if not self._retries.is_first("room", name, message):
+            return None
         try:
             if not self._registry.publish_nowait(name, message) and message.settle is not None:
                 message.settle(Receipt())
@@ -153,12 +244,24 @@ class Commands:
 
     # --- users and groups
 
-    def _direct(self, connection: Connection, command: SendDirect, _size: int) -> Wait:
+    def _direct(self, connection: Connection, command: SendDirect, size: int) -> Wait | None:
         event = DirectMessage(to=command.to, user_id=connection.user, **_body(command))
-        receivers = self._registry.of_users((command.to,))
-        if not receivers:
+        message = Prepared(
+            event,
+            expires_at=None if command.expires is None else trio.current_time() + command.expires,
+            idempotency_key=command.idempotency_key,
+            settle=_Acknowledge(connection, command.id),
+            size=size,
+        )
+        if not (self._registry.options.inbox_messages or self._registry.users.get(command.to)):
             raise Refused(f"{command.to!r} is not here, and messages are not kept", code="not_available")
-        return self._send(connection, command.id, receivers, Prepared(event))
+        if not self._retries.is_first("user", command.to, message):
+            return None
+        try:
+            self._inbox.send_nowait(command.to, message)
+        except trio.WouldBlock:
+            return self._inbox.send(command.to, message)
+        return None
 
     def _group(self, connection: Connection, command: SendGroup, _size: int) -> Wait:
         users = self._registry.groups.get(command.group, set())
@@ -170,9 +273,31 @@ class Commands:
     async def _send(
         self, connection: Connection, request_id: str | int | None, receivers: list[Connection], message: Prepared
     ) -> None:
-        receipt = await self._registry.send(receivers, message)
-        if request_id is not None:
-            _Acknowledge(connection, request_id)(receipt)
+        _Acknowledge(connection, request_id)(await self._registry.send(receivers, message))
+
+    def _inbox_ack(self, connection: Connection, command: InboxAck, _size: int) -> Wait:
+        return self._answered(connection, command, self._acknowledge(connection, command))
+
+    async def _acknowledge(self, connection: Connection, command: InboxAck) -> None:
+        try:
+            await self._inbox.acknowledge(connection, command.upto)
+        except StoreError as error:
+            raise Refused(str(error), code="unavailable") from None
+        if command.id is not None:
+            connection.reply(Ack(id=command.id, upto=command.upto))
+
+    # --- sessions
+
+    def _resume(self, connection: Connection, command: Resume, _size: int) -> Wait:
+        return self._answered(connection, command, self._resume_session(connection, command))
+
+    async def _resume_session(self, connection: Connection, command: Resume) -> None:
+        before = connection.user
+        rooms = await self._sessions.resume(connection, command.session, command.rooms)
+        if connection.user != before:
+            self._inbox.arrived(connection)
+        if command.id is not None:
+            connection.reply(Ack(id=command.id, session=command.session, user_id=connection.user, rooms=rooms))
 
     # --- the rest
 
@@ -204,6 +329,7 @@ class Commands:
         connection.identity = identity
         if identity.user is not None:
             self._registry.rename(connection, identity.user)
+            self._inbox.arrived(connection)
         if command.id is not None:
             connection.reply(Ack(id=command.id, user_id=connection.user))
 
@@ -221,22 +347,38 @@ class Commands:
         if connection.rooms and connection.user != connection.id:  # each of its rooms would have to be told, each time
             raise Refused("leave your rooms before you change your name")
         self._registry.rename(connection, user)
+        self._inbox.arrived(connection)
         return user
 
 
 class _Acknowledge:
-    """Answers a publish with its receipt."""
+    """Answers a publish with its receipt, or with the reason why it was not published."""
 
     __slots__ = ("_connection", "_request_id")
 
-    def __init__(self, connection: Connection, request_id: str | int) -> None:
+    def __init__(self, connection: Connection, request_id: str | int | None) -> None:
         self._connection = connection
         self._request_id = request_id
 
-    def __call__(self, receipt: Receipt) -> None:
-        self._connection.reply(
-            Ack(id=self._request_id, delivered=receipt.delivered, queued=receipt.queued, dropped=receipt.dropped)
-        )
+    def __call__(self, outcome: Outcome) -> None:
+        if not isinstance(outcome, Receipt):
+            code = outcome.code if isinstance(outcome, Refused) else "not_stored"
+            self._connection.reply_error(code, str(outcome), self._request_id)
+        elif self._request_id is not None:
+            self._connection.reply(_receipt(self._request_id, outcome))
+
+
+def _receipt(request_id: str | int, receipt: Receipt) -> Ack:
+    ack = Ack(id=request_id, delivered=receipt.delivered, queued=receipt.queued, dropped=receipt.dropped)
+    if receipt.offset is not None and receipt.epoch is not None:
+        ack.epoch, ack.offset = receipt.epoch, receipt.offset
+    if receipt.kept:
+        ack.kept = receipt.kept
+    if receipt.seq is not None:
+        ack.seq = receipt.seq
+    if receipt.duplicate:
+        ack.duplicate = True
+    return ack
 
 
 def _body(command: SendDirect | SendGroup) -> dict[str, Any]:

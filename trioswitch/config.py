@@ -10,7 +10,7 @@ from typing import Any
 import attrs
 from attrs.validators import ge, gt, in_, le, optional
 
-__all__ = ["Options", "Overflow", "RoomPolicy"]
+__all__ = ["Keep", "Options", "Overflow", "RoomPolicy"]
 
 KIB, MIB = 1024, 1024 * 1024
 
@@ -32,6 +32,16 @@ class Overflow(enum.Enum):
     """Its connection is closed with 4000; it comes back when it can."""
 
 
+class Keep(enum.Enum):
+    """Where a room's history is kept."""
+
+    NONE = "none"
+    MEMORY = "memory"
+    """In this process, and gone with it."""
+    STORED = "stored"
+    """In the store: a publish is acknowledged, and handed out, after it was committed there."""
+
+
 DIRECT_OVERFLOW = (Overflow.DROP_OLDEST, Overflow.DROP_NEWEST, Overflow.DISCONNECT)
 """What there is for messages that belong to no room: nobody waits, conflates or catches up there."""
 
@@ -42,14 +52,17 @@ def option(default: Any, help: str, *validators: Any) -> Any:
 
 @attrs.frozen(kw_only=True)
 class RoomPolicy:
-    """How rooms whose name matches `pattern` (shell-style: `*`, `?`, `[a-z]`) treat slow members and announcements."""
+    """How rooms whose name matches `pattern` (shell-style: `*`, `?`, `[a-z]`) treat slow members, announcements, history."""
 
     pattern: str = "*"
     overflow: Overflow = attrs.field(default=Overflow.DROP_OLDEST, converter=Overflow)
     block_timeout: float = option(1.0, "seconds that a room waits for its slowest members under `block`", gt(0))
     announce: bool = True
     """Whether joins and leaves are announced at all."""
-    announce_limit: int = option(100, "members above which joins and leaves are not announced one by one", ge(0))
+    announce_limit: int = option(100, "users above which joins and leaves are not announced one by one", ge(0))
+    history: Keep = attrs.field(default=Keep.NONE, converter=Keep)
+    history_size: int = option(100, "messages that the history keeps", ge(1))
+    history_age: float | None = option(None, "seconds that the history keeps a message; without it, any time", optional(gt(0)))
 
     def matches(self, room: str) -> bool:
         return fnmatch.fnmatchcase(room, self.pattern)
@@ -107,6 +120,22 @@ class Options:
     ping_interval: float = option(25.0, "seconds between two WebSocket pings to a client", gt(0))
     ping_timeout: float = option(20.0, "seconds in which a client must answer a ping, or is closed with 4001", gt(0))
     handshake_timeout: float = option(10.0, "seconds for a whole handshake, TLS and authentication included", gt(0))
+    session_time: float = option(
+        120.0, "seconds in which a client that lost its connection may resume its session; 0: it never can", ge(0)
+    )
+    leave_grace: float = option(
+        10.0, "seconds that such a client keeps its place in rooms before it is announced to have left", ge(0)
+    )
+    max_sessions: int = option(
+        100_000, "sessions of clients that are away, 1 KB or more each; beyond it the one that is away longest ends", ge(1)
+    )
+    inbox_messages: int = option(
+        100, "direct messages that wait for a user who is away; more are refused. 0: none are kept", ge(0)
+    )
+    inbox_age: float = option(7 * 86400.0, "seconds that they wait at most", gt(0))
+    history_bytes: int = option(
+        512 * MIB, "bytes that all histories in memory may take; beyond it a room keeps fewer messages", ge(1)
+    )
     close_timeout: float = option(5.0, "seconds for flushing and closing one connection", gt(0))
     hook_timeout: float = option(5.0, "seconds that on_disconnect may take", gt(0))
     max_connections: int | None = option(
@@ -114,6 +143,11 @@ class Options:
         "connections at most; more get 503. Default: the limit on open files, less 64 for everything else",
         optional(ge(1)),
     )
+
+    @property
+    def needs_store(self) -> bool:
+        """Whether a policy promises what only a durable store can keep."""
+        return any(policy.history is Keep.STORED for policy in self.policies)
 
     def policy(self, room: str) -> RoomPolicy:
         return next((policy for policy in self.policies if policy.matches(room)), _DEFAULT_POLICY)

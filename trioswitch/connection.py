@@ -37,7 +37,8 @@ class Connection:
 
     __slots__ = (
         "_errors", "_handler_scope", "_handlers", "_nursery", "_options", "_reading_over", "_reason", "_waiting",
-        "cause", "heard", "id", "identity", "opened_at", "outbox", "paused", "request", "rooms", "transport", "user",
+        "cause", "heard", "id", "identity", "inbox", "opened_at", "outbox", "paused", "request", "resuming", "rooms", "session",
+        "transport", "user",
     )  # fmt: skip
 
     def __init__(
@@ -56,6 +57,12 @@ class Connection:
         self.user = id if identity is None or identity.user is None else identity.user
         """Its user: from its identity, or what the client called itself; its own id before that."""
         self.rooms: set[str] = set()
+        self.session = ""
+        """The id of its session; empty when another connection has taken it over."""
+        self.resuming: Any = None
+        """While it resumes a session: what it does not have again yet (`sessions.Session`)."""
+        self.inbox: Any = None
+        """What it has of its user's inbox (`inbox.Progress`)."""
         self.cause: Cause | None = None
         self.heard = True
         """Whether anything has come from the peer since the last ping."""
@@ -187,7 +194,7 @@ class Connection:
             try:
                 await self.outbox.finish(flush=False)
                 await self.transport.send_close(gone.cause, gone.reason)
-                if gone.cause is not Cause.CLIENT_LEFT:
+                if gone.cause not in (Cause.CLIENT_LEFT, Cause.CLIENT_AWAY):
                     await self.transport.wait_closed()
             except PeerGone:
                 _log.debug("connection %s went while it was closed", self.id)

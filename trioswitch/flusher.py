@@ -15,9 +15,9 @@ from .clock import timestamp
 from .config import Options, Overflow
 from .metrics import Account, Drop
 from .transport import Transport
-from .wire.batch import BatchQueue, Entry
+from .wire.batch import BatchQueue
 from .wire.messages import Gap
-from .wire.prepared import URGENT, Chunk, Prepared, pack
+from .wire.prepared import URGENT, Chunk, Entry, Load, Prepared, pack, size_of
 
 __all__ = ["Flusher"]
 
@@ -46,6 +46,7 @@ class Flusher:
         "_rest",
         "_settled",
         "_transport",
+        "_unsorted",
         "_waiting",
         "_waiting_bytes",
         "_writing",
@@ -59,12 +60,14 @@ class Flusher:
         # Beside `outbox_messages` there are places for answers to the client itself. Its reader waits while the outbox is
         # full, but what it has published before is acknowledged when rooms hand it out.
         places = options.outbox_messages + options.room_messages
-        self._channel_in, self._channel_out = trio.open_memory_channel[Entry](places)
+        self._channel_in, self._channel_out = trio.open_memory_channel[Load](places)
+        self._unsorted = 0  # loads in the channel
         self._queue = BatchQueue(options.batch_messages, options.batch_bytes, options.linger)
         self._waiting = self._waiting_bytes = 0  # in the channel, in the queue, in flight; the bytes of the rest, too
         self._in_flight: Sequence[Entry] = ()  # taken out of the queue, and being written
-        # What a full socket cut off must be written before anything else; `_cut` are the messages in it.
-        self._rest: bytes | memoryview = b""
+        # What a full socket cut off, or was left to the task whole, is written before anything else; `_cut` are the messages
+        # in it.
+        self._rest: Chunk | memoryview = b""
         self._cut: Sequence[Prepared] = ()
         self._control = b""  # pings and pongs: they go before the next batch
         self._gaps: dict[str | None, int] = {}  # drops that the client has not been told of yet, by room
@@ -82,26 +85,28 @@ class Flusher:
         """Whether something must be written before anything new is."""
         return bool(self._writing or self._waiting or self._rest or self._control or self._gaps)
 
-    def put_nowait(self, entry: Entry) -> None:
-        """Queue a message that fits. Raises trio.WouldBlock when the memory channel is full all the same."""
-        self._channel_in.send_nowait(entry)
-        self._count(entry, +1)
+    def put_nowait(self, load: Load) -> None:
+        """Queue messages that fit. Raises trio.WouldBlock when the memory channel is full all the same."""
+        self._channel_in.send_nowait(load)
+        self._unsorted += 1
+        self._count(len(load.entries), load.size)
         self._wake()
-        scope, message = self._lingering, entry.message
+        scope = self._lingering
         if scope is None:
             return
         # The task lingers: it is not woken for each message, only when the batch is due.
-        if message.priority > URGENT or (
+        if max(load.lanes) > URGENT or (
             self._waiting >= self._options.batch_messages or self._waiting_bytes >= self._options.batch_bytes
         ):
             scope.cancel()
-        elif message.deliver_by is not None and message.deliver_by < scope.deadline:
-            scope.deadline = message.deliver_by
+        else:
+            wanted = [entry.message.deliver_by for entry in load.entries if entry.message.deliver_by is not None]
+            scope.deadline = min([scope.deadline, *wanted])
 
-    def put_rest(self, rest: memoryview, cut: Sequence[Prepared]) -> None:
-        """Take the end of a write that the socket cut off."""
+    def put_rest(self, rest: Chunk | memoryview, cut: Sequence[Prepared]) -> None:
+        """Take the end of a write that the socket cut off, or all of it: nothing waits, and it is under way."""
         self._rest, self._cut = rest, cut
-        self._count_bytes(len(rest))
+        self._count(0, size_of(rest))
         self._wake()
 
     def put_control(self, data: bytes) -> None:
@@ -112,9 +117,11 @@ class Flusher:
             if self._lingering is not None:
                 self._lingering.cancel()  # the peer's answer has a time limit
 
-    def put_gap(self, room: str | None) -> None:
-        """Note that the client missed a message: it is told with the next batch."""
-        self._gaps[room] = self._gaps.get(room, 0) + 1
+    def put_gap(self, messages: Sequence[Prepared]) -> None:
+        """Note that the client missed these messages: it is told with the next batch."""
+        gaps = self._gaps
+        for message in messages:
+            gaps[message.room] = gaps.get(message.room, 0) + 1
         self._wake()
 
     def _wake(self) -> None:
@@ -122,32 +129,28 @@ class Flusher:
         if self._parked is not None:
             self._parked.cancel()
 
-    def _count(self, entry: Entry, sign: int) -> None:
-        self._waiting += sign
-        self._account.traffic.waiting += sign
-        self._count_bytes(sign * entry.size)
-
-    def _count_bytes(self, size: int) -> None:
+    def _count(self, messages: int, size: int) -> None:
+        traffic = self._account.traffic
+        self._waiting += messages
+        traffic.waiting += messages
         self._waiting_bytes += size
-        self._account.traffic.waiting_bytes += size
+        traffic.waiting_bytes += size
 
     def _collect(self) -> BatchQueue:
         """Sort what is in the memory channel into the queue."""
-        try:
-            while True:
-                self._add(self._channel_out.receive_nowait())
-        except (trio.WouldBlock, trio.EndOfChannel):
-            return self._queue
+        while self._unsorted:
+            self._unsorted -= 1
+            self._forget(self._queue.extend(self._channel_out.receive_nowait()), Drop.CONFLATED)
+        return self._queue
 
-    def _add(self, entry: Entry) -> None:
-        replaced = self._queue.add(entry)
-        if replaced is not None:
-            self._forget((replaced,), Drop.CONFLATED)
-
-    def _forget(self, entries: Sequence[Entry], cause: Drop) -> None:
-        for entry in entries:
-            self._count(entry, -1)
-            self._account.drop(entry.message, cause)
+    def _forget(self, entries: Sequence[Entry], cause: Drop, *, tell: bool = False) -> None:
+        """These do not wait any more: they are dropped. With `tell`, the client learns of it."""
+        if entries:
+            messages = [entry.message for entry in entries]
+            self._count(-len(entries), -sum([entry.size for entry in entries]))
+            self._account.drop(messages, cause)
+            if tell:
+                self.put_gap(messages)
 
     # --- bounds
 
@@ -160,34 +163,53 @@ class Flusher:
             or self._account.traffic.waiting_bytes >= self._options.total_outbox_bytes
         )
 
-    def fits(self, entry: Entry, instead_of: Entry | None = None) -> bool:
-        """Whether the bounds allow this message. An empty outbox takes one whatever its size, and whatever others hold."""
-        options = self._options
-        waiting, size = (self._waiting, 0) if instead_of is None else (self._waiting - 1, instead_of.size)
-        return waiting < options.outbox_messages and (
-            not waiting
-            or (
-                self._waiting_bytes - size + entry.size <= options.outbox_bytes
-                and self._account.traffic.waiting_bytes - size + entry.size <= options.total_outbox_bytes
-            )
+    def take(self, load: Load, overflow: Overflow) -> int:
+        """Queue messages, or do what the policy says. Returns how many: from the first that finds no place on, none.
+
+        What comes after it is newer, or of a lower priority.
+        """
+        if self._fits(load) or self._make_room(load, overflow):
+            self.put_nowait(load)
+            return len(load.entries)
+        if len(load.entries) > 1:
+            for count, entry in enumerate(load.entries):
+                if not self.take(Load((entry,)), overflow):
+                    return count
+            return len(load.entries)
+        return 0
+
+    def _fits(self, load: Load, instead_of: Entry | None = None) -> bool:
+        return max(self._excess(load, instead_of)) <= 0
+
+    def _excess(self, load: Load, instead_of: Entry | None) -> tuple[int, int]:
+        """By how many messages and bytes the bounds would be passed.
+
+        An outbox where nothing waits takes one message whatever its size, and whatever others hold.
+        """
+        options, count, size = self._options, len(load.entries), load.size
+        if instead_of is not None:
+            count, size = count - 1, size - instead_of.size
+        messages = self._waiting + count
+        if messages <= 1:
+            return 0, 0
+        return messages - options.outbox_messages, size + max(
+            self._waiting_bytes - options.outbox_bytes,
+            self._account.traffic.waiting_bytes - options.total_outbox_bytes,
         )
 
-    def make_room(self, entry: Entry, overflow: Overflow) -> bool:
-        """Drop what the policy lets give way to a message that does not fit. Returns whether it fits now."""
-        queue, message = self._collect(), entry.message
-        if overflow in (Overflow.DROP_OLDEST, Overflow.CONFLATE):
-            while not self.fits(entry, queue.replaced_by(entry)):
-                gone = queue.evict(message.room, message.priority)
-                if gone is None:
-                    return False
-                self._forget((gone,), Drop.OVERFLOW)
-                self.put_gap(gone.message.room)
-            return True
+    def _make_room(self, load: Load, overflow: Overflow) -> bool:
+        """Drop what the policy lets give way to messages that do not fit. Returns whether they fit now."""
+        queue, alone = self._collect(), len(load.entries) == 1
         if overflow is Overflow.RESYNC:
-            for gone in queue.evict_all(message.room):
-                self._forget((gone,), Drop.RESYNC)
-                self.put_gap(gone.message.room)
-        return self.fits(entry)
+            self._forget(queue.evict_all(load.room), Drop.RESYNC, tell=True)
+        elif overflow is Overflow.DROP_OLDEST or (overflow is Overflow.CONFLATE and alone):
+            while not self._fits(load, replaced := queue.replaced_by(load.entries[0]) if alone else None):
+                gone = queue.evict(load.room, load.priority, *self._excess(load, replaced))
+                if not gone:
+                    return False
+                self._forget(gone, Drop.OVERFLOW, tell=True)
+            return True
+        return self._fits(load)
 
     # --- the task
 
@@ -207,8 +229,9 @@ class Flusher:
         """Finish a write that the socket cut off, then write pings and pongs."""
         if self._rest:
             await self._write(self._rest)
-            self._account.bytes_sent += len(self._rest)
-            self._count_bytes(-len(self._rest))
+            size = size_of(self._rest)
+            self._account.bytes_sent += size
+            self._count(0, -size)
             self._rest, self._cut = b"", ()
             self._wake_waiters()
         while self._control:
@@ -245,11 +268,10 @@ class Flusher:
             chunk = pack(messages, self._transport.format, timestamp(), shared=False)
             await self._write(chunk)
             self._in_flight = ()
-            for entry in taken.batch:
-                self._count(entry, -1)
+            self._count(-len(taken.batch), -sum([entry.size for entry in taken.batch]))
             account.messages_sent += len(taken.batch)
             account.batches_sent += 1
-            account.bytes_sent += len(chunk) if isinstance(chunk, bytes) else sum(map(len, chunk))
+            account.bytes_sent += size_of(chunk)
         self._wake_waiters()
 
     async def _park(self) -> None:
@@ -303,10 +325,9 @@ class Flusher:
         """The connection is over and `run` has ended: count what did not get out."""
         self.drop_queue()
         self._forget(self._in_flight, Drop.WRITE_FAILED)
-        for message in self._cut:  # they were counted as sent when their beginning was
-            self._account.messages_sent -= 1
-            self._account.drop(message, Drop.WRITE_FAILED)
-        self._count_bytes(-len(self._rest))
+        self._account.messages_sent -= len(self._cut)  # they were counted when their beginning was sent
+        self._account.drop(self._cut, Drop.WRITE_FAILED)
+        self._count(0, -size_of(self._rest))
         self._rest, self._control, self._cut, self._in_flight = b"", b"", (), ()
         self._writing = False
         self._closed = True

@@ -2,7 +2,7 @@
 
 import enum
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import attrs
 
@@ -15,6 +15,7 @@ __all__ = ["Account", "Drop", "OutboxStatistics", "RoomStatistics", "SwitchStati
 class Drop(enum.Enum):
     """Why a message did not reach a receiver."""
 
+    __hash__ = object.__hash__  # the one of `Enum` is Python code, and drops are counted by cause
     OVERFLOW = "overflow"
     """The outbox was full (policies drop_oldest, drop_newest, conflate and disconnect)."""
     CONFLATED = "conflated"
@@ -140,9 +141,13 @@ class Account:
         self.traffic = traffic
         self.messages_sent = self.batches_sent = self.bytes_sent = self.messages_dropped = 0
 
-    def drop(self, message: Prepared, cause: Drop) -> None:
-        self.messages_dropped += 1
-        self.traffic.dropped(message.room, cause)
+    def drop(self, messages: Sequence[Prepared], cause: Drop) -> None:
+        self.messages_dropped += len(messages)
+        rooms: dict[str | None, int] = {}
+        for message in messages:
+            rooms[message.room] = rooms.get(message.room, 0) + 1
+        for room, count in rooms.items():
+            self.traffic.dropped(room, cause, count)
 
     def close(self) -> None:
         """Add it up to the totals, once."""

@@ -4,7 +4,8 @@
     queueing  something waits: messages go to the flusher, which makes the outbox direct again when it is done
     ended     the connection ends: offers are refused and counted as dropped
 
-A transport that cannot be written to at once (TLS, in-memory streams, trio-websocket) and a linger above 0 never are direct.
+A transport that cannot be written to at once (TLS, in-memory streams, trio-websocket) leaves the whole of each write to the
+flusher, as a full socket does. With a linger above 0 an outbox never is direct.
 """
 
 import enum
@@ -18,8 +19,7 @@ from .errors import Cause, PeerGone
 from .flusher import Flusher
 from .metrics import Account, Drop, OutboxStatistics, Traffic
 from .transport import Transport
-from .wire.batch import Entry
-from .wire.prepared import URGENT, Prepared, Window
+from .wire.prepared import URGENT, Load, Prepared, Window, pack
 
 __all__ = ["Offer", "Outbox"]
 
@@ -27,6 +27,7 @@ __all__ = ["Offer", "Outbox"]
 class Offer(enum.Enum):
     """What became of an offered message."""
 
+    __hash__ = object.__hash__  # the one of `Enum` is Python code, and rooms count by these
     WRITTEN = "written"
     QUEUED = "queued"
     DROPPED = "dropped"
@@ -35,7 +36,7 @@ class Offer(enum.Enum):
 
 
 class Outbox:
-    """Messages on their way to one connection. `offer`, `deliver`, `reply` and `control` never wait.
+    """Messages on their way to one connection. `deliver`, `take`, `offer`, `reply` and `control` never wait.
 
     `start_soon` starts the flusher in the connection's nursery; `fail` ends the connection with a cause.
     """
@@ -73,38 +74,65 @@ class Outbox:
         self._ended = False
         self.account = Account(traffic)
         self.direct = False
-        """Whether a room may write to the socket: the one question that the hot path asks."""
+        """Whether a window may be written: the one question that the hot path asks."""
         self._on_idle()
 
     # --- in
 
-    def deliver(self, window: Window) -> bool:
-        """Write a room's window straight through. Returns False, and does nothing, where it has to be queued."""
+    def deliver(self, window: Window) -> Offer | None:
+        """Write a room's window as it is. Returns None, and does nothing, where it has to be queued."""
         if not self.direct:
-            return False
+            return None
         return self._write_through(window.chunk(self._transport.format), window.messages)
+
+    def take(self, window: Window, wanted: Sequence[int], overflow: Overflow) -> tuple[Offer, int]:
+        """Take messages of a window, by their indexes, or do what the overflow policy says.
+
+        Returns whether they were written or queued, and how many: the first ones. The others were dropped; only under
+        `Overflow.BLOCK` are they still to be taken.
+        """
+        messages = window.messages if len(wanted) == len(window.messages) else [window.messages[i] for i in wanted]
+        if not messages:
+            return Offer.QUEUED, 0
+        if self.direct:
+            chunk = pack(messages, self._transport.format, window.timestamp, shared=False)
+            if (became := self._write_through(chunk, messages)) is not None:
+                return became, len(messages)
+        if not self._ended:
+            framing, now, conflate = self._transport.format.framing, trio.current_time(), overflow is Overflow.CONFLATE
+            if messages is window.messages:
+                load = window.load(framing, now, conflate=conflate)
+            else:
+                load = Load([message.entry(framing, now, conflate) for message in messages])
+            taken = self._flush_later().take(load, overflow)
+        else:
+            taken = 0
+        if taken < len(messages) and overflow is not Overflow.BLOCK:
+            self._refuse(messages[taken:], overflow)
+        return Offer.QUEUED, taken
 
     def offer(self, message: Prepared, overflow: Overflow) -> Offer:
         """Take one message, or do what the overflow policy says."""
+        if (became := self._write_straight(message)) is not None:
+            return became
+        if not self._ended:
+            if self._flush_later().take(self._load(message, overflow), overflow):
+                return Offer.QUEUED
+            if overflow is Overflow.BLOCK:
+                return Offer.FULL
+        self._refuse((message,), overflow)
+        return Offer.DROPPED
+
+    def _refuse(self, messages: Sequence[Prepared], overflow: Overflow) -> None:
+        """Drop messages that find no place."""
         if self._ended:
-            self.account.drop(message, Drop.CLOSED)
-            return Offer.DROPPED
-        if self._straight(message):
-            written = self._write_through(message.frame(self._transport.format.framing), (message,))
-            return Offer.WRITTEN if written else self.offer(message, overflow)
-        flusher, entry = self._flush_later(), self._entry(message)
-        entry.conflate = overflow is Overflow.CONFLATE and message.key is not None
-        if flusher.fits(entry) or flusher.make_room(entry, overflow):
-            flusher.put_nowait(entry)
-            return Offer.QUEUED
-        if overflow is Overflow.BLOCK:
-            return Offer.FULL
-        self.account.drop(message, Drop.RESYNC if overflow is Overflow.RESYNC else Drop.OVERFLOW)
+            self.account.drop(messages, Drop.CLOSED)
+            return
+        self.account.drop(messages, Drop.RESYNC if overflow is Overflow.RESYNC else Drop.OVERFLOW)
         if overflow is Overflow.DISCONNECT:
             self._fail(Cause.SLOW_CONSUMER)
         else:
-            flusher.put_gap(message.room)
-        return Offer.DROPPED
+            self._flush_later().put_gap(messages)
 
     async def put(self, message: Prepared) -> Offer:
         """Take one message, and wait for the space. Safe to cancel: then it was not taken."""
@@ -115,23 +143,22 @@ class Outbox:
 
     def give_up(self, message: Prepared, cause: Drop) -> None:
         """Count a message as lost that was not taken, and tell the client."""
-        self.account.drop(message, cause)
+        self.account.drop((message,), cause)
         if not self._ended:
-            self._flush_later().put_gap(message.room)
+            self._flush_later().put_gap((message,))
 
     def reply(self, message: Prepared) -> None:
         """Take an answer to the client's own command, whatever waits: its reader asks `full` before the next command."""
+        if self._write_straight(message) is not None:
+            return
         if self._ended:
-            self.account.drop(message, Drop.CLOSED)
-        elif self._straight(message):
-            if not self._write_through(message.frame(self._transport.format.framing), (message,)):
-                self.account.drop(message, Drop.CLOSED)
-        else:
-            try:
-                self._flush_later().put_nowait(self._entry(message))
-            except trio.WouldBlock:  # handlers answer faster than the reserve holds, and the client does not read
-                self.account.drop(message, Drop.OVERFLOW)
-                self._fail(Cause.SLOW_CONSUMER)
+            self.account.drop((message,), Drop.CLOSED)
+            return
+        try:
+            self._flush_later().put_nowait(self._load(message))
+        except trio.WouldBlock:  # handlers answer faster than the reserve holds, and the client does not read
+            self.account.drop((message,), Drop.OVERFLOW)
+            self._fail(Cause.SLOW_CONSUMER)
 
     def control(self, data: bytes) -> None:
         """Take a ping's or pong's bytes: they go before what waits."""
@@ -144,35 +171,38 @@ class Outbox:
 
     # --- out
 
-    def _straight(self, message: Prepared) -> bool:
-        """Whether the message can be written at once: nothing waits, and no linger holds it back."""
-        return self.direct or (message.priority > URGENT and self._write_nowait is not None and not self.busy)
+    def _write_straight(self, message: Prepared) -> Offer | None:
+        """Write a message at once, if nothing waits and no linger holds it back."""
+        if self.direct or (message.priority > URGENT and not self._ended and not self.busy):
+            return self._write_through(pack((message,), self._transport.format, "", shared=False), (message,))
+        return None
 
-    def _write_through(self, data: Any, messages: Sequence[Prepared]) -> bool:
-        """Write at once; what the socket does not take is left to the flusher. `data` is bytes (see `write_nowait`).
+    def _write_through(self, chunk: Any, messages: Sequence[Prepared]) -> Offer | None:
+        """Write a Chunk (for `write_nowait`, that is bytes) at once; what the socket does not take is left to the flusher.
 
-        Returns False when the connection is gone: the outbox has ended then.
+        Returns None when the connection is gone: the outbox has ended then.
         """
-        assert self._write_nowait is not None
         account = self.account
         try:
-            written = self._write_nowait(data)
+            written = self._write_nowait(chunk) if self._write_nowait is not None else 0
         except BlockingIOError:
             written = 0
         except OSError:
             self.end()
             self._fail(Cause.VANISHED)
-            return False
+            return None
         if messages:
             account.messages_sent += len(messages)
             account.batches_sent += 1
         account.bytes_sent += written
-        if written < len(data):
-            self._flush_later().put_rest(memoryview(data)[written:], messages)  # no copy: all receivers share the bytes
-        return True
+        if written < len(chunk):
+            # A view and no copy: all receivers share the bytes.
+            self._flush_later().put_rest(memoryview(chunk)[written:] if written else chunk, messages)
+        return Offer.WRITTEN if written else Offer.QUEUED
 
-    def _entry(self, message: Prepared) -> Entry:
-        return Entry(message, message.weight(self._transport.format.framing), trio.current_time())
+    def _load(self, message: Prepared, overflow: Overflow | None = None) -> Load:
+        framing = self._transport.format.framing
+        return Load((message.entry(framing, trio.current_time(), overflow is Overflow.CONFLATE),))
 
     def _flush_later(self) -> Flusher:
         """The flusher, to which everything goes from now on until it is idle."""
@@ -192,7 +222,7 @@ class Outbox:
             self._fail(gone.cause)
 
     def _on_idle(self) -> None:
-        self.direct = self._write_nowait is not None and self._options.linger == 0 and not self._ended
+        self.direct = self._options.linger == 0 and not self._ended
 
     # --- what waits
 
@@ -243,6 +273,7 @@ class Outbox:
             self._flusher.close()
             self._flusher = None
         self.account.close()
+        self._start_soon = self._fail = _over  # they know the connection, which knows us: it is to be freed at once
 
     def statistics(self) -> OutboxStatistics:
         depth, size, age = self._flusher.depth() if self._flusher is not None else (0, 0, 0.0)
@@ -256,3 +287,7 @@ class Outbox:
             bytes_sent=account.bytes_sent,
             messages_dropped=account.messages_dropped,
         )
+
+
+def _over(*_: object) -> None:
+    """For an outbox that is closed."""

@@ -2,20 +2,22 @@
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final
 
 import trio
 
 from .clock import timestamp
-from .config import Options
+from .config import Keep, Options
 from .connection import Connection
 from .dispatcher import Dispatcher
-from .errors import Cause, UnknownConnection
+from .errors import Cause, StoreError, UnknownConnection
+from .journal import Journal
 from .metrics import SwitchStatistics, Traffic
 from .outbox import Offer
 from .rooms import YIELD_EVERY, Member, Room
+from .stores import Store
 from .supervise import supervise
 from .transport.reactor import Reactor
 from .wire.frames import Compressor
@@ -29,13 +31,16 @@ _log = logging.getLogger(__name__)
 
 COUNT_INTERVAL: Final = 1.0
 """Seconds between two announcements of a big room's member count (`docs/protocol.md`)."""
+LINGER: Final = 10.0
+"""Seconds between two looks at rooms with history in which nobody is any more: what is idle then is closed."""
 
 
 class Registry:
     """State and the operations on it; the application's view of it is `Switch`. All of it belongs to one Trio thread."""
 
-    def __init__(self, options: Options, nursery: trio.Nursery) -> None:
+    def __init__(self, options: Options, nursery: trio.Nursery, store: Store) -> None:
         self.options = options
+        self.journal = Journal(store, options)
         self.traffic = Traffic()
         self.connections: dict[str, Connection] = {}
         self.users: dict[str, dict[str, Connection]] = {}
@@ -56,6 +61,7 @@ class Registry:
         self._formats: dict[tuple[ClientProtocol, Framing], Format] = {}
         self._recount: dict[str, float] = {}  # rooms whose count is to be announced, and when
         self._recount_wanted = trio.Event()
+        self._left: set[str] = set()  # rooms with history that everybody has left, or never joined
 
     # --- formats
 
@@ -79,10 +85,8 @@ class Registry:
         self._add_user(connection)
 
     def remove(self, connection: Connection) -> None:
-        """Forget a connection: it leaves its rooms, and what is published from now on does not go to it."""
+        """Forget a connection: what is published from now on does not go to it."""
         self.connections.pop(connection.id, None)
-        for room in list(connection.rooms):
-            self.leave(connection, room)
         self._remove_user(connection)
         if connection.cause is not None:
             self.closes[connection.cause] += 1
@@ -96,8 +100,11 @@ class Registry:
         connection.user = user
         self._add_user(connection)
         for name in connection.rooms:
-            self._announce(self.rooms[name], "user_left", before)
-            self._announce(self.rooms[name], "user_joined", user)
+            room = self.rooms[name]
+            if room.depart(before):
+                self._announce(room, "user_left", before)
+            if room.arrive(user):
+                self._announce(room, "user_joined", user)
 
     def _add_user(self, connection: Connection) -> None:
         self.users.setdefault(connection.user, {})[connection.id] = connection
@@ -119,14 +126,19 @@ class Registry:
 
     # --- rooms
 
-    def join(self, connection: Connection, name: str) -> Room:
-        """Make the connection a member; the members, itself included, are told unless it is one already."""
-        room = self._room(name)
+    def join(self, connection: Connection, name: str, *, held: bool = False) -> Room:
+        """Make the connection a member. The members, itself included, are told when its user was not there before.
+
+        `held`: its user's place was held for it (`hold`), so that nobody is told.
+        """
+        room = self.room(name)
         if connection.id not in room.members:
             connection.rooms.add(name)
-            room.connections += 1
             room.members[connection.id] = connection.outbox
-            self._announce(room, "user_joined", connection.user)
+            if not held and room.arrive(connection.user):
+                self._announce(room, "user_joined", connection.user)
+        elif held:
+            room.depart(connection.user)
         return room
 
     def leave(self, connection: Connection, name: str) -> bool:
@@ -135,46 +147,86 @@ class Registry:
         connection.rooms.discard(name)
         if room is None or room.members.pop(connection.id, None) is None:
             return False
-        room.connections -= 1
-        self._announce(room, "user_left", connection.user)
-        self._close_if_empty(room)
+        self._depart(room, connection.user)
         return True
+
+    def hold(self, connection: Connection) -> None:
+        """The connection is no member any more, but its user keeps its place in all its rooms, until `join` or `vacate`."""
+        for name in connection.rooms:
+            self.rooms[name].members.pop(connection.id, None)
+
+    def vacate(self, user: str, name: str) -> None:
+        """Give up a place that was held."""
+        self._depart(self.rooms[name], user)
+
+    def _depart(self, room: Room, user: str) -> None:
+        if room.depart(user):
+            self._announce(room, "user_left", user)
+        self._close_if_empty(room)
 
     def add_member(self, name: str, member: Member) -> None:
         """Make something that is no connection a member; nobody is told."""
-        self._room(name).members[member.id] = member
+        self.room(name).members[member.id] = member
 
     def remove_member(self, name: str, member: Member) -> None:
         room = self.rooms.get(name)
         if room is not None and room.members.pop(member.id, None) is not None:
             self._close_if_empty(room)
 
-    def online_count(self, name: str) -> int:
+    def stores(self, name: str) -> bool:
+        """Whether a room's messages are stored."""
+        room = self.rooms.get(name)
+        return (room.policy if room is not None else self.options.policy(name)).history is Keep.STORED
+
+    def connections_in(self, name: str) -> int:
+        """Connections in the room; those of users who may come back within `leave_grace` included."""
         room = self.rooms.get(name)
         return room.connections if room is not None else 0
 
-    def users_in(self, name: str) -> list[str]:
-        """The users with a connection in the room, each once, sorted."""
+    def users_in(self, name: str) -> Mapping[str, int]:
+        """The users in the room, in the order in which they came, with their connections."""
         room = self.rooms.get(name)
-        members = room.members if room is not None else {}
-        return sorted({self.connections[id].user for id in members if id in self.connections})
+        return room.users if room is not None else {}
 
-    def _room(self, name: str) -> Room:
+    def room(self, name: str) -> Room:
+        """The room of this name; it is made if there is none."""
         room = self.rooms.get(name)
         if room is None:
             if self._abandoned:
                 raise trio.ClosedResourceError("the switch's block was left")
-            room = Room(name, self.options.policy(name), self.options, self.traffic, self.dispatcher.wake)
+            policy, journal = self.options.policy(name), self.journal
+            history = journal.history(policy)
+            room = Room(name, policy, self.options, self.traffic, self.dispatcher.wake, journal.submit, history)
             self.rooms[name] = room
             self.traffic.open_room(name)
+            if policy.history is not Keep.NONE:
+                self._left.add(name)
         return room
 
     def _close_if_empty(self, room: Room) -> None:
-        if not room.members:
-            del self.rooms[room.name]
-            self._recount.pop(room.name, None)
-            self.traffic.forget_room(room.name)
-            room.close()
+        if room.members or room.users:
+            return
+        if room.policy.history is Keep.NONE:
+            self._close(room)
+        else:
+            self._left.add(room.name)
+
+    def _close(self, room: Room) -> None:
+        del self.rooms[room.name]
+        self._recount.pop(room.name, None)
+        self.traffic.forget_room(room.name)
+        room.close()
+
+    async def close_idle_rooms(self) -> None:
+        """The task that closes rooms with history in which nobody is, when nothing waits in them and nothing is kept."""
+        while True:
+            await trio.sleep(LINGER)
+            for name in list(self._left):
+                room = self.rooms[name]
+                if room.idle:
+                    self._close(room)
+                if room.idle or room.members:
+                    self._left.discard(name)
 
     # --- rooms' tasks
 
@@ -193,8 +245,8 @@ class Registry:
         policy = room.policy
         if not policy.announce or not room.members or self.draining:
             return
-        if room.connections <= policy.announce_limit:
-            event = System(action=action, room=room.name, online_count=room.connections, user_id=user)
+        if len(room.users) <= policy.announce_limit:
+            event = System(action=action, room=room.name, online_count=len(room.users), user_id=user)
             try:
                 room.publish_nowait(Prepared(event, room=room.name))
             except (
@@ -216,7 +268,7 @@ class Registry:
                 del self._recount[name]
                 room = self.rooms[name]
                 room.counted_at = now
-                event = System(action="count", room=name, online_count=room.connections)
+                event = System(action="count", room=name, online_count=len(room.users))
                 try:
                     room.publish_nowait(Prepared(event, room=name))
                 except trio.WouldBlock:
@@ -228,23 +280,34 @@ class Registry:
 
     async def publish(self, room_name: str, message: Prepared) -> None:
         """Queue a message in a room, and wait for space there. Its `settle` is called in any case."""
-        room = self.rooms.get(room_name)
         try:
+            room = self.room_for(room_name)
             if room is not None:
                 await room.publish(message)
                 return
         except trio.ClosedResourceError:
             _log.debug("room %r was closed while a publisher waited for it", room_name)
+        except trio.Cancelled:
+            if message.settle is not None:
+                message.settle(StoreError("it was not published: its sender went while the room was full"))
+            raise
         if message.settle is not None:
             message.settle(Receipt())
 
     def publish_nowait(self, room_name: str, message: Prepared) -> bool:
         """Queue a message in a room. Returns whether there is one. Raises trio.WouldBlock when it is full."""
-        room = self.rooms.get(room_name)
+        room = self.room_for(room_name)
         if room is None:
             return False
         room.publish_nowait(message)
         return True
+
+    def room_for(self, name: str) -> Room | None:
+        """The room to which something is published: where it has a history, it is made if there is none."""
+        room = self.rooms.get(name)
+        if room is None and self.options.policy(name).history is not Keep.NONE:
+            return self.room(name)
+        return room
 
     async def send(self, receivers: Sequence[Connection], message: Prepared) -> Receipt:
         """Hand a message to connections. When it is cancelled, some of them may have it."""
@@ -255,6 +318,15 @@ class Registry:
                 await trio.lowlevel.checkpoint()
             if connection.id not in message.exclude:
                 counts[connection.outbox.offer(message, self.options.direct_overflow)] += 1
+        return Receipt(counts[Offer.WRITTEN], counts[Offer.QUEUED], counts[Offer.DROPPED])
+
+    def send_now(self, receivers: Sequence[Connection], message: Prepared) -> Receipt:
+        """As `send`, for a few."""
+        message.stamp(timestamp())
+        overflow = self.options.direct_overflow
+        counts = Counter(
+            connection.outbox.offer(message, overflow) for connection in receivers if connection.id not in message.exclude
+        )
         return Receipt(counts[Offer.WRITTEN], counts[Offer.QUEUED], counts[Offer.DROPPED])
 
     async def flush(self) -> None:
@@ -274,6 +346,7 @@ class Registry:
 
     def close(self) -> None:
         """After `abandon`, when its tasks have ended."""
+        self.journal.abandon()
         if self.reactor is not None:
             self.reactor.close()
 

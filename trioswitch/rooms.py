@@ -16,12 +16,17 @@ from typing import Final, Protocol
 
 import attrs
 import trio
+from msgspec import UNSET
 
 from .clock import timestamp
-from .config import Options, Overflow, RoomPolicy
+from .config import Keep, Options, Overflow, RoomPolicy
+from .errors import TrioswitchError
+from .history import History
 from .metrics import Drop, RoomStatistics, Traffic
 from .outbox import Offer
-from .wire.prepared import Prepared, Receipt, Window
+from .stores import Appended
+from .wire.messages import Recorded
+from .wire.prepared import URGENT, Outcome, Prepared, Receipt, Window
 
 __all__ = ["Member", "Room", "Tally"]
 
@@ -35,11 +40,14 @@ class Member(Protocol):
 
     id: str
 
-    def deliver(self, window: Window) -> bool:
-        """Write the whole window at once, or return False: then each message is offered."""
+    def deliver(self, window: Window) -> Offer | None:
+        """Write the whole window at once. Returns None where it cannot: then it is to `take` it."""
 
-    def offer(self, message: Prepared, overflow: Overflow) -> Offer:
-        """Take one message, or do what the policy says. Never waits."""
+    def take(self, window: Window, wanted: Sequence[int], overflow: Overflow) -> tuple[Offer, int]:
+        """Take messages by their indexes, or do what the policy says. Never waits.
+
+        Returns what became of how many, the first ones. The others were dropped, or under `block` are yet to be taken.
+        """
 
     async def put(self, message: Prepared) -> Offer:
         """Take one message, and wait for the space. Safe to cancel: then it was not taken."""
@@ -49,34 +57,55 @@ class Member(Protocol):
 
 
 class Tally:
-    """Counts what becomes of a window's messages: together for members that took it whole, else one by one."""
+    """Counts what becomes of a window's messages: together for members where it is the same for all, else one by one."""
 
-    __slots__ = ("singly", "whole")
+    __slots__ = ("_singly", "_size", "whole")
 
-    def __init__(self) -> None:
-        self.whole = 0
-        self.singly: Counter[tuple[int, Offer]] = Counter()  # by index of the message
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self.whole: Counter[Offer] = Counter()
+        self._singly: Counter[tuple[int, Offer]] = Counter()  # by index of the message
+
+    def add(self, became: Offer, indexes: Sequence[int]) -> None:
+        if len(indexes) == self._size:
+            self.whole[became] += 1
+        else:
+            for index in indexes:
+                self._singly[index, became] += 1
 
     def total(self, offer: Offer) -> int:
-        return sum(count for (_index, became), count in self.singly.items() if became is offer)
+        singly = sum(count for (_index, became), count in self._singly.items() if became is offer)
+        return self.whole[offer] * self._size + singly
 
     def receipt(self, index: int) -> Receipt:
-        one = self.singly
-        return Receipt(self.whole + one[index, Offer.WRITTEN], one[index, Offer.QUEUED], one[index, Offer.DROPPED])
+        def count(became: Offer) -> int:
+            return self.whole[became] + self._singly[index, became]
+
+        return Receipt(count(Offer.WRITTEN), count(Offer.QUEUED), count(Offer.DROPPED))
 
 
 @attrs.define(eq=False)
 class Room:
-    """One room. `wake` is called when something waits in it that `hand_out` is to see to."""
+    """One room. `wake` is called when something waits in it that `hand_out` is to see to.
+
+    What is published to a `stored` room goes to `submit` first, and is queued here when it was committed (`stored`).
+    """
 
     name: str
     policy: RoomPolicy
     _options: Options
     _traffic: Traffic
     _wake: Callable[["Room"], None]
+    _submit: Callable[["Room", Prepared], None]
+    history: History | None
+    """None: the policy keeps none, or it was not loaded from the store yet."""
     members: dict[str, Member] = attrs.field(factory=dict, init=False)
+    users: dict[str, int] = attrs.field(factory=dict, init=False)
+    """Who is here, with how many connections; those that may come back within `leave_grace` included."""
     connections: int = attrs.field(default=0, init=False)
-    """How many of the members are clients: the `online_count`."""
+    """The sum of these."""
+    visitors: int = attrs.field(default=0, init=False)
+    """Those who are about to join."""
     counted_at: float = attrs.field(default=-inf, init=False)
     """When its count was last announced, on Trio's clock."""
     crashes: int = attrs.field(default=0, init=False)
@@ -89,7 +118,9 @@ class Room:
     _handed_out: trio.Event | None = attrs.field(default=None, init=False)  # set when a window was handed out
     _window: Window | None = attrs.field(default=None, init=False)  # what is being handed out
     _accepted: int = attrs.field(default=0, init=False)
+    _at_store: int = attrs.field(default=0, init=False)  # of those accepted, not yet committed
     _published: int = attrs.field(default=0, init=False)  # of those accepted, handed out
+    _closed: bool = attrs.field(default=False, init=False)
     _windows: int = attrs.field(default=0, init=False)
     _delivered: int = attrs.field(default=0, init=False)
     _queued: int = attrs.field(default=0, init=False)
@@ -103,12 +134,50 @@ class Room:
         """Queue a message. Raises trio.WouldBlock when the room holds as much as it may, ClosedResourceError when it is gone."""
         if self._waiting_bytes + message.size > self._options.room_bytes and self._waiting_bytes:
             raise trio.WouldBlock
-        self._send.send_nowait(message)
+        keep = self.policy.history
+        if keep is not Keep.NONE and message.priority:
+            # The order of offsets is the order of delivery: priority ends a linger here, and does not reorder.
+            message.deliver_by = 0.0 if message.priority > URGENT else message.deliver_by
+            message.priority = 0
+        if keep is Keep.STORED and isinstance(message.event, Recorded):
+            self._store(message)
+        else:
+            self._send.send_nowait(message)
+            self._schedule()
         self._accepted += 1
         self._waiting_bytes += message.size
+
+    def _schedule(self) -> None:
         if not self._scheduled:
             self._scheduled = True
             self._wake(self)
+
+    def _store(self, message: Prepared) -> None:
+        if self._closed:
+            raise trio.ClosedResourceError
+        if self._accepted - self._published >= self._options.room_messages:
+            raise trio.WouldBlock
+        self._submit(self, message)
+        self._at_store += 1
+
+    def stored(self, message: Prepared, appended: Appended) -> None:
+        """The store has committed a message: it can be handed out, unless it was a retry of one that was before."""
+        self._at_store -= 1
+        event = message.event
+        assert isinstance(event, Recorded)
+        event.epoch, event.offset = appended.epoch, appended.offset
+        if appended.duplicate or self._closed:
+            self._free(message.size)
+            self._settle([message], Receipt(duplicate=appended.duplicate))
+        else:
+            self._send.send_nowait(message)  # there is space: it was counted when it was submitted
+            self._schedule()
+
+    def not_stored(self, message: Prepared, error: TrioswitchError) -> None:
+        """The store has failed: the message is not published."""
+        self._at_store -= 1
+        self._free(message.size)
+        self._settle([message], error)
 
     async def publish(self, message: Prepared) -> None:
         """Queue a message, and wait for space: this is how a room pushes back. Safe to cancel: then it was not queued."""
@@ -139,16 +208,21 @@ class Room:
         """
         if len(self.members) > YIELD_EVERY or self.policy.overflow is Overflow.BLOCK:
             return False
-        if self._accepted == self._published:
+        if not self._here:
             return True  # it was closed in the meantime
         self._window = window = self._take(self._next_nowait())
-        tally = Tally()
+        tally = Tally(len(window.messages))
         self._hand_to(list(self.members.values()), window, tally)
         self._finish(window.messages, tally)
-        self._scheduled = self._accepted > self._published
+        self._scheduled = self._here > 0
         if self._scheduled:
             self._wake(self)
         return True
+
+    @property
+    def _here(self) -> int:
+        """Messages that wait to be handed out."""
+        return self._accepted - self._published - self._at_store
 
     async def run(self) -> None:
         """The task of a room that needs one: hands out until the room is closed and empty."""
@@ -168,7 +242,7 @@ class Room:
         options, messages, size = self._options, [first], first.size
         self._left_over = None
         mixed = expiring = False
-        for _ in range(min(self._accepted - self._published, options.window_messages) - 1):
+        for _ in range(min(self._here, options.window_messages) - 1):
             message = self._receive.receive_nowait()
             if size + message.size > options.window_bytes:
                 self._left_over = message
@@ -181,10 +255,29 @@ class Room:
             messages.sort(key=lambda message: -message.priority)
         now, excluded = timestamp(), _NOBODY
         for message in messages:
-            message.stamp(now)
             expiring = expiring or message.expires_at is not None
             excluded = excluded | message.exclude if message.exclude else excluded
-        return Window(self._drop_expired(messages) if expiring else messages, now, excluded)
+        if expiring:
+            messages = self._drop_expired(messages)
+        if self.history is None:
+            for message in messages:
+                message.stamp(now)
+        else:
+            self._record(messages, now, self.history)
+        return Window(messages, now, excluded)
+
+    @staticmethod
+    def _record(messages: list[Prepared], timestamp: str, history: History) -> None:
+        """From here on who joins gets these from the history, and who is a member from the window: nobody both or neither."""
+        now = trio.current_time()
+        for message in messages:
+            event = message.event
+            if not isinstance(event, Recorded):
+                message.stamp(timestamp)
+                continue
+            if event.offset is UNSET:  # no store has numbered and stamped it
+                event.timestamp = timestamp
+            history.add(message, event, now)
 
     def _free(self, size: int) -> None:
         self._waiting_bytes -= size
@@ -204,7 +297,7 @@ class Room:
 
     async def _hand_out(self, window: Window) -> None:
         """Hand a window to any number of members, and wait for those that the policy waits for."""
-        members, tally = list(self.members.values()), Tally()
+        members, tally = list(self.members.values()), Tally(len(window.messages))
         blocked: list[tuple[Member, list[int]]] = []
         for start in range(0, len(members), YIELD_EVERY):
             if start:
@@ -219,62 +312,77 @@ class Room:
         messages, excluded = window.messages, window.excluded
         if not messages:
             return []  # all of them had expired
+        everything, overflow, whole = range(len(messages)), self.policy.overflow, tally.whole
         blocked: list[tuple[Member, list[int]]] = []
         for member in members:
+            wanted: Sequence[int] = everything
             if member.id not in excluded:
-                if member.deliver(window):
-                    tally.whole += 1
+                if (became := member.deliver(window)) is not None:
+                    whole[became] += 1
                     continue
-                wanted: Sequence[int] = range(len(messages))
             else:
                 wanted = [i for i, message in enumerate(messages) if member.id not in message.exclude]
-            refused = self._offer(member, messages, wanted, self.policy.overflow, tally)
-            if refused:
-                blocked.append((member, refused))
+            taken, count = member.take(window, wanted, overflow)
+            tally.add(taken, wanted[:count])
+            if count < len(wanted):
+                if overflow is Overflow.BLOCK:
+                    blocked.append((member, list(wanted[count:])))
+                else:
+                    tally.add(Offer.DROPPED, wanted[count:])
         return blocked
-
-    @staticmethod
-    def _offer(
-        member: Member, messages: list[Prepared], wanted: Sequence[int], overflow: Overflow, tally: Tally
-    ) -> list[int]:
-        """Offer messages one by one. Returns those that have to wait: the first that was refused, and all after it."""
-        for position, index in enumerate(wanted):
-            offered = member.offer(messages[index], overflow)
-            if offered is Offer.FULL:
-                return list(wanted[position:])
-            tally.singly[index, offered] += 1
-        return []
 
     async def _wait_for(self, blocked: list[tuple[Member, list[int]]], messages: list[Prepared], tally: Tally) -> None:
         """Policy `block`: wait for members that are full, all of them within one time limit."""
         with trio.move_on_after(self.policy.block_timeout):
             for member, refused in blocked:
                 while refused:
-                    tally.singly[refused[0], await member.put(messages[refused[0]])] += 1
+                    tally.add(await member.put(messages[refused[0]]), refused[:1])
                     del refused[0]
         for member, refused in blocked:
             for index in refused:
                 member.give_up(messages[index], Drop.BLOCK_TIMEOUT)
-                tally.singly[index, Offer.DROPPED] += 1
+            tally.add(Offer.DROPPED, refused)
 
     def _finish(self, messages: list[Prepared], tally: Tally) -> None:
         self._window = None
         self._windows += 1
-        self._delivered += tally.whole * len(messages)
-        if tally.singly:
-            self._delivered += tally.total(Offer.WRITTEN)
-            self._queued += tally.total(Offer.QUEUED)
+        self._delivered += tally.total(Offer.WRITTEN)
+        self._queued += tally.total(Offer.QUEUED)
         self._settle(messages, tally)
 
-    def _settle(self, messages: list[Prepared], outcome: Tally | Receipt) -> None:
+    def _settle(self, messages: list[Prepared], outcome: Tally | Outcome) -> None:
         """These messages are done with: tell who waits for it."""
         self._published += len(messages)
+        self._free(0)
         if self._handed_out is not None:
             self._handed_out.set()
             self._handed_out = None
         for index, message in enumerate(messages):
             if message.settle is not None:
-                message.settle(outcome if isinstance(outcome, Receipt) else outcome.receipt(index))
+                became = outcome.receipt(index) if isinstance(outcome, Tally) else outcome
+                message.settle(became.at(message.event) if isinstance(became, Receipt) else became)
+
+    # --- who is here
+
+    def arrive(self, user: str) -> bool:
+        """Count a user's connection. Returns whether it is the user's first."""
+        count = self.users[user] = self.users.get(user, 0) + 1
+        self.connections += 1
+        return count == 1
+
+    def depart(self, user: str) -> bool:
+        """Returns whether it was the user's last connection."""
+        count = self.users[user] = self.users[user] - 1
+        self.connections -= 1
+        if not count:
+            del self.users[user]
+        return not count
+
+    @property
+    def idle(self) -> bool:
+        """Whether it can be closed and nobody would miss anything."""
+        kept = self.policy.history is Keep.MEMORY and self.history is not None and not self.history.empty
+        return not (self.members or self.users or self.visitors or kept or self._accepted > self._published)
 
     # --- ends
 
@@ -293,12 +401,18 @@ class Room:
 
     def close(self) -> None:
         """The last member has left: take nothing more, and what waits goes to nobody."""
-        self._send.close()
+        self._end()
         self._settle(self._take_all(), Receipt())
+        if self.history is not None:
+            self.history.clear()
+
+    def _end(self) -> None:
+        self._closed = True
+        self._send.close()
 
     def abandon(self) -> None:
         """The switch ends: nothing is handed out any more."""
-        self._send.close()
+        self._end()
         window, self._window = self._window, None
         lost = (window.messages if window is not None else []) + self._take_all()
         self._traffic.dropped(self.name, Drop.CLOSED, len(self.members) * len(lost))

@@ -1,6 +1,6 @@
 """Server code as a member of a room: what is published there, as an async iterator of events."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Final
 
 import trio
@@ -48,8 +48,17 @@ class Subscription:
             self._taken = None
         return message.event
 
-    def deliver(self, window: Window) -> bool:
-        return False
+    def deliver(self, window: Window) -> Offer | None:
+        return None
+
+    def take(self, window: Window, wanted: Sequence[int], overflow: Overflow) -> tuple[Offer, int]:
+        taken = 0
+        for index in wanted:
+            offered = self.offer(window.messages[index], overflow)
+            if offered is Offer.FULL:
+                break
+            taken += offered is Offer.QUEUED
+        return Offer.QUEUED, taken
 
     def offer(self, message: Prepared, overflow: Overflow) -> Offer:
         try:

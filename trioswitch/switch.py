@@ -1,6 +1,7 @@
 """The switch: what an application holds in its hand."""
 
 import copy
+import logging
 import random
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import asynccontextmanager
@@ -11,22 +12,30 @@ import trio
 import trio_websocket
 from msgspec import UNSET
 
-from .commands import Authenticator
+from .commands import Authenticator, Commands
 from .config import Options
 from .connection import Handler
 from .entry import Entry, OnConnect, OnDisconnect, OtherRequest, TransportName
-from .errors import Cause
+from .errors import Cause, Refused
 from .heartbeats import Heartbeats
+from .inbox import Inbox
 from .metrics import OutboxStatistics, RoomStatistics, SwitchStatistics
+from .recovery import HistoryPage, Recovery
 from .registry import Registry
+from .retries import Retries
+from .sessions import Sessions
+from .stores import Store
+from .stores.memory import MemoryStore
 from .subscription import Subscription
 from .supervise import supervise
 from .transport.channels import ByteChannel, StreamChannel
-from .wire.messages import COMMANDS, RESERVED, DirectMessage, Event, GroupMessage, Message, Reconnect
-from .wire.prepared import Prepared, Receipt
+from .wire.messages import COMMANDS, DirectMessage, Event, GroupMessage, Message, Position, Reconnect, Recorded
+from .wire.prepared import Outcome, Prepared, Receipt
 from .wire.protocols import JSON_CODEC
 
 __all__ = ["Delivery", "Switch", "open_switch"]
+
+_log = logging.getLogger(__name__)
 
 RECONNECT_WITHIN = 5.0
 """Seconds over which clients that are told of a drain come back, each after a time of its own: not all at once."""
@@ -44,7 +53,9 @@ class Delivery(TypedDict, total=False):
     key: str | None
     """What it is the newest state of: under the policy `conflate` it replaces a waiting one of the same key."""
     exclude: Iterable[str]
-    """Ids of connections that do not get it."""
+    """Ids of connections that do not get it; those that ask the history do."""
+    idempotency_key: str | None
+    """Makes a retry of `publish` or `send_to_user` harmless: the same key within 10 minutes gets the first one's receipt."""
 
 
 @asynccontextmanager
@@ -54,20 +65,28 @@ async def open_switch(
     on_connect: OnConnect | None = None,
     on_disconnect: OnDisconnect | None = None,
     authenticate: Authenticator | None = None,
+    store: Store | None = None,
 ) -> AsyncIterator["Switch"]:
     """Run a switch: `async with open_switch() as switch`. Its rooms and sweepers live until the block is left.
+
+    `store` keeps the messages of `stored` rooms and inboxes (`trioswitch.stores`); it stays open when the block is left.
+    Without it inboxes are kept in memory, and a policy that promises `stored` raises ValueError.
 
     With `authenticate`, a client needs a token: in the `Authorization` header, in `?token=`, or in its first message.
     Connections are served in the nursery of whoever calls `serve`, `Switch.serve_stream` or `Switch.serve_request`: open
     that nursery inside the block, so that connections end before their rooms do.
     """
+    options = options or Options()
+    if options.needs_store and store is None:
+        raise ValueError("a policy has history=stored: that needs a store")
     async with trio.open_nursery() as nursery:
-        switch = Switch(options or Options(), nursery, on_connect, on_disconnect, authenticate)
+        switch = Switch(options, nursery, store or MemoryStore(), on_connect, on_disconnect, authenticate)
         try:
             yield switch
         finally:
             switch._registry.abandon()
             nursery.cancel_scope.cancel()
+    switch._inbox.abandon()
     switch._registry.close()
 
 
@@ -82,16 +101,33 @@ class Switch:
         self,
         options: Options,
         nursery: trio.Nursery,
+        store: Store,
         on_connect: OnConnect | None,
         on_disconnect: OnDisconnect | None,
         authenticate: Authenticator | None,
     ) -> None:
         self.options = options
         self._handlers: dict[str, Handler] = {}
-        self._registry = Registry(options, nursery)
+        self._registry = registry = Registry(options, nursery, store)
+        self._recovery = Recovery(registry)
+        self._inbox = Inbox(registry)
+        self._retries = Retries()
+        sessions = Sessions(registry, self._recovery)
         heartbeats = Heartbeats(options.ping_interval, options.ping_timeout)
-        self._entry = Entry(self._registry, heartbeats, self._handlers, on_connect, on_disconnect, authenticate)
-        for task in (self._registry.dispatcher.run, self._registry.announce_counts, heartbeats.run):
+        commands = Commands(
+            registry, self._recovery, sessions, self._inbox, self._retries, self._handlers, authenticate
+        )
+        self._entry = Entry(registry, sessions, self._inbox, commands, heartbeats, on_connect, on_disconnect, authenticate)
+        for task in (
+            registry.dispatcher.run,
+            registry.announce_counts,
+            registry.close_idle_rooms,
+            registry.journal.run,
+            registry.journal.sweep,
+            self._inbox.run,
+            sessions.run,
+            heartbeats.run,
+        ):
             nursery.start_soon(supervise, task)
         if self._registry.reactor is not None:
             nursery.start_soon(supervise, self._registry.reactor.run)
@@ -101,34 +137,45 @@ class Switch:
     async def publish(self, room: str, data: Any, **delivery: Unpack[Delivery]) -> Receipt:
         """Publish to a room, and wait until the message has been handed to its members.
 
-        Waits while the room is full. When it is cancelled, the message may be out or not.
+        Waits while the room is full. When it is cancelled, the message may be out or not. Raises StoreError when the room
+        is `stored`, and the message could not be.
         """
-        settled = trio.Event()
-        receipts: list[Receipt] = []
-
-        def settle(receipt: Receipt) -> None:
-            receipts.append(receipt)
-            settled.set()
-
         message = self._prepare(_event(data, room, delivery), room, delivery)
-        message.settle = settle
-        await self._registry.publish(room, message)
-        await settled.wait()
-        return receipts[0]
+        settled = _Settled(message)
+        if self._retries.is_first("room", room, message):
+            await self._registry.publish(room, message)
+        return await settled.wait()
 
     def publish_nowait(self, room: str, data: Any, **delivery: Unpack[Delivery]) -> None:
         """As `publish`, without waiting and without a receipt. Raises trio.WouldBlock when the room is full."""
-        self._registry.publish_nowait(room, self._prepare(_event(data, room, delivery), room, delivery))
+        message = self._prepare(_event(data, room, delivery), room, delivery)
+        if self._registry.stores(room):
+            message.settle = _log_loss
+        if self._retries.is_first("room", room, message):
+            try:
+                self._registry.publish_nowait(room, message)
+            except trio.WouldBlock:
+                if message.settle is not None:
+                    message.settle(Refused("the room is full"))  # its key is free again
+                raise
 
     async def send(self, connection_id: str, data: Any, **delivery: Unpack[Delivery]) -> Receipt:
         """Send to one connection, as `message`. Raises UnknownConnection."""
         message = self._prepare(_event(data, None, delivery), None, delivery)
         return await self._registry.send([self._registry.connection(connection_id)], message)
 
-    async def send_to_user(self, user: str, data: Any, **delivery: Unpack[Delivery]) -> Receipt:
-        """Send to every connection of a user, as `direct_message`. An empty receipt says that the user is not here."""
+    async def send_to_user(self, user: str, data: Any, *, keep: bool = True, **delivery: Unpack[Delivery]) -> Receipt:
+        """Send to every connection of a user, as `direct_message`. It waits in the inbox of a user who is away.
+
+        Without `keep`, or for an event of another type, it does not: then an empty receipt says that the user is not here.
+        Raises StoreError when it could not be stored, Refused (`inbox_full`) when too many wait already.
+        """
         event = data if isinstance(data, Event) else DirectMessage(to=user, data=data)
-        return await self._registry.send(self._registry.of_users((user,)), self._prepare(event, None, delivery))
+        message = self._prepare(event, None, delivery)
+        settled = _Settled(message)
+        if self._retries.is_first("user", user, message):
+            await self._inbox.send(user, message, keep=keep and isinstance(event, DirectMessage))
+        return await settled.wait()
 
     async def send_to_group(self, group: str, data: Any, **delivery: Unpack[Delivery]) -> Receipt:
         """Send to every connection of every user in a group, as `group_message`."""
@@ -161,14 +208,18 @@ class Switch:
         for name, seconds in (("max_delay", max_delay), ("expires", expires)):
             if seconds is not None and not seconds >= 0:
                 raise ValueError(f"{name} must be a number of seconds, not {seconds!r}")
+        event = copy.copy(event)  # it is stamped when it goes out, and the caller may use it again
+        if isinstance(event, Recorded):
+            event.epoch = event.offset = UNSET  # of the room that it comes from, if it does
         size = len(JSON_CODEC.encode(event))  # raises here, in the caller, rather than in the room
         return Prepared(
-            copy.copy(event),  # it is stamped when it goes out, and the caller may use it again
+            event,
             room=room,
             priority=priority,
             deliver_by=None if max_delay is None else now + max_delay,
             expires_at=None if expires is None else now + expires,
             key=delivery.get("key"),
+            idempotency_key=delivery.get("idempotency_key"),
             exclude=frozenset(delivery.get("exclude", ())),
             size=size,
         )
@@ -206,8 +257,16 @@ class Switch:
         return list(self._registry.connections if user is None else self._registry.users.get(user, {}))
 
     def users_in(self, room: str) -> list[str]:
-        """The users with a connection in the room, each once, sorted."""
-        return self._registry.users_in(room)
+        """The users in the room, each once, sorted; those who may come back within `leave_grace` included."""
+        return sorted(self._registry.users_in(room))
+
+    async def history(self, room: str, *, since: Position | None = None, limit: int = 100) -> HistoryPage:
+        """The newest messages of a room's history, or the oldest after a position, oldest first. Safe to cancel.
+
+        Raises Refused for a room without history (`not_available`), or when the store cannot be read (`unavailable`).
+        """
+        page = self._recovery.page_nowait(room, since, limit)
+        return page if page is not None else await self._recovery.page(room, since, limit)
 
     @asynccontextmanager
     async def subscribe(self, room: str) -> AsyncIterator[Subscription]:
@@ -233,7 +292,7 @@ class Switch:
         of the client protocol.
         """
 
-        if type in COMMANDS or type in RESERVED:
+        if type in COMMANDS:
             raise ValueError(f"{type!r} is a type of the client protocol")
 
         def register(handler: Handler) -> Handler:
@@ -280,6 +339,11 @@ class Switch:
         return not self._registry.connections
 
     @property
+    def problem(self) -> str | None:
+        """Why the store does not work, in a sentence; None while it does."""
+        return self._registry.journal.problem
+
+    @property
     def draining(self) -> bool:
         """Whether `drain` was called: nobody is let in any more."""
         return self._registry.draining
@@ -297,6 +361,31 @@ class Switch:
     def outbox_statistics(self, connection_id: str) -> OutboxStatistics:
         """Raises UnknownConnection."""
         return self._registry.connection(connection_id).outbox.statistics()
+
+
+class _Settled:
+    """Waits for what becomes of a message."""
+
+    def __init__(self, message: Prepared) -> None:
+        self._event = trio.Event()
+        self._outcome: Outcome | None = None
+        message.settle = self._settle
+
+    def _settle(self, outcome: Outcome) -> None:
+        self._outcome = outcome
+        self._event.set()
+
+    async def wait(self) -> Receipt:
+        await self._event.wait()
+        assert self._outcome is not None
+        if isinstance(self._outcome, Receipt):
+            return self._outcome
+        raise self._outcome
+
+
+def _log_loss(outcome: Outcome) -> None:
+    if not isinstance(outcome, Receipt):
+        _log.error("a message was not published: %s", outcome)
 
 
 def _event(data: Any, room: str | None, delivery: Delivery) -> Event:

@@ -90,6 +90,14 @@ def _protocols(_names: Sequence[str], quick: bool) -> list[Row]:
     ]
 
 
+def _history(_names: Sequence[str], quick: bool) -> list[Row]:
+    load = "-m ramp -n 20 -r 500 -T 0.2 -N 3 -w 0.2" if quick else "-m ramp -n 500 -r 1000 -w 1.5"
+    return [
+        Row(keep, TRIOSWITCH, tuple(load.split()), server_options=("--room", f"*:history={keep}"))
+        for keep in ("none", "memory")
+    ]
+
+
 def _tls(_names: Sequence[str], quick: bool) -> list[Row]:
     seconds = "0.6" if quick else "4"
     rows = []
@@ -195,6 +203,13 @@ SCENARIOS = {
             "protocols",
             "As fan500, in each client protocol",
             _protocols,
+            (DELIVERED, Column("max_rate", "published/s", "{:,.1f}"), P50, P99, BUSY, CLIENT),
+            ordered=False,
+        ),
+        Scenario(
+            "history",
+            "As fan500, without a history and with one in memory",
+            _history,
             (DELIVERED, Column("max_rate", "published/s", "{:,.1f}"), P50, P99, BUSY, CLIENT),
             ordered=False,
         ),

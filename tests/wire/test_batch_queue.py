@@ -9,9 +9,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from trioswitch.wire.batch import PROMOTE_AFTER, BatchQueue, Entry, Taken
+from trioswitch.wire.batch import PROMOTE_AFTER, BatchQueue, Taken
 from trioswitch.wire.messages import Message
-from trioswitch.wire.prepared import Prepared
+from trioswitch.wire.prepared import Entry, Load, Prepared
 
 KIB = 1024
 
@@ -343,8 +343,8 @@ class TestEviction:
         high, other, low, low_too = prepared(4), prepared(1, room="other"), prepared(2), prepared(2)
         for message in (high, other, low, low_too):
             add(waiting, message, size=2)
-        gone = [waiting.evict("room", 10) for _ in range(4)]
-        assert [entry and entry.message for entry in gone] == [low, low_too, high, None]
+        gone = [messages(waiting.evict("room", 10)) for _ in range(4)]
+        assert gone == [[low], [low_too], [high], []]
         assert (waiting.count, waiting.bytes) == (1, 2)
         assert take(waiting) == [other]
 
@@ -352,11 +352,9 @@ class TestEviction:
         waiting = queue()
         message = prepared(4)
         add(waiting, message)
-        assert waiting.evict("room", 3) is None
+        assert waiting.evict("room", 3) == []
         assert waiting.count == 1
-        evicted = waiting.evict("room", 4)
-        assert evicted is not None
-        assert evicted.message is message
+        assert messages(waiting.evict("room", 4)) == [message]
 
     def test_all_of_a_room(self) -> None:
         waiting = queue()
@@ -441,14 +439,16 @@ class QueueMachine(RuleBasedStateMachine):
         assert (would_go and would_go.message) == (old and old.message)
         replaced = self.queue.add(entry)
         self.added.append(message)
+        assert (replaced and (replaced.message, replaced.size)) == (old and (old.message, old.size))
+        self.put(new, old)
+
+    def put(self, new: Waiting, old: Waiting | None) -> None:
+        """In the model, put a message into the place of one that it replaces, or at the end."""
         if old is None:
-            assert replaced is None
             self.waiting.append(new)
             return
-        assert replaced is not None
-        assert (replaced.message, replaced.size) == (old.message, old.size)
         self.gone.append(old.message)
-        if old.message.priority == priority:
+        if old.message.priority == new.message.priority:
             new.queued_at = old.queued_at
             self.waiting[self.waiting.index(old)] = new
         else:
@@ -470,17 +470,42 @@ class QueueMachine(RuleBasedStateMachine):
     def wait(self, seconds: float) -> None:
         self.now += seconds
 
-    @rule(room=st.sampled_from(["a", "b", None]), priority=st.sampled_from([0, 4, 5, 10]))
-    def evict(self, room: str | None, priority: int) -> None:
+    @rule(
+        priorities=st.lists(st.sampled_from([0, 1, 5, 6, 10]), min_size=1, max_size=6),
+        room=st.sampled_from(["a", "b", None]),
+        keys=st.lists(st.sampled_from(["x", "y", None]), min_size=6, max_size=6),
+        conflate=st.booleans(),
+    )
+    def extend(self, priorities: list[int], room: str | None, keys: list[str | None], conflate: bool) -> None:
+        """As if each were added by itself, whoever else has the same load in a queue."""
+        sent = [prepared(priority, room=room, key=key) for priority, key in zip(priorities, keys, strict=False)]
+        entries = [Entry(message, 1, self.now, conflate and message.key is not None) for message in sent]
+        expected = []
+        for message, entry in zip(sent, entries, strict=True):
+            new = Waiting(message, 1, self.now, entry.conflate)
+            old = self.find_replaced(new)
+            if old is not None:
+                expected.append(old.message)
+            self.put(new, old)
+        self.added += sent
+        assert messages(self.queue.extend(Load(entries))) == expected
+        assert messages(entries) == sent
+
+    @rule(
+        room=st.sampled_from(["a", "b", None]),
+        priority=st.sampled_from([0, 4, 5, 10]),
+        count=st.integers(-1, 4),
+        size=st.integers(-10, 60),
+    )
+    def evict(self, room: str | None, priority: int, count: int, size: int) -> None:
         mine = [each for each in self.waiting if each.message.room == room and each.message.priority <= priority]
-        evicted = self.queue.evict(room, priority)
-        if not mine:
-            assert evicted is None
-            return
-        expected = min(mine, key=lambda each: each.message.priority)  # the first of the lowest
-        assert evicted is not None
-        assert (evicted.message, evicted.size) == (expected.message, expected.size)
-        self.remove([expected.message])
+        mine.sort(key=lambda each: each.message.priority)  # the first of the lowest
+        expected: list[Waiting] = []
+        while mine and (len(expected) < count or sum(each.size for each in expected) < size):
+            expected.append(mine.pop(0))
+        evicted = self.queue.evict(room, priority, count, size)
+        assert [(entry.message, entry.size) for entry in evicted] == [(each.message, each.size) for each in expected]
+        self.remove(messages(evicted))
 
     @rule(room=st.sampled_from(["a", "b", None]))
     def evict_all(self, room: str | None) -> None:

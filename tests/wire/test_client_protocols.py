@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from trioswitch.errors import BadInput, Cause, UnencodableData
 from trioswitch.wire import messages
-from trioswitch.wire.messages import COMMANDS, RESERVED, Command, Custom, Error, Event, Message
+from trioswitch.wire.messages import COMMANDS, Command, Custom, Error, Event, Message
 from trioswitch.wire.protocols import JSON, JSON_BATCH, MSGPACK, PROTOCOLS, ClientProtocol, choose
 
 Encode = Callable[[Any], bytes]
@@ -31,6 +31,13 @@ both = pytest.mark.parametrize("protocol", [JSON, MSGPACK], ids=lambda protocol:
 
 def decode(protocol: ClientProtocol, value: Any) -> Command:
     return protocol.decode(ENCODERS[protocol.subprotocol](value))
+
+
+def plain(value: Any) -> Any:
+    """A field of a command, as the client wrote it."""
+    if isinstance(value, dict):
+        return {key: plain(each) for key, each in value.items()}
+    return attrs.asdict(value) if attrs.has(type(value)) else value
 
 
 def refused(protocol: ClientProtocol, data: bytes) -> BadInput:
@@ -55,11 +62,13 @@ values = st.recursive(
 request_ids = st.integers(-(2**63), 2**64 - 1) | texts
 
 # What a client may send: for each type its required and its optional fields.
+positions = st.fixed_dictionaries({"epoch": texts, "offset": st.integers(0, 2**53)})
+keys = st.text(min_size=1, max_size=64)
 SENT: dict[str, tuple[dict[str, st.SearchStrategy[Any]], dict[str, st.SearchStrategy[Any]]]] = {
     "authenticate": ({"token": texts}, {}),
-    "join_room": ({"room": names}, {"user_id": names}),
+    "join_room": ({"room": names}, {"user_id": names, "since": positions, "history": st.integers(0, 2**53)}),
     "leave_room": ({"room": names}, {}),
-    "chat_message": ({"room": names, "content": texts}, {"user_id": names}),
+    "chat_message": ({"room": names, "content": texts}, {"user_id": names, "idempotency_key": keys}),
     "message": (
         {"room": names, "data": values},
         {
@@ -68,14 +77,26 @@ SENT: dict[str, tuple[dict[str, st.SearchStrategy[Any]], dict[str, st.SearchStra
             "expires": seconds,
             "key": texts,
             "exclude_self": st.booleans(),
+            "idempotency_key": keys,
         },
     ),
-    "direct_message": ({"to": names}, {"content": texts, "data": values}),
+    "direct_message": (
+        {"to": names},
+        {"content": texts, "data": values, "expires": seconds, "idempotency_key": keys},
+    ),
     "group_message": ({"group": names}, {"content": texts, "data": values}),
     "heartbeat": ({}, {}),
     "presence": ({"room": names}, {}),
+    "history": ({"room": names}, {"since": positions, "limit": st.integers(1, 1000)}),
+    "resume": ({"session": texts}, {"rooms": st.dictionaries(names, positions, max_size=3)}),
+    "inbox_ack": ({"upto": st.integers(0, 2**63 - 1)}, {}),
 }
 DEFAULTS = {
+    "since": None,
+    "history": None,
+    "limit": 100,
+    "rooms": {},
+    "idempotency_key": None,
     "user_id": None,
     "priority": 0,
     "max_delay": None,
@@ -95,37 +116,54 @@ MINIMAL: dict[str, dict[str, Any]] = {
     "group_message": {"group": "staff"},
     "heartbeat": {},
     "presence": {"room": "lobby"},
+    "history": {"room": "lobby"},
+    "resume": {"session": "secret"},
+    "inbox_ack": {"upto": 1},
 }
 
 # What does not fit a field of this kind. A whole number is a number of seconds; nothing else stands in for another.
 NAME = [None, 5, True, 1.5, [], {}, "", "n" * 256]
 TEXT = [None, 5, True, 1.5, [], {}]
+POSITION = [5, "e", [], {}, {"epoch": "e"}, {"offset": 1}, {"epoch": 1, "offset": 1}, {"epoch": "e", "offset": -1}]
+KEY = [5, True, [], {}, "", "k" * 65]
 SECONDS = ["1", True, [], {}, -1, -0.5]
 WRONG: dict[tuple[str, str], list[Any]] = {
     ("authenticate", "token"): TEXT,
     ("join_room", "room"): NAME,
     ("join_room", "user_id"): NAME[1:],
+    ("join_room", "since"): POSITION,
+    ("join_room", "history"): ["5", True, 1.5, [], {}, -1],
     ("leave_room", "room"): NAME,
     ("chat_message", "room"): NAME,
     ("chat_message", "content"): TEXT,
     ("chat_message", "user_id"): NAME[1:],
+    ("chat_message", "idempotency_key"): KEY,
     ("message", "room"): NAME,
     ("message", "priority"): [None, "5", True, 5.0, 1.5, [], {}, -1, 11, 2**63],
     ("message", "max_delay"): SECONDS,
     ("message", "expires"): SECONDS,
     ("message", "key"): TEXT[1:],
     ("message", "exclude_self"): [None, 0, 1, "true", [], {}],
+    ("message", "idempotency_key"): KEY,
     ("direct_message", "to"): NAME,
     ("direct_message", "content"): TEXT,
+    ("direct_message", "expires"): SECONDS,
+    ("direct_message", "idempotency_key"): KEY,
     ("group_message", "group"): NAME,
     ("group_message", "content"): TEXT,
     ("presence", "room"): NAME,
+    ("history", "room"): NAME,
+    ("history", "since"): POSITION,
+    ("history", "limit"): [None, "5", True, 1.5, [], {}, 0, 1001],
+    ("resume", "session"): TEXT,
+    ("resume", "rooms"): [None, 5, "r", [], {"r": 5}, {"": {"epoch": "e", "offset": 1}}],
+    ("inbox_ack", "upto"): [None, "5", True, 1.5, [], {}, -1, 2**63],
 }
 
 
 def test_the_tables_of_this_test_know_every_command() -> None:
     assert SENT.keys() == MINIMAL.keys() == COMMANDS.keys()
-    free = {"id", "data", "since", "history"}  # `since` and `history` belong to a later version
+    free = {"id", "data"}
     for name, command in COMMANDS.items():
         fields = {field.name for field in attrs.fields(command)} - free
         assert fields == {field for type, field in WRONG if type == name}
@@ -151,7 +189,8 @@ class TestCommands:
         assert command.id == request_id
         assert type(command.id) is type(request_id)
         for field in [*required, *optional]:
-            assert getattr(command, field) == fields.get(field, DEFAULTS.get(field)), field
+            wanted = fields.get(field, DEFAULTS.get(field))
+            assert plain(getattr(command, field)) == wanted, field
 
     @both
     @pytest.mark.parametrize("name", sorted(COMMANDS))
@@ -230,14 +269,7 @@ class TestEnvelope:
         assert (bad.code, bad.request_id) == ("invalid", 1)
 
     @both
-    @pytest.mark.parametrize("name", sorted(RESERVED))
-    def test_a_type_of_a_later_version_is_not_available(self, protocol: ClientProtocol, name: str) -> None:
-        bad = refused_fields(protocol, {"type": name, "id": 1, "room": 5})
-        assert (bad.code, bad.request_id, bad.counts, bad.fatal) == ("not_available", 1, False, None)
-        assert name in bad.message
-
-    @both
-    @given(name=texts.filter(lambda name: name not in COMMANDS and name not in RESERVED), fields=st.data())
+    @given(name=texts.filter(lambda name: name not in COMMANDS), fields=st.data())
     def test_any_other_type_is_the_applications(
         self, protocol: ClientProtocol, name: str, fields: st.DataObject
     ) -> None:
@@ -269,7 +301,7 @@ class TestAnyBytes:
         except BadInput as bad:
             outcome = bad
         if isinstance(outcome, BadInput):
-            assert outcome.code in {"malformed", "invalid_utf8", "invalid", "not_available"}
+            assert outcome.code in {"malformed", "invalid_utf8", "invalid"}
             assert outcome.counts == (outcome.code in {"malformed", "invalid_utf8"})
             assert outcome.fatal == (Cause.BAD_DATA if outcome.code == "invalid_utf8" and protocol is JSON else None)
             assert type(outcome.request_id) in (str, int, type(None))
@@ -298,8 +330,8 @@ class TestAnyBytes:
     @both
     @given(st.data())
     def test_known_types_with_any_fields(self, protocol: ClientProtocol, data: st.DataObject) -> None:
-        names = st.sampled_from([*sorted(COMMANDS), *sorted(RESERVED)])
-        known = st.sampled_from(["id", *DEFAULTS, "room", "to", "group", "token", "since", "history"])
+        names = st.sampled_from(sorted(COMMANDS))
+        known = st.sampled_from(["id", *DEFAULTS, "room", "to", "group", "token", "session", "upto"])
         fields = data.draw(st.dictionaries(known, values | texts, max_size=6))
         self.check(protocol, ENCODERS[protocol.subprotocol]({**fields, "type": data.draw(names)}))
 
@@ -424,16 +456,17 @@ TIME = "2026-11-20T12:00:00.000Z"
 EVENTS: list[tuple[Event, dict[str, Any]]] = [
     (
         messages.Connected(
-            connection_id="c", user_id="u", timestamp=TIME, heartbeat=25.0, max_message_bytes=9, server="s/1"
+            connection_id="c", session="s", user_id="u", timestamp=TIME, heartbeat=25.0, max_message_bytes=9, server="t/1"
         ),
         {
             "type": "connected",
             "connection_id": "c",
+            "session": "s",
             "user_id": "u",
             "timestamp": TIME,
             "heartbeat": 25.0,
             "max_message_bytes": 9,
-            "server": "s/1",
+            "server": "t/1",
         },
     ),
     (
@@ -473,13 +506,30 @@ EVENTS: list[tuple[Event, dict[str, Any]]] = [
         {"type": "error", "code": "c", "message": "m", "id": 1, "room": "r"},
     ),
     (messages.Gap(dropped=2), {"type": "gap", "dropped": 2}),
+    (
+        messages.Gap(room="r", dropped=2, epoch="e", start=3, to=4),
+        {"type": "gap", "room": "r", "dropped": 2, "epoch": "e", "from": 3, "to": 4},
+    ),
+    (
+        messages.ChatMessage(room="r", epoch="e", offset=7, content="hi", user_id="u", timestamp=TIME),
+        {"type": "chat_message", "room": "r", "epoch": "e", "offset": 7, "content": "hi", "user_id": "u", "timestamp": TIME},
+    ),
+    (
+        messages.Ack(id=1, rooms={"r": messages.Resumed(recovered=True, online_count=1)}, messages=[Message(data=1)]),
+        {
+            "type": "ack",
+            "id": 1,
+            "rooms": {"r": {"recovered": True, "online_count": 1}},
+            "messages": [{"type": "message", "data": 1, "timestamp": ""}],
+        },
+    ),
     (messages.Reconnect(after=1.5, reason="r"), {"type": "reconnect", "after": 1.5, "reason": "r"}),
 ]
 
 
 class TestEvents:
     def test_the_table_of_this_test_knows_every_event(self) -> None:
-        assert {type(event) for event, _ in EVENTS} == set(subclasses(Event)) - {messages.Published}
+        assert {type(event) for event, _ in EVENTS} == set(subclasses(Event)) - {messages.Published, messages.Recorded}
 
     @both
     @pytest.mark.parametrize(("event", "fields"), EVENTS, ids=lambda each: type(each).__name__)

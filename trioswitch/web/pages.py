@@ -19,11 +19,14 @@ def landing_page() -> Page:
 
 
 def health(switch: Switch) -> Callable[[], Page]:
-    """`/health`: 200 while clients are let in, 503 during a drain."""
+    """`/health`: 200 while clients are let in, 503 during a drain. `degraded`: the store does not work, and the rest does."""
 
     def page() -> Page:
-        status = "draining" if switch.draining else "ok"
-        body = msgspec.json.encode({"status": status, "version": __version__, "connections": len(switch.connections())})
+        status = "draining" if switch.draining else "ok" if switch.problem is None else "degraded"
+        facts = {"status": status, "version": __version__, "connections": len(switch.connections())}
+        if switch.problem is not None:
+            facts["problem"] = switch.problem
+        body = msgspec.json.encode(facts)
         return Page(body, "application/json", 503 if switch.draining else 200)
 
     return page

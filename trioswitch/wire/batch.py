@@ -18,22 +18,11 @@ from math import inf
 
 import attrs
 
-from .prepared import URGENT, Prepared
+from .prepared import URGENT, Entry, Load
 
-__all__ = ["PROMOTE_AFTER", "BatchQueue", "Entry", "Taken"]
+__all__ = ["PROMOTE_AFTER", "BatchQueue", "Taken"]
 
 PROMOTE_AFTER = 8
-
-
-@attrs.define(eq=False)
-class Entry:
-    """A message that waits: its bytes in this connection's format count against the bounds."""
-
-    message: Prepared
-    size: int
-    queued_at: float
-    conflate: bool = False
-    """Whether it takes the place of a waiting message with the same room and key."""
 
 
 @attrs.frozen
@@ -54,6 +43,7 @@ class BatchQueue:
         self._lanes: dict[int, deque[Entry]] = {}
         self._passed: dict[int, int] = {}  # how often in a row a lane was passed over
         self._keyed: dict[tuple[str | None, str | None], Entry] = {}  # what conflates, by room and key
+        self._rooms: dict[str | None, int] = {}  # messages by room: where there is none, none is looked for
         self.count = 0
         self.bytes = 0
 
@@ -63,19 +53,37 @@ class BatchQueue:
         It takes the other's place in the queue, so that a key which changes all the time is not pushed back for ever;
         with another priority it goes to the end of that one's lane.
         """
-        replaced = None
+        message, replaced = entry.message, None
         if entry.conflate:
+            # It is changed when it is replaced, and others may have it in their queues.
+            entry = Entry(message, entry.size, entry.queued_at, conflate=True)
             replaced = self._replace(entry)
-            if replaced is not None and replaced.message.priority == entry.message.priority:
+            if replaced is not None and replaced.message.priority == message.priority:
                 return replaced
-        lane = self._lanes.get(entry.message.priority)
-        if lane is None:
-            lane = self._lanes[entry.message.priority] = deque()
-            self._lanes = dict(sorted(self._lanes.items(), reverse=True))
-        lane.append(entry)
-        self.count += 1
-        self.bytes += entry.size
+        self._lane(message.priority).append(entry)
+        self._added(message.room, 1, entry.size)
         return replaced
+
+    def extend(self, load: Load) -> list[Entry]:
+        """Add messages of one room. Returns those that they replace."""
+        if load.conflate:
+            return [replaced for entry in load.entries if (replaced := self.add(entry)) is not None]
+        for priority, entries in load.lanes.items():
+            self._lane(priority).extend(entries)
+        self._added(load.room, len(load.entries), load.size)
+        return []
+
+    def _lane(self, priority: int) -> deque[Entry]:
+        lane = self._lanes.get(priority)
+        if lane is None:
+            lane = self._lanes[priority] = deque()
+            self._lanes = dict(sorted(self._lanes.items(), reverse=True))
+        return lane
+
+    def _added(self, room: str | None, count: int, size: int) -> None:
+        self.count += count
+        self.bytes += size
+        self._rooms[room] = self._rooms.get(room, 0) + count
 
     def replaced_by(self, entry: Entry) -> Entry | None:
         """The waiting message that adding this one would replace."""
@@ -95,12 +103,22 @@ class BatchQueue:
         self._keyed[name] = entry
         return old
 
-    def evict(self, room: str | None, priority: int) -> Entry | None:
-        """Remove the oldest message of this room in the lowest priority that has one, if it is no higher than `priority`."""
+    def evict(self, room: str | None, priority: int, count: int = 1, size: int = 0) -> list[Entry]:
+        """Remove messages of this room until `count` and `size` bytes are gone, or there are no more of `priority` or below.
+
+        The lowest priority goes first, and of that the oldest.
+        """
+        gone: list[Entry] = []
         for level in reversed(self._lanes):
-            if level > priority:
-                return None
             lane = self._lanes[level]
+            while level <= priority and (count > 0 or size > 0) and (entry := self._pop_first(lane, room)) is not None:
+                gone.append(entry)
+                count -= 1
+                size -= entry.size
+        return gone
+
+    def _pop_first(self, lane: deque[Entry], room: str | None) -> Entry | None:
+        if lane and self._rooms.get(room):
             for index, entry in enumerate(lane):
                 if entry.message.room == room:
                     del lane[index]
@@ -111,6 +129,8 @@ class BatchQueue:
     def evict_all(self, room: str | None) -> list[Entry]:
         """Remove every message of this room."""
         gone: list[Entry] = []
+        if not self._rooms.get(room):
+            return gone
         for priority, lane in self._lanes.items():
             gone += [entry for entry in lane if entry.message.room == room]
             self._lanes[priority] = deque(entry for entry in lane if entry.message.room != room)
@@ -124,6 +144,7 @@ class BatchQueue:
         self._lanes.clear()
         self._passed.clear()
         self._keyed.clear()
+        self._rooms.clear()
         self.count = self.bytes = 0
         return gone
 
@@ -181,9 +202,14 @@ class BatchQueue:
         return space
 
     def _removed(self, entry: Entry) -> None:
+        room = entry.message.room
         self.count -= 1
         self.bytes -= entry.size
+        if self._rooms[room] > 1:
+            self._rooms[room] -= 1
+        else:
+            del self._rooms[room]
         if entry.conflate:
-            name = (entry.message.room, entry.message.key)
+            name = (room, entry.message.key)
             if self._keyed.get(name) is entry:
                 del self._keyed[name]

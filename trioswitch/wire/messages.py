@@ -7,11 +7,11 @@ out have a default; fields of an event that are `UNSET` are left out of the byte
 from typing import Annotated, Any, ClassVar
 
 import attrs
+import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 __all__ = [
     "COMMANDS",
-    "RESERVED",
     "Ack",
     "Authenticate",
     "ChatMessage",
@@ -25,11 +25,16 @@ __all__ = [
     "GroupMessage",
     "Heartbeat",
     "HeartbeatAck",
+    "History",
+    "InboxAck",
     "JoinRoom",
     "LeaveRoom",
     "Message",
+    "Position",
     "Presence",
     "Reconnect",
+    "Resume",
+    "Resumed",
     "SendChat",
     "SendDirect",
     "SendGroup",
@@ -42,6 +47,19 @@ Name = Annotated[str, Meta(min_length=1, max_length=255)]
 RequestId = str | int | None
 Seconds = Annotated[float, Meta(ge=0)]
 Priority = Annotated[int, Meta(ge=0, le=10)]
+Key = Annotated[str, Meta(min_length=1, max_length=64)]
+"""What makes a retry harmless: chosen by the client for one message, a UUID say."""
+MAX_PAGE = 1000
+"""Messages in the answer to one `history`, at most."""
+
+
+@attrs.frozen
+class Position:
+    """A place in a room's history: everything up to `offset` within `epoch`."""
+
+    epoch: str
+    offset: Annotated[int, Meta(ge=0)]
+
 
 # --- commands: client to server
 
@@ -65,8 +83,8 @@ class JoinRoom(Command):
     TYPE: ClassVar[str] = "join_room"
     room: Name
     user_id: Name | None = None
-    since: Any = None
-    history: Any = None
+    since: Position | None = None
+    history: Annotated[int, Meta(ge=0)] | None = None
 
 
 @attrs.frozen(kw_only=True)
@@ -81,6 +99,7 @@ class SendChat(Command):
     room: Name
     content: str
     user_id: Name | None = None
+    idempotency_key: Key | None = None
 
 
 @attrs.frozen(kw_only=True)
@@ -93,6 +112,7 @@ class SendMessage(Command):
     expires: Seconds | None = None
     key: str | None = None
     exclude_self: bool = False
+    idempotency_key: Key | None = None
 
 
 @attrs.frozen(kw_only=True)
@@ -103,6 +123,8 @@ class SendDirect(Command):
     to: Name
     content: str | UnsetType = UNSET
     data: Any = UNSET
+    expires: Seconds | None = None
+    idempotency_key: Key | None = None
 
 
 @attrs.frozen(kw_only=True)
@@ -125,6 +147,27 @@ class Presence(Command):
 
 
 @attrs.frozen(kw_only=True)
+class History(Command):
+    TYPE: ClassVar[str] = "history"
+    room: Name
+    since: Position | None = None
+    limit: Annotated[int, Meta(ge=1, le=MAX_PAGE)] = 100
+
+
+@attrs.frozen(kw_only=True)
+class Resume(Command):
+    TYPE: ClassVar[str] = "resume"
+    session: str
+    rooms: dict[Name, Position] = attrs.field(factory=dict)
+
+
+@attrs.frozen(kw_only=True)
+class InboxAck(Command):
+    TYPE: ClassVar[str] = "inbox_ack"
+    upto: Annotated[int, Meta(ge=0, le=2**63 - 1)]
+
+
+@attrs.frozen(kw_only=True)
 class Custom(Command):
     """A message whose `type` the protocol does not know: for a handler of the application, if there is one."""
 
@@ -144,10 +187,11 @@ COMMANDS: dict[str, type[Command]] = {
         SendGroup,
         Heartbeat,
         Presence,
+        History,
+        Resume,
+        InboxAck,
     )
 }
-RESERVED = frozenset({"history", "resume", "inbox_ack"})
-"""Types of the protocol that this version of the server answers with `error` `not_available`."""
 
 # --- events: server to client
 #
@@ -167,6 +211,13 @@ class Published(Event):
     timestamp: str
 
 
+class Recorded(Published):
+    """An event that the history of a room keeps; in rooms with history it has a position."""
+
+    epoch: str | UnsetType
+    offset: int | UnsetType
+
+
 def named(name: str) -> Any:
     """The `type` field of an event."""
     return attrs.field(default=name, init=False)
@@ -176,6 +227,8 @@ def named(name: str) -> Any:
 class Connected(Event):
     type: str = named("connected")
     connection_id: str
+    session: str
+    """What `resume` takes: as secret as a token."""
     user_id: str
     heartbeat: float
     """Seconds between the server's pings; a client that sends `heartbeat` as often, and is not answered, may reconnect."""
@@ -185,20 +238,24 @@ class Connected(Event):
 
 
 @attrs.define(kw_only=True, slots=False)
-class ChatMessage(Published):
+class ChatMessage(Recorded):
     type: str = named("chat_message")
     room: str
+    epoch: str | UnsetType = UNSET
+    offset: int | UnsetType = UNSET
     user_id: str | None = None
     content: str
     timestamp: str = ""
 
 
 @attrs.define(kw_only=True, slots=False)
-class Message(Published):
+class Message(Recorded):
     """`room` is left out when it was sent to connections rather than to a room; `user_id` when the server sent it."""
 
     type: str = named("message")
     room: str | UnsetType = UNSET
+    epoch: str | UnsetType = UNSET
+    offset: int | UnsetType = UNSET
     user_id: str | UnsetType = UNSET
     key: str | UnsetType = UNSET
     data: Any
@@ -209,6 +266,8 @@ class Message(Published):
 class DirectMessage(Published):
     type: str = named("direct_message")
     to: str
+    seq: int | UnsetType = UNSET
+    """Its number in the user's inbox, where it is kept there until a client acknowledges it."""
     user_id: str | UnsetType = UNSET
     content: str | UnsetType = UNSET
     data: Any = UNSET
@@ -243,6 +302,16 @@ class HeartbeatAck(Event):
     timestamp: str
 
 
+@attrs.frozen(kw_only=True)
+class Resumed:
+    """What became of one room of a session that was resumed. `recovered`: nothing is missing in it."""
+
+    recovered: bool
+    online_count: int
+    epoch: str | UnsetType = UNSET
+    offset: int | UnsetType = UNSET
+
+
 @attrs.define(kw_only=True, slots=False)
 class Ack(Event):
     """The one positive answer to a command with an `id`; which fields are set depends on the command."""
@@ -250,13 +319,25 @@ class Ack(Event):
     type: str = named("ack")
     id: str | int
     room: str | UnsetType = UNSET
+    rooms: dict[str, Resumed] | UnsetType = UNSET
+    session: str | UnsetType = UNSET
     user_id: str | UnsetType = UNSET
     online_count: int | UnsetType = UNSET
     users: list[str] | UnsetType = UNSET
     count: int | UnsetType = UNSET
+    connections: int | UnsetType = UNSET
     delivered: int | UnsetType = UNSET
     queued: int | UnsetType = UNSET
     dropped: int | UnsetType = UNSET
+    kept: int | UnsetType = UNSET
+    seq: int | UnsetType = UNSET
+    epoch: str | UnsetType = UNSET
+    offset: int | UnsetType = UNSET
+    recovered: bool | UnsetType = UNSET
+    duplicate: bool | UnsetType = UNSET
+    messages: list[Event] | UnsetType = UNSET
+    more: bool | UnsetType = UNSET
+    upto: int | UnsetType = UNSET
     data: Any = UNSET
 
 
@@ -269,13 +350,20 @@ class Error(Event):
     room: str | UnsetType = UNSET
 
 
-@attrs.define(kw_only=True, slots=False)
-class Gap(Event):
-    """This client did not get `dropped` messages: of `room`, or of those sent to it directly where there is no `room`."""
+class Gap(Event, msgspec.Struct, kw_only=True, tag_field="type", tag="gap", rename={"start": "from"}):
+    """This client did not get messages: of `room`, or of those sent to it directly where there is no `room`.
 
-    type: str = named("gap")
+    In a room with history, `start` (on the wire: `from`) and `to` say where they are; with `lost` they are not there any
+    more, and without `to` the client's position was of another epoch. A Struct, for a name that Python keeps to itself.
+    """
+
+    type: ClassVar[str] = "gap"  # type: ignore[misc]
     room: str | UnsetType = UNSET
-    dropped: int
+    dropped: int | UnsetType = UNSET
+    epoch: str | UnsetType = UNSET
+    start: int | UnsetType = UNSET
+    to: int | UnsetType = UNSET
+    lost: bool | UnsetType = UNSET
 
 
 @attrs.define(kw_only=True, slots=False)

@@ -4,12 +4,14 @@ from collections.abc import Callable, Sequence
 
 import attrs
 
-from ..errors import UnencodableData
+from ..errors import TrioswitchError, UnencodableData
 from .frames import BINARY, TEXT, Compressor, frame
-from .messages import Ack, Error, Event, Published
+from .messages import Ack, Error, Event, Published, Recorded
 from .protocols import ClientProtocol, Codec
 
-__all__ = ["URGENT", "Chunk", "Format", "Framing", "Prepared", "Receipt", "Window", "pack"]
+__all__ = [
+    "URGENT", "Chunk", "Entry", "Format", "Framing", "Load", "Outcome", "Prepared", "Receipt", "Window", "pack", "size_of",
+]  # fmt: skip
 
 URGENT = 5
 """Messages of a priority above this one are written at once."""
@@ -60,13 +62,33 @@ class Receipt:
     delivered: int = 0
     queued: int = 0
     dropped: int = 0
+    kept: int = 0
+    """Users in whose inbox it waits."""
+    seq: int | None = None
+    """Its number there."""
+    epoch: str | None = None
+    offset: int | None = None
+    """Its position, in a room with history."""
+    duplicate: bool = False
+    """Whether it was a retry: then nothing was published again, and this is what became of the first."""
+
+    def at(self, event: Event) -> "Receipt":
+        """The same, with the event's position, if it has one."""
+        if not isinstance(event, Recorded) or not isinstance(event.offset, int):
+            return self
+        assert isinstance(event.epoch, str)
+        return attrs.evolve(self, epoch=event.epoch, offset=event.offset)
+
+
+Outcome = Receipt | TrioswitchError
+"""What became of a message, or why it was not published."""
 
 
 class Prepared:
     """A message on its way: the event, how it is to be delivered, and its bytes in each format asked for so far."""
 
     __slots__ = (
-        "_frames", "_payloads", "deliver_by", "event", "exclude", "expires_at", "key", "priority", "room", "settle", "size",
+        "_frames", "_payloads", "deliver_by", "event", "exclude", "expires_at", "idempotency_key", "key", "priority", "room", "settle", "size",
     )  # fmt: skip
 
     def __init__(
@@ -78,8 +100,9 @@ class Prepared:
         deliver_by: float | None = None,
         expires_at: float | None = None,
         key: str | None = None,
+        idempotency_key: str | None = None,
         exclude: frozenset[str] = frozenset(),
-        settle: Callable[[Receipt], None] | None = None,
+        settle: Callable[[Outcome], None] | None = None,
         size: int = 0,
     ) -> None:
         self.event = event
@@ -91,10 +114,12 @@ class Prepared:
         self.expires_at = expires_at
         self.key = key
         """What it replaces under the policy `conflate`."""
+        self.idempotency_key = idempotency_key
+        """What a retry of it has, too."""
         self.exclude = exclude
         """Ids of connections that do not get it."""
         self.settle = settle
-        """Called once with the receipt."""
+        """Called once with the receipt, or with the reason why it is not published."""
         self.size = size
         """Its bytes as they came in, for the bound of the room's queue."""
         self._payloads: dict[Codec, bytes] = {}
@@ -130,6 +155,10 @@ class Prepared:
     def weight(self, framing: Framing) -> int:
         """What it counts against a connection's bounds, in bytes."""
         return len(self.frame(framing)) if framing.framed else len(self.payload(framing.codec))
+
+    def entry(self, framing: Framing, now: float, conflate: bool) -> "Entry":
+        """What waits for it in a queue; it conflates if it has a key."""
+        return Entry(self, self.weight(framing), now, conflate and self.key is not None)
 
 
 def pack(messages: Sequence[Prepared], format: Format, timestamp: str, *, shared: bool) -> Chunk:
@@ -169,16 +198,52 @@ def pack(messages: Sequence[Prepared], format: Format, timestamp: str, *, shared
     return _joined(parts, framing)
 
 
+def size_of(chunk: Chunk | memoryview) -> int:
+    return sum(map(len, chunk)) if isinstance(chunk, tuple) else len(chunk)
+
+
 def _joined(parts: list[Payload], framing: Framing) -> Chunk:
     if not framing.framed:
         return tuple(parts)
     return b"".join(parts) if len(parts) > 1 else parts[0]  # type: ignore[arg-type, return-value]  # framed: all bytes
 
 
-class Window:
-    """What a room hands out at once: its messages, and one chunk for each format among the members."""
+@attrs.define(eq=False)
+class Entry:
+    """A message that waits: its bytes in the connection's format count against the bounds."""
 
-    __slots__ = ("_chunks", "excluded", "messages", "timestamp")
+    message: Prepared
+    size: int
+    queued_at: float
+    conflate: bool = False
+    """Whether it takes the place of a waiting message with the same room and key."""
+
+
+class Load:
+    """Messages of one room on their way into outboxes, in order, and what each of these wants to know of them all."""
+
+    __slots__ = ("conflate", "entries", "lanes", "priority", "room", "size")
+
+    def __init__(self, entries: Sequence[Entry]) -> None:
+        self.entries = entries
+        self.room = entries[0].message.room
+        self.size = sum([entry.size for entry in entries])
+        self.lanes: dict[int, list[Entry]] = {}
+        """The same by priority."""
+        for entry in entries:
+            self.lanes.setdefault(entry.message.priority, []).append(entry)
+        self.priority = min(self.lanes)
+        """The lowest."""
+        self.conflate = any(entry.conflate for entry in entries)
+
+
+class Window:
+    """What a room hands out at once: its messages, and one chunk for each format among the members.
+
+    Where they have to wait, one load for each framing: members that are behind share it, too.
+    """
+
+    __slots__ = ("_chunks", "_loads", "excluded", "messages", "timestamp")
 
     def __init__(self, messages: list[Prepared], timestamp: str, excluded: frozenset[str] = frozenset()) -> None:
         self.messages = messages
@@ -186,9 +251,17 @@ class Window:
         self.excluded = excluded
         """Who does not get all of it."""
         self._chunks: dict[Format, Chunk] = {}
+        self._loads: dict[Framing, Load] = {}
 
     def chunk(self, format: Format) -> Chunk:
         chunk = self._chunks.get(format)
         if chunk is None:
             chunk = self._chunks[format] = pack(self.messages, format, self.timestamp, shared=True)
         return chunk
+
+    def load(self, framing: Framing, now: float, *, conflate: bool) -> Load:
+        """All of it, to be queued. `now` and `conflate` are those of the first member that asks: there is one policy."""
+        load = self._loads.get(framing)
+        if load is None:
+            load = self._loads[framing] = Load([message.entry(framing, now, conflate) for message in self.messages])
+        return load

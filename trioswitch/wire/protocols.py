@@ -14,7 +14,7 @@ from cattrs.fns import identity
 from cattrs.preconf.msgspec import make_converter
 
 from ..errors import BadInput, Cause, UnencodableData
-from .messages import COMMANDS, RESERVED, Command, Custom, Event
+from .messages import COMMANDS, Command, Custom, Event
 
 __all__ = ["JSON", "JSON_BATCH", "MSGPACK", "PROTOCOLS", "ClientProtocol", "Codec", "choose"]
 
@@ -89,7 +89,7 @@ class ClientProtocol:
     """Whether several messages may arrive in one `batch` envelope."""
 
     def decode(self, payload: bytes) -> Command:
-        """One command. Raises BadInput: `malformed`, `invalid_utf8` (fatal), `invalid`, `unknown_type` or `not_available`."""
+        """One command. Raises BadInput: `malformed`, `invalid_utf8` (fatal), `invalid` or `unknown_type`."""
         try:
             fields = self.codec.decode(payload)
         except (ValueError, RecursionError, TypeError) as error:  # msgspec's errors are ValueErrors
@@ -106,11 +106,9 @@ class ClientProtocol:
         try:
             if structure is not None:
                 return structure(fields, COMMANDS[name])
-            if name not in RESERVED:
-                return Custom(id=request_id, type=name, fields=msgspec.convert(fields, dict[str, Any]))
+            return Custom(id=request_id, type=name, fields=msgspec.convert(fields, dict[str, Any]))
         except msgspec.ValidationError as error:
             raise BadInput("invalid", f"{name}: {error}", request_id=request_id) from None
-        raise BadInput("not_available", f"this server does not offer `{name}`", request_id=request_id)
 
 
 def _is_utf8(payload: bytes) -> bool:

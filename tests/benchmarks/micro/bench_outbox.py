@@ -7,8 +7,8 @@ from support import Sink, chat, in_trio, outbox_on
 
 from trioswitch.config import Overflow
 from trioswitch.outbox import Offer
-from trioswitch.wire.batch import BatchQueue, Entry
-from trioswitch.wire.prepared import Window
+from trioswitch.wire.batch import BatchQueue
+from trioswitch.wire.prepared import Entry, Window
 
 NOW = "2026-01-01T00:00:00.000000Z"
 COUNTS = pytest.mark.parametrize("count", [1, 16, 256])

@@ -1,0 +1,301 @@
+"""History and recovery: what a client missed comes before what comes now, once each and in order."""
+
+from typing import Any
+
+import pytest
+import trio
+from support import Client, running, settled
+from trio.testing import MockClock, memory_stream_pair
+
+from trioswitch import Keep, Options, Overflow, RoomPolicy
+from trioswitch.stores.memory import MemoryStore
+
+BOTH = pytest.mark.parametrize("keep", [Keep.MEMORY, Keep.STORED])
+
+
+def options(keep: Keep = Keep.MEMORY, **policy: Any) -> Options:
+    return Options(policies=(RoomPolicy(pattern="r*", history=keep, announce=False, **policy),))
+
+
+def app_with(keep: Keep = Keep.MEMORY, **policy: Any) -> Any:
+    return running(options(keep, **policy), store=MemoryStore())
+
+
+async def messages(client: Client, count: int) -> list[tuple[int, Any]]:
+    """Offset and data of the next messages of a room."""
+    got = []
+    while len(got) < count:
+        message = await client.receive()
+        assert message["type"] != "gap", message
+        if message["type"] == "message":
+            got.append((message["offset"], message["data"]))
+    return got
+
+
+async def joined(client: Client, **fields: Any) -> tuple[dict[str, Any], list[tuple[int, Any]], list[dict[str, Any]]]:
+    """Join room `r`. Returns the ack, what was replayed, and the gaps, whatever came first."""
+    await client.send("join_room", room="r", id="join", **fields)
+    await client.send("join_room", room="end")
+    await client.send("message", room="end", data="end")  # no priority: it is behind what was replayed
+    ack, replayed, gaps = {}, [], []
+    while (message := await client.receive()).get("data") != "end":
+        if message.get("id") == "join":
+            ack = message
+        elif message["type"] == "message":
+            replayed.append((message["offset"], message["data"]))
+        elif message["type"] == "gap":
+            gaps.append(message)
+    return ack, replayed, gaps
+
+
+@BOTH
+async def test_messages_have_positions_and_so_does_the_receipt(clock: MockClock, keep: Keep) -> None:
+    async with app_with(keep) as app:
+        ann = await app.connect()
+        await ann.join("r")
+        first = await app.switch.publish("r", "a")
+        second = await ann.ask("message", room="r", data="b")
+        assert (first.offset, second["offset"]) == (1, 2)
+        assert first.epoch == second["epoch"]
+        other = await app.switch.publish("r2", "a")
+        assert other.offset == 1
+        assert other.epoch != first.epoch
+
+
+@BOTH
+async def test_a_room_without_members_keeps_its_history(clock: MockClock, keep: Keep) -> None:
+    async with app_with(keep) as app:
+        for number in range(1, 6):
+            await app.switch.publish("r", number)
+        await trio.sleep(60)  # nobody is there, and it is not forgotten
+        client = await app.connect()
+        ack, replayed, gaps = await joined(client, history=3)
+        assert (ack["offset"], replayed, gaps) == (5, [(3, 3), (4, 4), (5, 5)], [])
+        assert "recovered" not in ack
+        await app.switch.publish("r", 6)
+        assert await messages(client, 1) == [(6, 6)]
+
+
+@BOTH
+async def test_who_comes_back_gets_what_was_missed(clock: MockClock, keep: Keep) -> None:
+    async with app_with(keep) as app:
+        ann = await app.connect()
+        ack, _, _ = await joined(ann)
+        assert ack["offset"] == 0
+        await ann.websocket.aclose()
+        for number in range(1, 4):
+            await app.switch.publish("r", number)
+        back = await app.connect()
+        ack, replayed, gaps = await joined(back, since={"epoch": ack["epoch"], "offset": 0})
+        assert (ack["recovered"], replayed, gaps) == (True, [(1, 1), (2, 2), (3, 3)], [])
+        again = await app.connect()
+        ack, replayed, gaps = await joined(again, since={"epoch": ack["epoch"], "offset": 3})
+        assert (ack["recovered"], replayed, gaps) == (True, [], [])
+
+
+@BOTH
+async def test_a_position_that_is_gone(clock: MockClock, keep: Keep) -> None:
+    async with app_with(keep, history_size=3) as app:
+        epoch = (await app.switch.publish("r", 1)).epoch
+        for number in range(2, 8):
+            await app.switch.publish("r", number)
+        ack, replayed, gaps = await joined(await app.connect(), since={"epoch": epoch, "offset": 2})
+        assert (ack["recovered"], replayed) == (False, [(5, 5), (6, 6), (7, 7)])
+        assert gaps == [{"type": "gap", "room": "r", "epoch": epoch, "from": 3, "to": 4, "lost": True}]
+        ack, replayed, gaps = await joined(await app.connect(), since={"epoch": "another", "offset": 6})
+        assert (ack["recovered"], replayed) == (False, [(5, 5), (6, 6), (7, 7)])
+        assert gaps == [{"type": "gap", "room": "r", "epoch": epoch, "lost": True}]
+        ack, replayed, gaps = await joined(await app.connect(), since={"epoch": epoch, "offset": 99})
+        assert (ack["recovered"], ack["offset"]) == (False, 7)
+
+
+async def test_a_room_without_history_says_that_nothing_is_recovered(clock: MockClock) -> None:
+    async with running() as app:
+        ack, replayed, gaps = await joined(await app.connect(), since={"epoch": "e", "offset": 1})
+        assert (ack["recovered"], replayed, gaps) == (False, [], [])
+        assert "offset" not in ack
+
+
+@BOTH
+async def test_age_and_expiry_hold_in_the_history(clock: MockClock, keep: Keep, monkeypatch: Any) -> None:
+    wall = 1_000_000.0
+    started = trio.current_time()
+    monkeypatch.setattr("trioswitch.journal.wall_time", lambda: wall + trio.current_time() - started)
+    async with app_with(keep, history_age=100) as app:
+        await app.switch.publish("r", "old")
+        await trio.sleep(60)
+        await app.switch.publish("r", "short", expires=10)
+        await app.switch.publish("r", "new")
+        await trio.sleep(60)
+        ack, replayed, gaps = await joined(await app.connect(), history=10)
+        assert (ack["offset"], replayed, gaps) == (3, [(3, "new")], [])
+        client = await app.connect()
+        answer = await client.ask("history", room="r")
+        assert [message["data"] for message in answer["messages"]] == ["new"]
+
+
+@BOTH
+async def test_history_in_pages(clock: MockClock, keep: Keep) -> None:
+    async with app_with(keep, history_size=5000) as app:
+        for number in range(1, 2501):
+            app.switch.publish_nowait("r", number)
+            if not number % 500:
+                await app.switch.flush_all()
+        await app.switch.publish("r", 2501)
+        client = await app.connect()
+        newest = await client.ask("history", room="r", limit=2)
+        assert [message["offset"] for message in newest["messages"]] == [2500, 2501]
+        assert (newest["offset"], newest["more"]) == (2501, False)
+        since, got = {"epoch": newest["epoch"], "offset": 0}, []
+        while True:
+            page = await client.ask("history", room="r", since=since, limit=1000)
+            assert page["recovered"]
+            got += [message["data"] for message in page["messages"]]
+            if not page["more"]:
+                break
+            since["offset"] = page["messages"][-1]["offset"]
+        assert got == list(range(1, 2502))
+        ack, replayed, gaps = await joined(client, since={"epoch": newest["epoch"], "offset": 0})
+        assert (ack["recovered"], [offset for offset, _ in replayed], gaps) == (True, list(range(1, 2502)), [])
+
+
+async def test_a_page_has_a_size(clock: MockClock) -> None:
+    async with app_with(history_size=10) as app:
+        for _ in range(5):
+            await app.switch.publish("r", "x" * 100_000)
+        client = await app.connect()
+        newest = await client.ask("history", room="r")
+        assert [message["offset"] for message in newest["messages"]] == [4, 5]
+        page = await client.ask("history", room="r", since={"epoch": newest["epoch"], "offset": 0})
+        assert [message["offset"] for message in page["messages"]] == [1, 2]
+        assert page["more"]
+
+
+async def test_who_may_not_join_may_not_look_back(clock: MockClock) -> None:
+    async with app_with() as app:
+        client = await app.connect()
+        assert (await client.ask("history", room="other"))["code"] == "not_available"
+        await client.send("history", room="r")
+        assert (await client.receive())["code"] == "invalid"
+
+
+@BOTH
+async def test_no_hole_while_others_publish_at_full_speed(clock: MockClock, keep: Keep) -> None:
+    """Clients come and go, and say where they were; a publisher never stops. Everybody gets everything, once, in order."""
+    count, rounds = 3000, 12
+    async with app_with(keep, history_size=count) as app:
+
+        async def publish() -> None:
+            for number in range(1, count + 1):
+                await app.switch.publish("r", number)
+                if not number % 7:
+                    await trio.lowlevel.checkpoint()
+
+        async def come_and_go(number: int) -> None:
+            client = await app.connect()
+            ack = await client.ask("join_room", room="r", since={"epoch": "", "offset": 0})
+            epoch, got = ack.get("epoch"), list[int]()
+            await client.websocket.aclose(1001)
+            while len(got) < count:
+                client = await app.connect()
+                position = {"epoch": epoch or "", "offset": len(got)}
+                await client.send("join_room", room="r", since=position, id=1)
+                wanted = min(len(got) + count // rounds + number, count)
+                while len(got) < wanted:
+                    message = await client.receive()
+                    assert message["type"] != "gap", (message, position)
+                    if message["type"] == "message":
+                        got.append(message["data"])
+                        epoch = message["epoch"]
+                        assert message["offset"] == message["data"] == len(got)
+                await client.websocket.aclose(1001)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(publish)
+            for number in range(8):
+                nursery.start_soon(come_and_go, number)
+
+
+async def test_what_overflowed_can_be_fetched_on_the_same_connection(clock: MockClock) -> None:
+    how = Options(
+        policies=(RoomPolicy(pattern="r", history="memory", overflow=Overflow.RESYNC, announce=False),),
+        outbox_messages=5,
+    )
+    async with running(how) as app:
+        client = await app.connect(pair=lambda: trio.testing.lockstep_stream_pair())
+        await client.join("r")
+        for number in range(1, 31):
+            await app.switch.publish("r", number)
+        await settled()
+        got: dict[int, int] = {}
+        gaps = []
+        while max(got, default=0) < 30 and (not gaps or gaps[-1]["to"] < 30):
+            message = await client.receive()
+            if message["type"] == "gap":
+                gaps.append(message)
+            elif message["type"] == "message":
+                got[message["offset"]] = message["data"]
+        assert gaps
+        for gap in gaps:
+            assert gap["to"] - gap["from"] + 1 >= gap["dropped"]
+            since = {"epoch": gap["epoch"], "offset": gap["from"] - 1}
+            page = await client.ask("history", room="r", since=since)
+            got.update({message["offset"]: message["data"] for message in page["messages"]})
+        assert got == {number: number for number in range(1, 31)}
+
+
+async def test_priority_does_not_reorder_where_there_is_a_history(clock: MockClock) -> None:
+    how = Options(policies=(RoomPolicy(pattern="r", history="memory", announce=False),))
+    async with running(how) as app:
+        client = await app.connect(pair=memory_stream_pair)
+        await client.join("r")
+        for number in range(1, 21):
+            app.switch.publish_nowait("r", number, priority=number % 11)
+        assert await messages(client, 20) == [(number, number) for number in range(1, 21)]
+
+
+@BOTH
+async def test_a_retry_is_harmless(clock: MockClock, keep: Keep) -> None:
+    async with app_with(keep) as app:
+        client = await app.connect()
+        await client.join("r")
+        await client.send("message", room="r", data=1, idempotency_key="k", id="a")
+        await client.send("message", room="r", data=1, idempotency_key="k", id="b")  # the first is still under way
+        answers, seen = {}, []
+        while len(answers) < 2:
+            message = await client.receive()
+            if message["type"] == "ack":
+                answers[message["id"]] = message
+            elif message["type"] == "message":
+                seen.append(message["offset"])
+        later = await client.ask("message", room="r", data=1, idempotency_key="k")
+        assert answers["a"]["offset"] == answers["b"]["offset"] == later["offset"] == 1
+        assert [answer.get("duplicate") for answer in (answers["a"], answers["b"], later)] == [None, True, True]
+        other = await client.ask("message", room="r", data=2, idempotency_key="l")
+        assert other["offset"] == 2
+        assert seen in ([1], [])
+
+
+async def test_publishers_to_a_stored_room_wait_and_go_on(clock: MockClock) -> None:
+    """The room holds two messages, its store is slow, and twenty publishers push: all of them get through."""
+
+    class Slow(MemoryStore):
+        async def append(self, *args: Any, **how: Any) -> Any:
+            await trio.sleep(1)
+            return await super().append(*args, **how)
+
+    how = Options(policies=(RoomPolicy(pattern="r", history="stored", announce=False),), room_messages=2)
+    async with running(how, store=Slow()) as app:
+        client = await app.connect()
+        await client.join("r")
+        offsets: list[int | None] = []
+
+        async def publish(number: int) -> None:
+            offsets.append((await app.switch.publish("r", number)).offset)
+
+        with trio.fail_after(100):
+            async with trio.open_nursery() as nursery:
+                for number in range(20):
+                    nursery.start_soon(publish, number)
+        assert sorted(offsets, key=lambda offset: offset or 0) == list(range(1, 21))
+        assert [offset for offset, _ in await messages(client, 20)] == list(range(1, 21))

@@ -1,0 +1,180 @@
+"""The inbox: a direct message waits for its user until a client acknowledges it."""
+
+from typing import Any
+
+import trio
+from support import Client, running, settled
+from trio.testing import MockClock
+
+from trioswitch import Options, Refused
+from trioswitch.stores.memory import MemoryStore
+
+
+async def come(app: Any, user: str) -> Client:
+    """A client of this user."""
+    client: Client = await app.connect()
+    await client.send("join_room", room=f"of {user}", user_id=user, id="come")
+    return client
+
+
+async def letters(client: Client, count: int) -> list[tuple[int, Any]]:
+    got = []
+    while len(got) < count:
+        message = await client.receive()
+        if message["type"] == "direct_message":
+            got.append((message["seq"], message["data"]))
+    return got
+
+
+async def no_letter(client: Client) -> None:
+    await settled()
+    await client.send("heartbeat", id="end")
+    while (message := await client.receive()).get("id") != "end":
+        assert message["type"] != "direct_message", message
+
+
+async def test_a_message_to_a_user_who_is_away_waits(clock: MockClock, transport: str) -> None:
+    async with running(transport=transport) as app:
+        ann = await come(app, "ann")
+        for number in range(3):
+            answer = await ann.ask("direct_message", to="bob", data=number)
+            assert (answer["kept"], answer["seq"], answer["delivered"]) == (1, number + 1, 0)
+        bob = await come(app, "bob")
+        assert await letters(bob, 3) == [(1, 0), (2, 1), (3, 2)]
+        assert (await bob.ask("inbox_ack", upto=2))["upto"] == 2
+        again = await come(app, "bob")
+        assert await letters(again, 1) == [(3, 2)]
+        await again.ask("inbox_ack", upto=3)
+        await no_letter(await come(app, "bob"))
+
+
+async def test_acknowledged_on_one_device_is_gone_for_all(clock: MockClock) -> None:
+    async with running() as app:
+        await app.switch.send_to_user("bob", "x")
+        phone, desk = await come(app, "bob"), await come(app, "bob")
+        assert await letters(phone, 1) == await letters(desk, 1) == [(1, "x")]
+        await phone.ask("inbox_ack", upto=1)
+        await desk.websocket.aclose()
+        await no_letter(await come(app, "bob"))
+
+
+async def test_at_least_once_for_a_client_that_acknowledges(clock: MockClock) -> None:
+    """What is written to a connection that is lost comes again."""
+    async with running() as app:
+        bob = await come(app, "bob")
+        await trio.sleep(6)
+        receipt = await app.switch.send_to_user("bob", "before it has said so")
+        assert receipt.kept == 0
+        await bob.ask("inbox_ack", upto=0)
+        receipt = await app.switch.send_to_user("bob", "after")
+        assert (receipt.kept, receipt.seq) == (1, 1)
+        await trio.aclose_forcefully(bob.websocket._stream)
+        back = await come(app, "bob")
+        assert await letters(back, 1) == [(1, "after")]
+
+
+async def test_order_while_the_backlog_is_handed_out(clock: MockClock) -> None:
+    class Slow(MemoryStore):
+        async def letters(self, *args: Any, **how: Any) -> Any:
+            found = await super().letters(*args, **how)
+            await trio.sleep(1)
+            return found
+
+    async with running(Options(inbox_messages=10_000), store=Slow()) as app:
+        for number in range(250):
+            await app.switch.send_to_user("bob", number)
+        bob = await come(app, "bob")
+
+        async def more() -> None:
+            for number in range(250, 300):
+                await app.switch.send_to_user("bob", number)
+                await trio.sleep(0.1)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(more)
+            got = await letters(bob, 300)
+        assert got == [(number + 1, number) for number in range(300)]
+
+
+async def test_a_client_that_does_not_read_loses_nothing(clock: MockClock) -> None:
+    async with running(Options(outbox_messages=4, inbox_messages=1000)) as app:
+        bob = await app.connect(pair=trio.testing.lockstep_stream_pair)
+        await bob.send("join_room", room="r", user_id="bob")
+        await bob.send("inbox_ack", upto=0)
+        await settled()
+        for number in range(100):
+            assert (await app.switch.send_to_user("bob", number)).kept == 1
+        assert await letters(bob, 100) == [(number + 1, number) for number in range(100)]
+
+
+async def test_a_full_inbox_refuses_and_forgets_nothing(clock: MockClock) -> None:
+    async with running(Options(inbox_messages=2)) as app:
+        ann = await come(app, "ann")
+        for number in range(2):
+            assert (await ann.ask("direct_message", to="bob", data=number))["kept"] == 1
+        assert (await ann.ask("direct_message", to="bob", data=2))["code"] == "inbox_full"
+        try:
+            await app.switch.send_to_user("bob", 3)
+        except Refused as refused:
+            assert refused.code == "inbox_full"
+        else:
+            raise AssertionError("it was taken")
+        bob = await come(app, "bob")
+        assert await letters(bob, 2) == [(1, 0), (2, 1)]
+
+
+async def test_a_full_inbox_is_no_obstacle_to_a_client_that_does_not_acknowledge(clock: MockClock) -> None:
+    async with running(Options(inbox_messages=2)) as app:
+        for number in range(2):
+            await app.switch.send_to_user("bob", number)
+        bob = await come(app, "bob")
+        assert (await app.switch.send_to_user("bob", 2)).kept == 0
+        while (message := await bob.receive())["type"] != "direct_message" or message["data"] != 2:
+            pass
+        assert "seq" not in message
+
+
+async def test_nothing_is_lost_before_a_client_has_said_that_it_acknowledges(clock: MockClock) -> None:
+    async with running() as app:
+        bob = await come(app, "bob")
+        await settled()
+        assert (await app.switch.send_to_user("bob", "x")).kept == 1
+        await trio.aclose_forcefully(bob.websocket._stream)
+        assert await letters(await come(app, "bob"), 1) == [(1, "x")]
+
+
+async def test_expires_and_age_hold_in_the_inbox(clock: MockClock, monkeypatch: Any) -> None:
+    started = trio.current_time()
+    for module in ("inbox", "journal"):
+        monkeypatch.setattr(f"trioswitch.{module}.wall_time", lambda: 1e9 + trio.current_time() - started)
+    async with running(Options(inbox_age=1000)) as app:
+        ann = await come(app, "ann")
+        await ann.ask("direct_message", to="bob", data="short", expires=10)
+        await ann.ask("direct_message", to="bob", data="long")
+        await trio.sleep(11)
+        assert await letters(await come(app, "bob"), 1) == [(2, "long")]
+        await trio.sleep(1100)
+        await no_letter(await come(app, "bob"))
+
+
+async def test_without_an_inbox(clock: MockClock) -> None:
+    async with running(Options(inbox_messages=0)) as app:
+        ann = await come(app, "ann")
+        assert (await ann.ask("direct_message", to="bob", data=1))["code"] == "not_available"
+        assert not (await app.switch.send_to_user("bob", 1)).kept
+    async with running() as app:
+        assert not (await app.switch.send_to_user("bob", 1, keep=False)).kept
+        await no_letter(await come(app, "bob"))
+
+
+async def test_a_retry_of_a_direct_message_is_harmless(clock: MockClock) -> None:
+    async with running() as app:
+        ann = await come(app, "ann")
+        first = await ann.ask("direct_message", to="bob", data=1, idempotency_key="k")
+        again = await ann.ask("direct_message", to="bob", data=1, idempotency_key="k")
+        assert (first["seq"], again["seq"], again["duplicate"]) == (1, 1, True)
+        bob = await come(app, "bob")
+        assert await letters(bob, 1) == [(1, 1)]
+        once = await ann.ask("direct_message", to="ann", data=2, idempotency_key="l")
+        assert once["delivered"] + once["queued"] == 1
+        assert (await ann.ask("direct_message", to="ann", data=2, idempotency_key="l"))["duplicate"]

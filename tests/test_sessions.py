@@ -1,0 +1,272 @@
+"""Sessions: who comes back in time finds everything as it was; who does not is no ghost."""
+
+from typing import Any
+
+import pytest
+import trio
+from support import App, Client, running, settled
+from trio.testing import MockClock
+
+from trioswitch import Connection, ConnectRequest, Identity, Options, Refused, RoomPolicy
+from trioswitch.stores.memory import MemoryStore
+
+KEPT = Options(policies=(RoomPolicy(pattern="kept*", history="memory"),))
+
+
+async def arrive(app: App, user: str | None = None, *rooms: str, **how: Any) -> tuple[Client, str]:
+    """A client in rooms, and its session."""
+    client = await app.connect(welcome=False, **how)
+    welcome = await client.receive()
+    client.connection_id = welcome["connection_id"]
+    for room in rooms:
+        fields = {} if user is None else {"user_id": user}
+        assert (await client.ask("join_room", room=room, **fields))["type"] == "ack"
+    return client, welcome["session"]
+
+
+async def vanish(client: Client) -> None:
+    await trio.aclose_forcefully(client.websocket._stream)
+    await settled()
+
+
+async def announced(client: Client) -> list[tuple[str, str, int]]:
+    """What was announced to a client up to now."""
+    await client.send("heartbeat", id="end")
+    seen = []
+    while (message := await client.receive()).get("id") != "end":
+        if message["type"] == "system":
+            seen.append((message["action"], message["user_id"], message["online_count"]))
+    return seen
+
+
+async def test_a_session_is_resumed_with_user_rooms_groups_and_what_was_missed(clock: MockClock) -> None:
+    async with running(KEPT) as app:
+        app.switch.add_to_group("staff", "ann")
+        ann, session = await arrive(app, "ann", "kept", "plain")
+        await app.switch.publish("kept", 1)
+        position = {"epoch": (await ann.receive_until(type="message"))["epoch"], "offset": 1}
+        await vanish(ann)
+        await app.switch.publish("kept", 2)
+        await app.switch.publish("plain", "nobody hears it")
+
+        back, _ = await arrive(app)
+        await back.send("resume", session=session, rooms={"kept": position}, id=1)
+        missed = await back.receive_until(type="message")
+        assert (missed["offset"], missed["data"]) == (2, 2)
+        await back.send("presence", room="plain", id=2)
+        answer = await back.receive_until(id=2)
+        assert answer["users"] == ["ann"]
+        assert (await app.switch.send_to_group("staff", "hello")).queued == 1
+        assert (await back.receive_until(type="group_message"))["data"] == "hello"
+        await app.switch.publish("kept", 3)
+        await app.switch.publish("plain", 4)
+        assert (await back.receive_until(type="message"))["offset"] == 3
+        assert (await back.receive_until(type="message"))["data"] == 4
+
+
+async def test_the_answer_to_resume(clock: MockClock) -> None:
+    async with running(KEPT) as app:
+        ann, session = await arrive(app, "ann", "kept", "plain")
+        epoch = (await app.switch.publish("kept", 1)).epoch
+        await vanish(ann)
+        back, _ = await arrive(app)
+        answer = await back.ask("resume", session=session)
+        assert answer["session"] == session
+        assert answer["user_id"] == "ann"
+        assert answer["rooms"] == {
+            "kept": {"recovered": True, "online_count": 1, "epoch": epoch, "offset": 1},
+            "plain": {"recovered": False, "online_count": 1},
+        }
+        again = await back.ask("resume", session=session)
+        assert again["code"] == "invalid"
+        assert (await back.ask("resume", session="made up"))["code"] == "unknown_session"
+
+
+async def test_a_short_absence_is_not_announced(clock: MockClock) -> None:
+    async with running(Options(leave_grace=10)) as app:
+        bob, _ = await arrive(app, "bob", "r")
+        ann, session = await arrive(app, "ann", "r")
+        await announced(bob)
+        await vanish(ann)
+        await trio.sleep(9)
+        assert app.switch.users_in("r") == ["ann", "bob"]
+        back, _ = await arrive(app)
+        await back.ask("resume", session=session)
+        await trio.sleep(60)
+        assert await announced(bob) == []
+        await back.websocket.aclose()
+        await settled()
+        assert await announced(bob) == [("user_left", "ann", 1)]
+
+
+async def test_a_long_absence_is_no_ghost(clock: MockClock) -> None:
+    async with running(Options(leave_grace=10, session_time=120)) as app:
+        bob, _ = await arrive(app, "bob", "r")
+        ann, session = await arrive(app, "ann", "r")
+        await announced(bob)
+        await vanish(ann)
+        await trio.sleep(11)
+        assert await announced(bob) == [("user_left", "ann", 1)]
+        assert app.switch.users_in("r") == ["bob"]
+        back, _ = await arrive(app)
+        assert "r" in (await back.ask("resume", session=session))["rooms"]
+        assert await announced(bob) == [("user_joined", "ann", 2)]
+
+
+async def test_a_session_ends_with_its_time(clock: MockClock) -> None:
+    async with running(Options(session_time=120)) as app:
+        ann, session = await arrive(app, "ann", "r")
+        await vanish(ann)
+        await trio.sleep(121)
+        back, _ = await arrive(app)
+        assert (await back.ask("resume", session=session))["code"] == "unknown_session"
+        assert app.switch.statistics().rooms == {}
+
+
+@pytest.mark.parametrize(("code", "kept"), [(1000, False), (1001, True), (None, False), (3000, False)])
+async def test_goodbye_ends_a_session_and_going_away_does_not(
+    clock: MockClock, transport: str, code: int | None, kept: bool
+) -> None:
+    async with running(transport=transport) as app:
+        bob, _ = await arrive(app, "bob", "r")
+        ann, session = await arrive(app, "ann", "r")
+        await announced(bob)
+        if code is None:
+            ann.websocket._connection_proposal = None
+            await ann.websocket._send(__import__("wsproto.events").events.CloseConnection(code=1000))
+        else:
+            await ann.websocket.aclose(code)
+        await settled()
+        assert await announced(bob) == ([] if kept else [("user_left", "ann", 1)])
+        back, _ = await arrive(app)
+        answer = await back.ask("resume", session=session)
+        assert answer["type"] == ("ack" if kept else "error")
+
+
+async def test_kicked_is_over(clock: MockClock) -> None:
+    async with running() as app:
+        ann, session = await arrive(app, "ann", "r")
+        app.switch.kick(ann.connection_id)
+        assert (await ann.closed())[0] == 4502
+        back, _ = await arrive(app)
+        assert (await back.ask("resume", session=session))["code"] == "unknown_session"
+        assert app.switch.users_in("r") == []
+
+
+async def test_a_second_connection_takes_a_session_over(clock: MockClock, transport: str) -> None:
+    async with running(KEPT, transport=transport) as app:
+        bob, _ = await arrive(app, "bob", "kept")
+        ann, session = await arrive(app, "ann", "kept")
+        await announced(bob)
+        second, _ = await arrive(app)
+        answer = await second.ask("resume", session=session)
+        assert answer["user_id"] == "ann"
+        assert await ann.closed() == (4002, "session taken over")
+        await settled()
+        assert await announced(bob) == []
+        assert app.switch.users_in("kept") == ["ann", "bob"]
+        await app.switch.publish("kept", 1)
+        assert (await second.receive_until(type="message"))["data"] == 1
+        third, _ = await arrive(app)
+        assert (await third.ask("resume", session=session))["type"] == "ack"
+        assert (await second.closed())[0] == 4002
+
+
+async def test_a_session_belongs_to_its_user(clock: MockClock) -> None:
+    async def identify(request: ConnectRequest) -> Identity | None:
+        if request.token == "bad":
+            raise Refused("no")
+        return Identity(user=request.token)
+
+    async with running(on_connect=identify) as app:
+        ann, session = await arrive(app, None, "r", path="/ws?token=ann")
+        await vanish(ann)
+        thief, _ = await arrive(app, None, path="/ws?token=eve")
+        assert (await thief.ask("resume", session=session))["code"] == "forbidden"
+        nobody, _ = await arrive(app)
+        assert (await nobody.ask("resume", session=session))["code"] == "forbidden"
+        back, _ = await arrive(app, None, path="/ws?token=ann")
+        assert "r" in (await back.ask("resume", session=session))["rooms"]
+
+
+async def test_who_goes_in_the_middle_of_resuming_can_resume_again(clock: MockClock) -> None:
+    """The store is slow: the client has one of its rooms again, and vanishes while it waits for the next."""
+
+    class Slow(MemoryStore):
+        async def read(self, *args: Any, **how: Any) -> Any:
+            await trio.sleep(5)
+            return await super().read(*args, **how)
+
+    policy = RoomPolicy(pattern="stored*", history="stored", history_size=2000)
+    async with running(Options(policies=(policy,)), store=Slow()) as app:
+        for room in ("stored1", "stored2"):
+            for number in range(1, 1101):
+                app.switch.publish_nowait(room, number)
+            await app.switch.flush_all()
+        ann, session = await arrive(app, "ann", "stored1", "stored2")
+        epochs = {room: (await app.switch.publish(room, 0)).epoch for room in ("stored1", "stored2")}
+        await vanish(ann)
+        start = {room: {"epoch": epoch, "offset": 50} for room, epoch in epochs.items()}
+        broken, _ = await arrive(app)
+        await broken.send("resume", session=session, rooms=start)
+        await trio.sleep(7)
+        await vanish(broken)
+        await trio.sleep(3)
+        assert app.switch.users_in("stored1") == app.switch.users_in("stored2") == ["ann"]
+        back, _ = await arrive(app)
+        await back.send("resume", session=session, rooms=start, id=1)
+        got: dict[str, list[int]] = {"stored1": [], "stored2": []}
+        while len(got["stored1"]) + len(got["stored2"]) < 2 * (1101 - 50):
+            message = await back.receive()
+            if message["type"] == "message":
+                got[message["room"]].append(message["offset"])
+        for offsets in got.values():
+            assert offsets == list(range(51, 1102))
+
+
+async def test_sessions_are_bounded(clock: MockClock) -> None:
+    async with running(Options(max_sessions=2)) as app:
+        sessions = []
+        for name in ("a", "b", "c"):
+            client, session = await arrive(app, name, "r")
+            sessions.append(session)
+            await vanish(client)
+        assert app.switch.users_in("r") == ["b", "c"]
+        back, _ = await arrive(app)
+        assert (await back.ask("resume", session=sessions[0]))["code"] == "unknown_session"
+        assert (await back.ask("resume", session=sessions[1]))["type"] == "ack"
+
+
+async def test_a_user_is_counted_once(clock: MockClock) -> None:
+    async with running() as app:
+        bob, _ = await arrive(app, "bob", "r")
+        first, _ = await arrive(app, "ann", "r")
+        await announced(bob)
+        second, _ = await arrive(app, "ann", "r")
+        answer = await second.ask("presence", room="r")
+        assert (answer["users"], answer["count"], answer["online_count"], answer["connections"]) == (
+            ["ann", "bob"], 2, 2, 3,
+        )  # fmt: skip
+        await first.websocket.aclose()
+        await settled()
+        assert await announced(bob) == []
+        await second.websocket.aclose()
+        await settled()
+        assert await announced(bob) == [("user_left", "ann", 1)]
+
+
+async def test_the_hook_hears_of_every_connection(clock: MockClock) -> None:
+    gone: list[str] = []
+
+    async def on_disconnect(connection: Connection, _cause: Any) -> None:
+        gone.append(connection.user)
+
+    async with running(on_disconnect=on_disconnect) as app:
+        ann, session = await arrive(app, "ann", "r")
+        await vanish(ann)
+        assert gone == ["ann"]
+        back, _ = await arrive(app)
+        await back.ask("resume", session=session)
+        await back.websocket.aclose()
+        await settled()
+        assert gone == ["ann", "ann"]

@@ -17,9 +17,8 @@ import trio
 from trio.testing import MockClock
 
 import trioswitch
-from trioswitch import Cause, Options, Overflow, RoomPolicy
+from trioswitch import Cause, Keep, Options, Overflow, RoomPolicy
 from trioswitch.cli import _parser
-from trioswitch.errors import BadInput
 from trioswitch.wire import messages
 from trioswitch.wire.protocols import JSON, JSON_CODEC, PROTOCOLS
 
@@ -34,11 +33,18 @@ DEADLINE = 20.0
 """Seconds that an example may take; on a mock clock, where they pass at once, a hundred times that."""
 
 COMMANDS = {command.TYPE: command for command in messages.COMMANDS.values()}
-EVENTS: dict[str, type[messages.Event]] = {
-    attrs.fields(event).type.default: event
-    for event in vars(messages).values()
-    if isinstance(event, type) and issubclass(event, messages.Event) and attrs.has(event)
-}
+
+
+def event_types() -> Iterator[tuple[str, type[messages.Event]]]:
+    for event in vars(messages).values():
+        if isinstance(event, type) and issubclass(event, messages.Event):
+            if attrs.has(event):
+                yield attrs.fields(event).type.default, event
+            elif issubclass(event, msgspec.Struct):
+                yield event.__struct_config__.tag, event
+
+
+EVENTS = dict(event_types())
 
 
 # --- reading Markdown
@@ -132,7 +138,7 @@ def test_the_readmes_example_runs_until_it_is_stopped(
 
     monkeypatch.setattr(trioswitch, "serve", partial(trioswitch.serve, port=0))
     execute(source, monkeypatch, run)
-    assert capsys.readouterr().out == "Receipt(delivered=0, queued=0, dropped=0)\n" * 3
+    assert capsys.readouterr().out == "0 0 0\n" * 3
 
 
 # --- the protocol
@@ -145,24 +151,36 @@ def test_examples_of_commands_can_be_decoded(text: str) -> None:
     if fields["type"] in COMMANDS:
         known = {field.name for field in attrs.fields(COMMANDS[fields["type"]])}
         assert fields.keys() - {"type"} <= known
-        assert {name: getattr(command, name) for name in fields.keys() - {"type"}} | {"type": fields["type"]} == fields
+        decoded = {name: plain(getattr(command, name)) for name in fields.keys() - {"type"}}
+        assert decoded | {"type": fields["type"]} == fields
     else:
         assert isinstance(command, messages.Custom)
 
 
-@pytest.mark.parametrize("text", blocks(PROTOCOL, "json reserved"))
-def test_examples_of_what_is_reserved_are_not_available(text: str) -> None:
-    with pytest.raises(BadInput) as caught:
-        JSON.decode(text.encode())
-    assert caught.value.code == "not_available"
-    assert caught.value.request_id == json.loads(text)["id"]
+def plain(value: Any) -> Any:
+    """As it was in JSON."""
+    if isinstance(value, dict):
+        return {name: plain(one) for name, one in value.items()}
+    return attrs.asdict(value) if attrs.has(type(value)) else value
+
+
+def event_of(fields: dict[str, Any]) -> messages.Event:
+    """The event with these fields. Raises for a value of the wrong type."""
+    kind = EVENTS[fields["type"]]
+    if issubclass(kind, msgspec.Struct):
+        return msgspec.convert(fields, kind)
+    nested: dict[str, Callable[[Any], Any]] = {
+        "messages": lambda listed: [event_of(one) for one in listed],
+        "rooms": lambda rooms: {name: messages.Resumed(**one) for name, one in rooms.items()},
+    }
+    msgspec.convert({name: value for name, value in fields.items() if name not in nested}, kind)
+    given = {name: nested.get(name, lambda value: value)(value) for name, value in fields.items() if name != "type"}
+    return kind(**given)
 
 
 def encoded(fields: dict[str, Any]) -> bytes:
     """What the server would send for an event with these fields."""
-    event = EVENTS[fields["type"]](**{name: value for name, value in fields.items() if name != "type"})
-    msgspec.convert(fields, type(event))  # raises for a value of the wrong type
-    return JSON_CODEC.encode(event)
+    return JSON_CODEC.encode(event_of(fields))
 
 
 @pytest.mark.parametrize("text", blocks(PROTOCOL, "json event"))
@@ -176,7 +194,7 @@ def test_examples_of_events_are_what_the_server_would_send(text: str) -> None:
 
 
 def test_every_json_example_is_checked() -> None:
-    checked = [text for kind in ("command", "event", "reserved") for text in blocks(PROTOCOL, f"json {kind}")]
+    checked = [text for kind in ("command", "event") for text in blocks(PROTOCOL, f"json {kind}")]
     assert len(checked) == len(re.findall(r"^```json", PROTOCOL, re.MULTILINE)) > 25
     for path in DOCS:
         if path.name != "protocol.md":
@@ -190,13 +208,13 @@ def test_every_message_of_the_protocol_has_its_section_and_an_example() -> None:
     assert {code(title) for title in of_events} == set(EVENTS) | {"batch"}
     for kind, known in (("command", COMMANDS), ("event", EVENTS)):
         assert set(known) <= {json.loads(text)["type"] for text in blocks(PROTOCOL, f"json {kind}")}
-    assert {json.loads(text)["type"] for text in blocks(PROTOCOL, "json reserved")} == messages.RESERVED
 
 
 def default_of(field: "attrs.Attribute[Any]") -> str:
     if field.default is attrs.NOTHING:
         return "required"
-    return "none" if field.default in (None, msgspec.UNSET) else f"`{json.dumps(field.default)}`"
+    default = field.default.factory() if isinstance(field.default, attrs.Factory) else field.default
+    return "none" if default in (None, msgspec.UNSET) else f"`{json.dumps(default)}`"
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -211,20 +229,43 @@ def test_tables_of_commands_are_complete(name: str) -> None:
 def test_tables_of_events_are_complete(name: str) -> None:
     section = sections(sections(PROTOCOL, 2)["Events: server to client"], 3)[f"`{name}`"]
     documented = {code(row[0]): "optional" in row[1] for row in rows(section)}
-    fields = [field for field in attrs.fields(EVENTS[name]) if field.name != "type"]
-    assert documented == {field.name: field.default is msgspec.UNSET for field in fields}
+    assert documented == {field: default is msgspec.UNSET for field, default in fields_of(EVENTS[name])}
+
+
+def fields_of(event: type[messages.Event]) -> Iterator[tuple[str, Any]]:
+    """The wire name and the default of each field."""
+    if issubclass(event, msgspec.Struct):
+        yield from ((field.encode_name, field.default) for field in msgspec.structs.fields(event))
+    else:
+        yield from ((field.name, field.default) for field in attrs.fields(event) if field.name != "type")
+
+
+def test_the_table_of_positions_is_complete() -> None:
+    documented = {code(row[0]) for row in rows(sections(PROTOCOL, 2)["History and positions"].split("### ")[0])}
+    assert documented == {field.name for field in attrs.fields(messages.Position)}
+
+
+def test_what_became_of_a_room_is_listed() -> None:
+    (row,) = [row for row in rows(PROTOCOL) if row[0] == "`rooms`" and "`resume`" in row[2]]
+    assert set(re.findall(r"`(\w+)`", row[2])) - {"resume"} == {field.name for field in attrs.fields(messages.Resumed)}
 
 
 def test_every_subprotocol_is_listed() -> None:
     assert {code(row[0]) for row in rows(sections(PROTOCOL, 3)["Subprotocols"])} == set(PROTOCOLS)
 
 
-def calls() -> Iterator[tuple[str, ast.Call]]:
-    """Every call in the package, with the name of what is called."""
+def nodes() -> Iterator[ast.AST]:
+    """The server's code; the client has errors of its own."""
     for path in PACKAGE.rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Call):
-                yield ast.unparse(node.func).rpartition(".")[2], node
+        if "client" not in path.relative_to(PACKAGE).parts:
+            yield from ast.walk(ast.parse(path.read_text()))
+
+
+def calls() -> Iterator[tuple[str, ast.Call]]:
+    """Every call, with the name of what is called."""
+    for node in nodes():
+        if isinstance(node, ast.Call):
+            yield ast.unparse(node.func).rpartition(".")[2], node
 
 
 def constants(node: ast.expr) -> set[Any]:
@@ -238,12 +279,15 @@ def test_every_error_code_is_listed() -> None:
             used |= constants(call.args[0])
         if name in ("Refused", "BadInput", "Error"):
             used |= {code for word in call.keywords if word.arg == "code" for code in constants(word.value)}
+    for node in nodes():
+        if isinstance(node, ast.IfExp) and ast.unparse(node.body) == "outcome.code":
+            used |= constants(node.orelse)  # what is neither a receipt nor Refused
     assert {code(row[0]) for row in rows(sections(PROTOCOL, 2)["Error codes"])} == used
 
 
 def test_every_close_code_is_listed() -> None:
-    documented = {int(row[0]): code(row[1]) for row in rows(sections(PROTOCOL, 2)["Close codes"])}
-    assert documented == {cause.code: cause.name.lower() for cause in Cause}
+    documented = [(int(row[0]), code(row[1])) for row in rows(sections(PROTOCOL, 2)["Close codes"])]
+    assert sorted(documented) == sorted((cause.code, cause.name.lower()) for cause in Cause)
 
 
 def test_every_status_of_a_refused_handshake_is_listed() -> None:
@@ -269,13 +313,13 @@ def value_of(text: str) -> Any:
 
 
 def option_rows() -> dict[str, Any]:
-    titles = ("Rooms and outboxes", "Clients", "Compression", "Time")
+    titles = ("Rooms and outboxes", "History, sessions and inboxes", "Clients", "Compression", "Time")
     return {code(row[0]): value_of(code(row[1])) for title in titles for row in rows(sections(OPTIONS, 2)[title])}
 
 
 def defaults(of: type) -> dict[str, Any]:
     values = {field.name: field.default for field in attrs.fields(of)}
-    return {name: value.value if isinstance(value, Overflow) else value for name, value in values.items()}
+    return {name: value.value if isinstance(value, Overflow | Keep) else value for name, value in values.items()}
 
 
 def test_every_option_is_listed_with_its_default() -> None:

@@ -1,4 +1,7 @@
-"""A chat with rooms, direct messages and dice: a server and its page on one port. Run it, and open what it prints."""
+"""A chat with rooms, direct messages and dice: a server and its page on one port. Run it, and open what it prints.
+
+What is said is stored: stop the server, or kill it, and start it again: nobody in the chat misses anything.
+"""
 
 import argparse
 import logging
@@ -16,6 +19,9 @@ import trioswitch
 from trioswitch.web import Page
 
 log = logging.getLogger("chat")
+
+POLICIES = (trioswitch.RoomPolicy(pattern="*", history=trioswitch.Keep.STORED, history_size=1000),)
+"""Every room keeps its last 1,000 messages. The inbox for direct messages needs no policy: it is always there."""
 
 
 async def let_in(request: trioswitch.ConnectRequest) -> trioswitch.Identity:
@@ -44,15 +50,19 @@ def add_dice(switch: trioswitch.Switch) -> None:
             raise trioswitch.Refused("dice look like 2d6: how many, and with how many sides", code="invalid")
         count, sides = map(int, match.groups())
         rolled = [random.randint(1, sides) for _ in range(count)]
-        await switch.publish(room, {"user_id": connection.user, "dice": dice, "rolled": rolled})
+        key = str(message.get("idempotency_key", ""))[:64] or None  # who asks again with the same key has rolled once
+        data = {"user_id": connection.user, "dice": dice, "rolled": rolled}
+        await switch.publish(room, data, idempotency_key=key)
 
 
-async def main(host: str, port: int) -> str | None:
+async def main(host: str, port: int, store_url: str) -> str | None:
     """Serve the chat until Ctrl-C. Returns what went wrong, if anything did."""
     page = Page(Path(__file__).with_name("page.html").read_bytes())
+    options = trioswitch.Options(policies=POLICIES)
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async with (
-            trioswitch.open_switch(on_connect=let_in, on_disconnect=say_goodbye) as switch,
+            trioswitch.open_store(store_url) as store,
+            trioswitch.open_switch(options, store=store, on_connect=let_in, on_disconnect=say_goodbye) as switch,
             trio.open_nursery() as nursery,
         ):
             add_dice(switch)
@@ -72,6 +82,10 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="A chat with rooms, direct messages and dice.")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
     parser.add_argument("--port", type=int, default=8765, help="port to listen on; 0 takes a free one")
+    parser.add_argument("--store", default="sqlite:chat.db", help="where all is kept: sqlite:PATH, or memory")
     chosen = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    sys.exit(trio.run(main, chosen.host, chosen.port))
+    try:
+        sys.exit(trio.run(main, chosen.host, chosen.port, chosen.store))
+    except trioswitch.StoreError as error:
+        sys.exit(str(error))

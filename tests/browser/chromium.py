@@ -149,10 +149,6 @@ class Page:
         answer = await self.command("Page.captureScreenshot", format="png")
         return base64.b64decode(answer["data"])
 
-    def forgive(self, text: str) -> None:
-        """Forget the problems that contain a text: the test brought them about."""
-        self.problems = [problem for problem in self.problems if text not in problem]
-
     def notice(self, method: str, params: dict[str, Any]) -> None:
         """An event from the browser that concerns this tab."""
         if method == "Page.loadEventFired":

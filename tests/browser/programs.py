@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import attrs
 import trio
 from chromium import PATIENCE
 
@@ -22,8 +23,11 @@ CHAT = Path(__file__).parents[2] / "examples" / "chat"
 
 
 @asynccontextmanager
-async def run_program(*arguments: str | Path) -> AsyncIterator[str]:
-    """Run a Python program that says its URL, and yield that; at the end of the block, Ctrl-C must end it well."""
+async def run_program(*arguments: str | Path, end: signal.Signals = signal.SIGINT) -> AsyncIterator[str]:
+    """Run a Python program that says its URL, and yield that.
+
+    At the end of the block it gets the signal `end`, Ctrl-C or another: it must end well, unless it is killed.
+    """
     process = await trio.lowlevel.open_process(
         [sys.executable, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
@@ -36,11 +40,11 @@ async def run_program(*arguments: str | Path) -> AsyncIterator[str]:
                 assert data, f"the program ended: {said.decode()}"
                 said += data
         yield f"http:{found[0].decode()}"
-        process.send_signal(signal.SIGINT)
+        process.send_signal(end)
         with trio.fail_after(PATIENCE):
             async for data in process.stdout:
                 said += data
-            assert await process.wait() == 0, said.decode()
+            assert await process.wait() == (-end if end is signal.SIGKILL else 0), said.decode()
     finally:
         with trio.CancelScope(shield=True):
             process.kill()
@@ -57,10 +61,16 @@ async def run_landing() -> AsyncIterator[tuple[trioswitch.Switch, str]]:
 
 @asynccontextmanager
 async def run_chat(options: trioswitch.Options | None = None) -> AsyncIterator[tuple[trioswitch.Switch, str]]:
-    """The chat's switch, with options, and the URL of its page."""
+    """The chat's switch, with options and a store in memory, and the URL of its page."""
     chat = runpy.run_path(str(CHAT / "chat.py"))
+    options = options or trioswitch.Options()
+    options = attrs.evolve(options, policies=(*options.policies, *chat["POLICIES"]))
     pages = {"/": Page((CHAT / "page.html").read_bytes())}
-    async with trioswitch.open_switch(options, on_connect=chat["let_in"]) as switch, _serve(switch, pages) as url:
+    async with (
+        trioswitch.open_store("memory") as store,
+        trioswitch.open_switch(options, store=store, on_connect=chat["let_in"]) as switch,
+        _serve(switch, pages) as url,
+    ):
         chat["add_dice"](switch)
         yield switch, url
 
@@ -81,6 +91,7 @@ class Cable:
         self._port = urlsplit(url).port
         self._carried: set[trio.CancelScope] = set()
         self._silent: set[trio.CancelScope] = set()
+        self._deaf: set[trio.CancelScope] = set()
 
     def cut(self) -> None:
         """Close the connections that there are."""
@@ -90,6 +101,11 @@ class Cable:
     def silence(self) -> None:
         """Carry nothing more on the connections that there are, and do not close them: as when a router dies."""
         self._silent |= self._carried
+        self.deafen()
+
+    def deafen(self) -> None:
+        """Carry nothing more to the browser on the connections that there are: the server hears it still."""
+        self._deaf |= self._carried
 
     async def carry(self, client: trio.SocketStream) -> None:
         assert self._port is not None
@@ -97,14 +113,17 @@ class Cable:
             self._carried.add(scope)
             server = await trio.open_tcp_stream(HOST, self._port)
             async with client, server, trio.open_nursery() as nursery:
-                nursery.start_soon(self._pump, client, server, scope)
-                nursery.start_soon(self._pump, server, client, scope)
+                nursery.start_soon(self._pump, client, server, scope, self._silent)
+                nursery.start_soon(self._pump, server, client, scope, self._deaf)
         self._carried.discard(scope)
 
-    async def _pump(self, source: trio.SocketStream, sink: trio.SocketStream, scope: trio.CancelScope) -> None:
+    @staticmethod
+    async def _pump(
+        source: trio.SocketStream, sink: trio.SocketStream, scope: trio.CancelScope, stopped: set[trio.CancelScope]
+    ) -> None:
         try:
             async for data in source:
-                if scope in self._silent:
+                if scope in stopped:
                     await trio.sleep_forever()
                 await sink.send_all(data)
         except trio.BrokenResourceError:

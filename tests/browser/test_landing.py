@@ -29,8 +29,6 @@ async def test_a_visitor_joins_a_room_talks_and_leaves(browser: Browser) -> None
         await ada.wait_for_text("#log", "bo left")
         await ada.wait_for_text("#online", "1 online")
     await ada.wait_for_text("#state", "reconnecting in")
-    for page in (ada, bo):
-        page.forgive("ERR_CONNECTION_REFUSED")
 
 
 async def test_what_the_server_refuses_is_shown(browser: Browser) -> None:

@@ -3,7 +3,6 @@
 import random
 import re
 import signal
-import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -21,16 +20,16 @@ class ServerProcess:
     def __init__(self, folder: Path, *arguments: str) -> None:
         self._arguments = arguments
         self._log = folder / "server.log"
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: trio.Process | None = None
         self.port = 0
 
     async def start(self) -> None:
         command = [sys.executable, "-m", "trioswitch", "serve", "--port", str(self.port), *self._arguments]
         with self._log.open("wb") as log:
-            self._process = subprocess.Popen(command, stderr=log)
+            self._process = await trio.lowlevel.open_process(command, stderr=log)
         with trio.fail_after(START):
             while not (found := re.search(r"listens on ws://[^:]+:(\d+)/", self._log.read_text())):
-                assert self._process.poll() is None, self._log.read_text()
+                assert self._process.returncode is None, self._log.read_text()
                 await trio.sleep(0.01)
         self.port = int(found[1])
 
@@ -38,7 +37,7 @@ class ServerProcess:
         process, self._process = self._process, None
         if process is not None:
             process.send_signal(number)
-            await trio.to_thread.run_sync(process.wait)
+            await process.wait()
 
     def log(self) -> str:
         return self._log.read_text()

@@ -647,13 +647,14 @@ async def test_a_peer_that_vanishes_while_it_is_written_to(clock: MockClock, tra
             await neighbours.chat()
         await settled()
         waiting = app.switch.statistics().pending_messages
-        assert waiting >= 5
+        assert waiting >= 4
         await peer.aclose()
         await settled()
         statistics = app.switch.statistics()
         assert statistics.closes == {"vanished": 1}
         assert statistics.pending_messages == statistics.pending_bytes == 0
-        assert sum(statistics.drops.values()) == waiting
+        under_way = sum(statistics.drops.values()) - waiting
+        assert under_way in (0, 1), "the message in a write that has begun does not wait any more"
 
 
 @pytest.mark.parametrize("how", ["kick", "drain"])

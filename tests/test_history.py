@@ -4,10 +4,11 @@ from typing import Any
 
 import pytest
 import trio
-from support import Client, running, settled
+from pipes import Link
+from support import App, Client, running, settled
 from trio.testing import MockClock, memory_stream_pair
 
-from trioswitch import Keep, Options, Overflow, RoomPolicy
+from trioswitch import Keep, Options, Overflow, Position, Receipt, RoomPolicy, StoreError, open_switch
 from trioswitch.stores.memory import MemoryStore
 
 BOTH = pytest.mark.parametrize("keep", [Keep.MEMORY, Keep.STORED])
@@ -299,3 +300,245 @@ async def test_publishers_to_a_stored_room_wait_and_go_on(clock: MockClock) -> N
                     nursery.start_soon(publish, number)
         assert sorted(offsets, key=lambda offset: offset or 0) == list(range(1, 21))
         assert [offset for offset, _ in await messages(client, 20)] == list(range(1, 21))
+
+
+async def test_conflating_keeps_the_order_of_offsets(clock: MockClock) -> None:
+    """Elsewhere a message takes the place of the one that it replaces; here it would come before older ones."""
+    policy = RoomPolicy(pattern="r", history="memory", overflow=Overflow.CONFLATE, announce=False)
+    async with running(Options(policies=(policy,))) as app:
+        client = await app.connect(pair=trio.testing.lockstep_stream_pair)
+        await client.join("r")
+        for number in range(1, 31):
+            await app.switch.publish("r", number, key=f"key {number % 3}")
+            await settled()
+        got = [offset for offset, _ in await messages(client, 1)]
+        while got[-1] < 30:
+            got += [offset for offset, _ in await messages(client, 1)]
+        assert got == sorted(set(got)), "never back"
+        assert len(got) < 30, "nothing was conflated"
+        assert got[-3:] == [28, 29, 30]
+
+
+async def test_the_servers_own_code_is_told_where_its_gap_is(clock: MockClock) -> None:
+    async with app_with() as app, app.switch.subscribe("r") as events:
+        for number in range(1, 1031):
+            await app.switch.publish("r", number)
+        gap = await anext(events)
+        assert (gap.dropped, gap.start, gap.to) == (6, 1, 6)
+        page = await app.switch.history("r", since=Position(gap.epoch, 0))
+        assert page.position.offset == 1030
+
+
+async def test_a_member_that_joins_again_gets_the_past_and_the_present_in_order(clock: MockClock) -> None:
+    async with app_with(history_size=3000) as app:
+        epoch = (await app.switch.publish("r", 1)).epoch
+        for number in range(2, 1501):
+            await app.switch.publish("r", number)
+        client = await app.connect()
+        await client.join("r")
+        await client.send("join_room", room="r", since={"epoch": epoch, "offset": 0}, id=1)
+
+        async def publish() -> None:
+            for number in range(1501, 2001):
+                await app.switch.publish("r", number)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(publish)
+            got = await messages(client, 2000)
+        assert [offset for offset, _ in got] == list(range(1, 2001))
+        await client.websocket.aclose()
+        await settled()
+        assert app.switch.users_in("r") == []
+
+
+async def test_quiet_rooms_give_way_when_histories_are_too_big(clock: MockClock) -> None:
+    how = Options(policies=(RoomPolicy(pattern="r*", history="memory", announce=False),), history_bytes=100_000)
+    async with running(how) as app:
+        for room in range(50):
+            for number in range(4):
+                await app.switch.publish(f"r{room}", "x" * 100 + str(number))
+        kept = [len((await app.switch.history(f"r{room}")).messages) for room in range(50)]
+        assert kept[-1] == 4, "the newest is whole"
+        assert kept[0] == 0
+        assert sum(kept) < 100
+
+
+async def test_what_json_cannot_carry_is_not_stored(clock: MockClock) -> None:
+    async with app_with(Keep.STORED) as app:
+        client = await app.connect(subprotocol="trioswitch.v1.msgpack")
+        await client.join("r")
+        answer = await client.ask("message", room="r", data={(1, 2): 3})
+        assert answer["code"] == "unencodable"
+
+
+async def pipe(app: App, *, capacity: int | None = None) -> Link:
+    """A client that reads when the test says so; `capacity`: not at first."""
+    link = Link.open(app.switch, app.nursery)
+    await settled()
+    assert [message["type"] for message in link.take()] == ["connected"]
+    if capacity is not None:
+        link.pause(capacity)
+    return link
+
+
+def told(messages: list[dict[str, Any]]) -> list[Any]:
+    """Offsets of messages, and ranges of gaps."""
+    return [
+        message["offset"] if message["type"] == "message" else (message.get("from"), message.get("to"))
+        for message in messages
+        if message["type"] in ("message", "gap")
+    ]
+
+
+async def test_a_gap_that_fills_the_socket_does_not_double_what_follows(clock: MockClock) -> None:
+    how = Options(
+        policies=(RoomPolicy(pattern="r", history="memory", history_size=3, announce=False),), outbox_messages=2
+    )
+    async with running(how) as app:
+        for number in range(1, 5):
+            epoch = (await app.switch.publish("r", number)).epoch
+        link = await pipe(app, capacity=10)
+        link.send("join_room", room="r", since={"epoch": epoch, "offset": 0}, id=1)
+        await settled()
+        link.go_on()
+        await settled()
+        assert told(link.take()) == [(1, 1), 2, 3, 4]
+
+
+async def test_what_is_trimmed_while_a_client_catches_up_is_told_each_time(clock: MockClock) -> None:
+    how = Options(
+        policies=(RoomPolicy(pattern="r", history="memory", history_size=3, announce=False),), outbox_messages=1
+    )
+    async with running(how) as app:
+        for number in range(1, 6):
+            epoch = (await app.switch.publish("r", number)).epoch
+        for since in ({"epoch": epoch, "offset": 1}, {"epoch": "another", "offset": 1}):
+            link = await pipe(app, capacity=0)
+            link.send("join_room", room="r", since=since)
+            await settled()
+            for number in range(10):
+                await app.switch.publish("r", number)
+            link.go_on()
+            await settled()
+            got = told(link.take())
+            have = {one for one in got if isinstance(one, int)}
+            for first, to in [one for one in got if isinstance(one, tuple) and one[0] is not None]:
+                have.update(range(first, to + 1))
+            assert have == set(range(min(have), max(have) + 1)), got
+            assert max(have) % 10 == 5
+
+
+@BOTH
+async def test_nothing_follows_what_is_beyond_the_end(clock: MockClock, keep: Keep) -> None:
+    async with app_with(keep) as app:
+        epoch = (await app.switch.publish("r", 1)).epoch
+        client, future = await app.connect(), {"epoch": epoch, "offset": 99}
+        ack, replayed, gaps = await joined(client, since=future)
+        assert (ack["recovered"], ack["offset"], replayed) == (False, 1, [])
+        assert gaps == [{"type": "gap", "room": "r", "epoch": epoch, "lost": True}]
+        page = await client.ask("history", room="r", since=future)
+        assert (page["messages"], page["more"], page["recovered"], page["offset"]) == ([], False, False, 1)
+
+
+async def test_a_page_says_nothing_of_what_is_committed_but_not_handed_out(clock: MockClock) -> None:
+    """Who joins at the end of a page is at a position that the room has reached."""
+    policy = RoomPolicy(
+        pattern="r", history="stored", history_size=3, overflow=Overflow.BLOCK, block_timeout=10, announce=False
+    )
+    async with running(Options(policies=(policy,), outbox_messages=1), store=MemoryStore()) as app:
+        slow, client = await pipe(app), await app.connect()
+        slow.send("join_room", room="r")
+        await settled()
+        slow.pause()
+        for number in range(1, 9):  # the room waits for the slow one, with the last of them before it
+            app.switch.publish_nowait("r", number)
+            await settled()
+        since = {"epoch": "", "offset": 0}
+        page = await client.ask("history", room="r", since=since)
+        offsets = [message["offset"] for message in page["messages"]]
+        assert offsets == list(range(page["offset"] - len(offsets) + 1, page["offset"] + 1))
+        assert page["offset"] < 8
+        since = {"epoch": page["epoch"], "offset": page["offset"]}
+        ack, replayed, gaps = await joined(client, since=since)
+        assert (ack["recovered"], replayed, gaps) == (True, [], [])
+        slow.go_on()
+        await settled()
+        assert [offset for offset, _ in await messages(client, 8 - page["offset"])] == list(
+            range(page["offset"] + 1, 9)
+        )
+
+
+async def test_announcements_take_no_place_that_was_promised_to_what_is_stored(clock: MockClock, caplog: Any) -> None:
+    class Slow(MemoryStore):
+        async def append(self, *args: Any, **how: Any) -> Any:
+            await trio.sleep(0.1)
+            return await super().append(*args, **how)
+
+    policy = RoomPolicy(pattern="r", history="stored", overflow=Overflow.BLOCK, block_timeout=10)
+    how = Options(policies=(policy,), room_messages=4, outbox_messages=1)
+    async with running(how, store=Slow()) as app, trio.open_nursery() as nursery:
+        slow = await pipe(app)
+        slow.send("join_room", room="r")
+        await settled()
+        slow.pause()
+        receipts: list[Receipt] = []
+
+        async def publish(number: int) -> None:
+            receipts.append(await app.switch.publish("r", number))
+
+        for number in range(3):
+            nursery.start_soon(publish, number)
+        await trio.sleep(0.15)  # the room waits for the slow one
+        for number in range(3, 7):
+            nursery.start_soon(publish, number)
+        await trio.sleep(0.01)
+        for _ in range(6):
+            link = await pipe(app)
+            link.send("join_room", room="r")
+            await settled()
+        with trio.fail_after(100):
+            while len(receipts) < 7:
+                await trio.sleep(1)
+    assert sorted(receipt.offset or 0 for receipt in receipts) == list(range(1, 8))
+    assert "crashed" not in caplog.text
+
+
+async def test_who_waits_for_space_when_the_server_ends_is_told_that_nothing_was_stored(clock: MockClock) -> None:
+    class Stuck(MemoryStore):
+        async def append(self, *args: Any, **how: Any) -> Any:
+            await trio.sleep_forever()
+
+    outcomes: list[Receipt | StoreError] = []
+
+    async def publish(number: int) -> None:
+        try:
+            outcomes.append(await switch.publish("r", number))
+        except StoreError as error:
+            outcomes.append(error)
+
+    how = Options(policies=(RoomPolicy(pattern="r", history="stored"),), room_messages=2)
+    async with trio.open_nursery() as nursery:
+        async with open_switch(how, store=Stuck()) as switch:
+            for number in range(4):
+                nursery.start_soon(publish, number)
+            await settled()
+    assert [type(outcome) for outcome in outcomes] == [StoreError] * 4
+
+
+async def test_a_room_that_is_closed_while_it_is_loaded_takes_no_memory(clock: MockClock) -> None:
+    class Slow(MemoryStore):
+        seconds = 0.0
+
+        async def read_newest(self, *args: Any, **how: Any) -> Any:
+            await trio.sleep(self.seconds)
+            return await super().read_newest(*args, **how)
+
+    store = Slow()
+    async with running(options(Keep.STORED), store=store) as app:
+        await app.switch.publish("r", 1)
+        await trio.sleep(30)
+        store.seconds = 15.0
+        assert len((await app.switch.history("r")).messages) == 1
+        await trio.sleep(60)
+        assert app.switch.statistics().rooms == {}
+        assert app.switch._registry.journal._budget.used == 0

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import pytest
 import trio
 from support import Client, running, settled
 from trio.testing import MockClock
@@ -113,12 +114,9 @@ async def test_a_full_inbox_refuses_and_forgets_nothing(clock: MockClock) -> Non
         for number in range(2):
             assert (await ann.ask("direct_message", to="bob", data=number))["kept"] == 1
         assert (await ann.ask("direct_message", to="bob", data=2))["code"] == "inbox_full"
-        try:
+        with pytest.raises(Refused) as refused:
             await app.switch.send_to_user("bob", 3)
-        except Refused as refused:
-            assert refused.code == "inbox_full"
-        else:
-            raise AssertionError("it was taken")
+        assert refused.value.code == "inbox_full"
         bob = await come(app, "bob")
         assert await letters(bob, 2) == [(1, 0), (2, 1)]
 
@@ -178,3 +176,19 @@ async def test_a_retry_of_a_direct_message_is_harmless(clock: MockClock) -> None
         once = await ann.ask("direct_message", to="ann", data=2, idempotency_key="l")
         assert once["delivered"] + once["queued"] == 1
         assert (await ann.ask("direct_message", to="ann", data=2, idempotency_key="l"))["duplicate"]
+
+
+async def test_who_comes_between_the_commit_and_the_hand_out_gets_a_letter_once(clock: MockClock) -> None:
+    class Slow(MemoryStore):
+        async def post(self, *args: Any, **how: Any) -> Any:
+            posted = await super().post(*args, **how)
+            await trio.sleep(5)
+            return posted
+
+    async with running(store=Slow()) as app, trio.open_nursery() as nursery:
+        nursery.start_soon(app.switch.send_to_user, "bob", 1)
+        await trio.sleep(1)
+        bob = await come(app, "bob")
+        assert await letters(bob, 1) == [(1, 1)]
+        await trio.sleep(10)
+        await no_letter(bob)

@@ -43,9 +43,11 @@ async def listening(
         nursery.cancel_scope.cancel()
 
 
-async def dial(server: Server) -> RawPeer:
+async def dial(server: Server, context: ssl.SSLContext | None = None) -> RawPeer:
+    """With a context: over TLS."""
     assert server.port is not None
-    return RawPeer(await trio.open_tcp_stream("127.0.0.1", server.port))
+    stream = await trio.open_tcp_stream("127.0.0.1", server.port)
+    return RawPeer(trio.SSLStream(stream, context, server_hostname="localhost") if context is not None else stream)
 
 
 async def request(server: Server, text: str) -> tuple[RawPeer, Any]:
@@ -405,10 +407,7 @@ async def test_tls(certificates: Certificates, transport: str) -> None:
 async def test_over_tls_an_error_does_not_hold_the_connection(certificates: Certificates) -> None:
     """TLS is closed for both sides at once: a client that waits for the server to do so must not be waited for."""
     async with listening(Options(close_timeout=1000), ssl_context=certificates.server) as (switch, server):
-        stream = trio.SSLStream(
-            await trio.open_tcp_stream("127.0.0.1", server.port or 0), certificates.client, server_hostname="localhost"
-        )
-        peer = RawPeer(stream)
+        peer = await dial(server, certificates.client)
         await peer.open()
         await peer.send(frame(3, b"no such opcode"))
         assert await peer.close_code() == 1002
@@ -422,10 +421,7 @@ async def test_over_tls_an_error_does_not_hold_the_connection(certificates: Cert
 
 async def test_pages_over_tls(certificates: Certificates) -> None:
     async with listening(ssl_context=certificates.server) as (_switch, server):
-        stream = trio.SSLStream(
-            await trio.open_tcp_stream("127.0.0.1", server.port or 0), certificates.client, server_hostname="localhost"
-        )
-        peer = RawPeer(stream)
+        peer = await dial(server, certificates.client)
         await peer.send(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
         assert (await peer.answer()).body == PAGE.body
         await peer.aclose()
@@ -459,6 +455,22 @@ async def test_tls_from_the_command_line(certificates: Certificates) -> None:
             assert (await client.closed())[0] == 1001
         assert await server.ended() == 0
         assert len(server.lines) == 1
+
+
+@pytest.mark.parametrize("scheme", ["ws", "wss"])
+async def test_what_a_client_does_not_read_waits_in_its_outbox(certificates: Certificates, scheme: str) -> None:
+    """And not in megabytes of the kernel's memory, where no bound and no policy reaches it."""
+    sent, size = 64, 32 * 1024
+    context = certificates.server if scheme == "wss" else None
+    async with listening(Options(outbox_bytes=sent * size * 2), ssl_context=context) as (switch, server):
+        peer = await dial(server, certificates.client if scheme == "wss" else None)
+        await peer.open()
+        (stalled,) = switch.connections()
+        switch.join(stalled, "r")
+        for _ in range(sent):
+            await switch.publish("r", "x" * size)
+        assert switch.outbox_statistics(stalled).bytes > sent * size / 2
+        await peer.aclose()
 
 
 # --- other ways over a real socket

@@ -1,6 +1,7 @@
 """The outbox and its flusher, on a transport that takes only what it is told to."""
 
 import json
+import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -106,9 +107,17 @@ class Rig:
     def offer(self, data: Any, overflow: Overflow = Overflow.DROP_OLDEST, **how: Any) -> Offer:
         return self.outbox.offer(message(data, **how), overflow)
 
+    def take(self, *data: Any, overflow: Overflow = Overflow.DROP_OLDEST, **how: Any) -> tuple[Offer, int]:
+        """A window whole."""
+        return self.outbox.take(window(*data, **how), range(len(data)), overflow)
+
 
 def message(data: Any, *, room: str | None = "r", **how: Any) -> Prepared:
     return Prepared(Message(data=data, room="r", timestamp="t"), room=room, **how)
+
+
+def window(*data: Any, **how: Any) -> Window:
+    return Window([message(each, **how) for each in data], "t")
 
 
 SIZE = len(JSON.codec.encode(Message(data=0, room="r", timestamp="t"))) + 2
@@ -481,17 +490,15 @@ async def test_an_outbox_that_has_ended_starts_no_flusher(clock: MockClock) -> N
 async def test_looking_at_an_outbox_does_not_change_the_order(clock: MockClock, linger: float) -> None:
     """Nor does an overflow: the first message must not be on its way past the queue."""
     async with rig(FakeTransport(direct=False), linger=linger, outbox_messages=4) as r:
-        r.offer("wakes the flusher")
-        await trio.sleep(1)
-        for number in range(3):
+        for number in range(4):
             r.offer(number)
-        assert r.outbox.statistics().depth == 3
+        assert r.outbox.statistics().depth == (4 if linger else 3), "without a linger, the first is under way"
         await trio.sleep(1)
-        assert r.transport.data()[1:] == [0, 1, 2]
-        for number in range(6):
+        assert r.transport.data() == [0, 1, 2, 3]
+        for number in range(4, 10):
             r.offer(number)
         await trio.sleep(1)
-        assert r.transport.data()[4:] == ["gap", 2, 3, 4, 5]
+        assert r.transport.data()[4:] == (["gap", 6, 7, 8, 9] if linger else [4, "gap", 6, 7, 8, 9])
 
 
 async def test_a_ping_does_not_wait_for_a_linger(clock: MockClock) -> None:
@@ -514,3 +521,146 @@ async def test_a_peer_that_goes_while_the_outbox_finishes_is_not_waited_for(cloc
                     await settled()
                     r.transport.break_()
             assert r.failures == [Cause.VANISHED]
+
+
+# --- windows
+
+
+async def test_a_window_waits_as_a_whole(clock: MockClock) -> None:
+    async with rig(full()) as r:
+        await fill(r, to=1)
+        assert r.outbox.deliver(window("a", "b")) is None
+        assert r.take("a", "b") == (Offer.QUEUED, 2)
+        assert r.outbox.statistics().depth == 3
+        assert await drained(r) == [0, "a", "b"]
+
+
+async def test_a_window_without_some_of_its_messages(clock: MockClock) -> None:
+    async with rig() as r:
+        sent = window("a", "mine", "b", "c")
+        assert r.outbox.take(sent, [0, 2], Overflow.DROP_OLDEST) == (Offer.WRITTEN, 2)
+        assert [[m["data"] for m in write] for write in r.transport.messages()] == [["a", "b"]], "in one write"
+        assert r.outbox.take(sent, [], Overflow.DROP_OLDEST)[1] == 0
+        r.transport.room = 0
+        r.offer("under way")
+        assert r.outbox.take(sent, [0, 3], Overflow.DROP_OLDEST) == (Offer.QUEUED, 2)
+        r.transport.give(10_000)
+        await settled()
+        assert r.transport.data() == ["a", "b", "under way", "a", "c"]
+
+
+async def test_a_transport_that_has_to_wait_gets_a_window_in_one_write(clock: MockClock) -> None:
+    """As long as nothing waits: shared bytes, whatever a batch may hold."""
+    async with rig(FakeTransport(direct=False), batch_messages=2) as r:
+        for number in range(3):
+            assert r.outbox.deliver(window(*[number] * 5)) is Offer.QUEUED
+            assert r.outbox.deliver(window("later")) is None, "the flusher has not written it yet"
+            await settled()
+        assert [[m["data"] for m in write] for write in r.transport.messages()] == [[n] * 5 for n in range(3)]
+        statistics = r.outbox.statistics()
+        assert (statistics.messages_sent, statistics.batches_sent) == (15, 3)
+        assert statistics.bytes_sent == sum(map(len, r.transport.writes))
+
+
+async def test_a_window_that_such_a_transport_does_not_get_out(clock: MockClock) -> None:
+    async with rig(FakeTransport(direct=False, room=10)) as r:
+        assert r.outbox.deliver(window(1, 2)) is Offer.QUEUED
+        assert r.take(3) == (Offer.QUEUED, 1)
+        await settled()
+        r.transport.break_()
+        await settled()
+        assert r.failures == [Cause.VANISHED]
+        r.outbox.close()
+        assert r.traffic.drops == {Drop.WRITE_FAILED: 2, Drop.CLOSED: 1}
+        assert r.traffic.messages_sent == 0
+
+
+async def test_drop_oldest_makes_room_for_a_window(clock: MockClock) -> None:
+    async with rig(full(), outbox_messages=5) as r:
+        await fill(r, to=4)
+        assert r.take("a", "b", "c") == (Offer.QUEUED, 3)
+        assert await drained(r) == ["gap", 2, 3, "a", "b", "c"]
+        assert r.traffic.drops_of("r") == {"overflow": 2}
+
+
+async def test_of_a_window_that_is_larger_than_the_outbox_the_end_is_kept(clock: MockClock) -> None:
+    async with rig(full(), outbox_messages=3) as r:
+        await fill(r, to=2)
+        assert r.take(*range(10, 18)) == (Offer.QUEUED, 8), "a receiver whose outbox overflows is told by a gap"
+        assert await drained(r) == ["gap", 15, 16, 17]
+        assert r.traffic.drops_of("r") == {"overflow": 7}
+
+
+@pytest.mark.parametrize("policy", [Overflow.DROP_NEWEST, Overflow.DISCONNECT])
+async def test_the_begin_of_a_window_is_taken_where_newer_messages_give_way(clock: MockClock, policy: Overflow) -> None:
+    async with rig(full(), outbox_messages=3) as r:
+        await fill(r, to=1)
+        assert r.take("a", "b", "c", "d", overflow=policy) == (Offer.QUEUED, 2)
+        assert r.traffic.drops == {Drop.OVERFLOW: 2}
+        assert r.failures == ([Cause.SLOW_CONSUMER] if policy is Overflow.DISCONNECT else [])
+        assert [data for data in await drained(r) if data != "gap"] == [0, "a", "b"]
+
+
+async def test_a_window_that_blocks_is_taken_as_far_as_it_fits(clock: MockClock) -> None:
+    async with rig(full(), outbox_messages=3) as r:
+        await fill(r, to=1)
+        assert r.take("a", "b", "c", "d", overflow=Overflow.BLOCK) == (Offer.QUEUED, 2)
+        assert r.traffic.drops == {}
+        r.outbox.end()
+        assert r.take("e", overflow=Overflow.BLOCK) == (Offer.QUEUED, 0)
+        assert r.traffic.drops == {}, "who waits hears of the end from `put`, and it is counted there"
+        assert await r.outbox.put(message("e")) is Offer.DROPPED
+        assert r.take("f", "g") == (Offer.QUEUED, 0)
+        assert r.traffic.drops == {Drop.CLOSED: 3}
+
+
+async def test_a_window_after_an_overflow_with_resync(clock: MockClock) -> None:
+    async with rig(full(), outbox_messages=4) as r:
+        await fill(r, to=3)
+        r.offer("other", room=None)
+        assert r.take("a", "b", overflow=Overflow.RESYNC) == (Offer.QUEUED, 2)
+        assert await drained(r) == ["gap", "other", "a", "b"]
+        assert r.traffic.drops == {Drop.RESYNC: 3}
+
+
+async def test_what_conflates_for_one_member_stays_what_it_was_for_another(clock: MockClock) -> None:
+    """Members that are behind share what waits for them."""
+    async with rig(full()) as slow, rig(full()) as other:
+        first, second = window("a1", "b1", key="k"), window("a2", key="k")
+        for r in (slow, other):
+            r.offer("under way")
+            assert r.outbox.take(first, [0, 1], Overflow.CONFLATE) == (Offer.QUEUED, 2)
+        assert slow.outbox.take(second, [0], Overflow.CONFLATE) == (Offer.QUEUED, 1)
+        assert await drained(slow) == ["a2"]
+        assert await drained(other) == ["b1"]
+        assert (slow.traffic.drops, other.traffic.drops) == ({Drop.CONFLATED: 2}, {Drop.CONFLATED: 1})
+
+
+async def test_conflation_spares_what_need_not_be_dropped(clock: MockClock) -> None:
+    """Where the new take the place of the old, nothing overflows."""
+    async with rig(full(), outbox_messages=2) as r:
+        r.offer("under way")
+        for number in range(3):
+            sent = Window([message(f"{key}{number}", key=key) for key in "ab"], "t")
+            assert r.outbox.take(sent, range(2), Overflow.CONFLATE) == (Offer.QUEUED, 2)
+        assert await drained(r) == ["a2", "b2"]
+        assert r.traffic.drops == {Drop.CONFLATED: 4}
+
+
+@pytest.mark.parametrize("policy", [p for p in Overflow if p is not Overflow.DISCONNECT])
+async def test_bounds_hold_whatever_windows_come(clock: MockClock, policy: Overflow) -> None:
+    rng = random.Random(policy.value)
+    async with rig(full(), outbox_messages=10, outbox_bytes=900) as r:
+        r.offer("under way")
+        for _ in range(200):
+            room, sent = rng.choice(["r", "q"]), []
+            for number in range(rng.randrange(1, 15)):
+                data, key = "x" * rng.randrange(150), rng.choice([None, "a", "b"])
+                sent.append(message(f"{number}{data}", room=room, key=key, priority=rng.randrange(3)))
+            sent.sort(key=lambda each: -each.priority)
+            became, taken = r.outbox.take(Window(sent, "t"), range(len(sent)), policy)
+            assert became is Offer.QUEUED
+            assert 0 <= taken <= len(sent)
+            statistics = r.outbox.statistics()
+            assert statistics.depth <= 10
+            assert statistics.bytes <= 900

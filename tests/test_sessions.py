@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import trio
+from pipes import Link
 from support import App, Client, running, settled
 from trio.testing import MockClock
 
@@ -270,3 +271,78 @@ async def test_the_hook_hears_of_every_connection(clock: MockClock) -> None:
         await back.websocket.aclose()
         await settled()
         assert gone == ["ann", "ann"]
+
+
+async def test_a_second_ghost_goes_in_its_time_too(clock: MockClock) -> None:
+    """While one session waits for its end, the places of another that was lost later are due long before that."""
+    async with running(Options(leave_grace=10, session_time=120)) as app:
+        ann, _ = await arrive(app, "ann", "r")
+        bob, _ = await arrive(app, "bob", "r")
+        await vanish(ann)
+        await trio.sleep(35)
+        assert app.switch.users_in("r") == ["bob"]
+        await vanish(bob)
+        await trio.sleep(11)
+        assert app.switch.users_in("r") == []
+
+
+@pytest.mark.parametrize("kicked", [False, True])
+async def test_what_has_ended_cannot_be_resumed_while_its_connection_still_closes(
+    clock: MockClock, kicked: bool
+) -> None:
+    """The client does not read, so that closing takes its time."""
+    async with running() as app:
+        ann, welcome = await pipe(app)
+        ann.send("join_room", room="r", user_id="ann")
+        await settled()
+        ann.take()
+        ann.pause()
+        if kicked:
+            app.switch.kick(welcome["connection_id"])
+        else:
+            ann.close(1000)
+        await settled()
+        assert welcome["connection_id"] in app.switch.connections()
+        back, _ = await arrive(app)
+        assert (await back.ask("resume", session=welcome["session"]))["code"] == "unknown_session"
+        await trio.sleep(10)
+        assert app.switch.users_in("r") == []
+
+
+async def test_taken_over_in_the_middle_of_resuming(clock: MockClock) -> None:
+    """Its places are another's from then on, though what it waits for comes back."""
+
+    class Slow(MemoryStore):
+        async def read(self, *args: Any, **how: Any) -> Any:
+            await trio.sleep(5)
+            return await super().read(*args, **how)
+
+    policy = RoomPolicy(pattern="stored", history="stored", history_age=30)
+    async with running(Options(policies=(policy,)), store=Slow()) as app:
+        ann, session = await arrive(app, "ann", "stored")
+        epoch = (await app.switch.publish("stored", 1)).epoch
+        await trio.sleep(60)  # it is too old for memory, and the store has to say so
+        await vanish(ann)
+        start = {"stored": {"epoch": epoch, "offset": 0}}
+        second, _ = await pipe(app)
+        second.send("resume", session=session, rooms=start)
+        await trio.sleep(2)
+        second.pause()
+        third, _ = await arrive(app)
+        answer = await third.ask("resume", session=session, rooms=start)
+        assert answer["rooms"]["stored"]["offset"] == 1
+        await trio.sleep(20)
+        assert app.switch.users_in("stored") == ["ann"]
+        answer = await third.ask("presence", room="stored")
+        assert (answer["count"], answer["connections"]) == (1, 1)
+        await third.websocket.aclose()
+        await settled()
+        assert app.switch.users_in("stored") == []
+
+
+async def pipe(app: App) -> tuple[Link, dict[str, Any]]:
+    """A client that reads when the test says so, and its welcome."""
+    link = Link.open(app.switch, app.nursery)
+    await settled()
+    (welcome,) = link.take()
+    return link, welcome

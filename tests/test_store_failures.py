@@ -3,6 +3,7 @@
 from typing import Any
 
 import msgspec
+import pytest
 import trio
 from support import running, settled
 from trio.testing import MockClock
@@ -60,12 +61,8 @@ async def test_what_is_not_stored_is_not_acknowledged_and_not_handed_out(clock: 
         assert (answer["code"], answer["message"]) == ("not_stored", "the disk is full")
         await client.send("message", room="s", data=2)  # nobody asked for an answer, and it is told all the same
         assert (await client.receive())["code"] == "not_stored"
-        try:
+        with pytest.raises(StoreError, match="the disk is full"):
             await app.switch.publish("s", 3)
-        except StoreError as error:
-            assert str(error) == "the disk is full"
-        else:
-            raise AssertionError("it was published")
         page = health(app.switch)()
         found = msgspec.json.decode(page.body)
         assert (page.status, found["status"], found["problem"]) == (200, "degraded", "the disk is full")
@@ -117,3 +114,16 @@ async def test_health_comes_back_by_itself(clock: MockClock) -> None:
         store.broken = False
         await trio.sleep(61)
         assert app.switch.problem is None
+
+
+async def test_a_handler_that_could_not_store(clock: MockClock) -> None:
+    store = Broken()
+    async with running(OPTIONS, store=store) as app:
+
+        @app.switch.handler("roll")
+        async def roll(_connection: Any, _fields: Any) -> None:
+            await app.switch.publish("s", 1)
+
+        client = await app.connect()
+        store.broken = True
+        assert (await client.ask("roll"))["code"] == "not_stored"

@@ -10,7 +10,7 @@ from msgspec import UNSET
 from .auth import Identity
 from .clock import timestamp
 from .connection import Connection, Handler
-from .errors import Cause, Refused, StoreError
+from .errors import Cause, Refused, StoreError, UnencodableData
 from .inbox import Inbox
 from .recovery import HistoryPage, Joined, Recovery
 from .registry import Registry
@@ -187,7 +187,7 @@ class Commands:
             room=command.room,
             epoch=page.position.epoch,
             offset=page.position.offset,
-            messages=[message.event for message in page.messages],
+            messages=[*page.messages],
             more=page.more,
         )
         if page.recovered is not None:
@@ -363,6 +363,8 @@ class _Acknowledge:
     def __call__(self, outcome: Outcome) -> None:
         if not isinstance(outcome, Receipt):
             code = outcome.code if isinstance(outcome, Refused) else "not_stored"
+            if isinstance(outcome, UnencodableData):
+                code = "unencodable"
             self._connection.reply_error(code, str(outcome), self._request_id)
         elif self._request_id is not None:
             self._connection.reply(_receipt(self._request_id, outcome))

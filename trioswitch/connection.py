@@ -9,7 +9,7 @@ import trio
 
 from .auth import Identity
 from .config import Options
-from .errors import BadInput, Cause, PeerGone, Refused
+from .errors import BadInput, Cause, PeerGone, Refused, StoreError
 from .metrics import Traffic
 from .outbox import Outbox
 from .transport import ConnectRequest, Transport
@@ -275,6 +275,8 @@ class Connection:
             answer = await handler(self, command.fields)
         except Refused as refused:
             self.reply_error(refused.code, refused.message, command.id)
+        except StoreError as error:
+            self.reply_error("not_stored", str(error), command.id)
         except Exception:
             _log.exception("connection %s: the handler for %r failed", self.id, command.type)
             self.reply_error("internal", f"the handler for `{command.type}` failed", command.id)

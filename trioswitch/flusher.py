@@ -16,7 +16,7 @@ from .config import Options, Overflow
 from .metrics import Account, Drop
 from .transport import Transport
 from .wire.batch import BatchQueue
-from .wire.messages import Gap
+from .wire.gaps import Gaps
 from .wire.prepared import URGENT, Chunk, Entry, Load, Prepared, pack, size_of
 
 __all__ = ["Flusher"]
@@ -70,7 +70,7 @@ class Flusher:
         self._rest: Chunk | memoryview = b""
         self._cut: Sequence[Prepared] = ()
         self._control = b""  # pings and pongs: they go before the next batch
-        self._gaps: dict[str | None, int] = {}  # drops that the client has not been told of yet, by room
+        self._gaps = Gaps()  # drops that the client has not been told of yet
         self._parked: trio.CancelScope | None = None  # where the task waits for a first message, and only there
         self._lingering: trio.CancelScope | None = None  # where it waits for more of them
         self._writing = False  # the task is using the transport: nobody else may
@@ -119,9 +119,7 @@ class Flusher:
 
     def put_gap(self, messages: Sequence[Prepared]) -> None:
         """Note that the client missed these messages: it is told with the next batch."""
-        gaps = self._gaps
-        for message in messages:
-            gaps[message.room] = gaps.get(message.room, 0) + 1
+        self._gaps.add(messages)
         self._wake()
 
     def _wake(self) -> None:
@@ -140,17 +138,17 @@ class Flusher:
         """Sort what is in the memory channel into the queue."""
         while self._unsorted:
             self._unsorted -= 1
-            self._forget(self._queue.extend(self._channel_out.receive_nowait()), Drop.CONFLATED)
+            if replaced := self._queue.extend(self._channel_out.receive_nowait()):
+                self._forget(replaced, Drop.CONFLATED)
         return self._queue
 
     def _forget(self, entries: Sequence[Entry], cause: Drop, *, tell: bool = False) -> None:
         """These do not wait any more: they are dropped. With `tell`, the client learns of it."""
-        if entries:
-            messages = [entry.message for entry in entries]
-            self._count(-len(entries), -sum([entry.size for entry in entries]))
-            self._account.drop(messages, cause)
-            if tell:
-                self.put_gap(messages)
+        messages = [entry.message for entry in entries]
+        self._count(-len(entries), -sum([entry.size for entry in entries]))
+        self._account.drop(messages, cause)
+        if tell:
+            self.put_gap(messages)
 
     # --- bounds
 
@@ -168,7 +166,7 @@ class Flusher:
 
         What comes after it is newer, or of a lower priority.
         """
-        if self._fits(load) or self._make_room(load, overflow):
+        if self._excess(load) is None or self._make_room(load, overflow):
             self.put_nowait(load)
             return len(load.entries)
         if len(load.entries) > 1:
@@ -178,24 +176,22 @@ class Flusher:
             return len(load.entries)
         return 0
 
-    def _fits(self, load: Load, instead_of: Entry | None = None) -> bool:
-        return max(self._excess(load, instead_of)) <= 0
-
-    def _excess(self, load: Load, instead_of: Entry | None) -> tuple[int, int]:
-        """By how many messages and bytes the bounds would be passed.
+    def _excess(self, load: Load, instead_of: Entry | None = None) -> tuple[int, int] | None:
+        """By how many messages and bytes the bounds would be passed. None: it fits.
 
         An outbox where nothing waits takes one message whatever its size, and whatever others hold.
         """
         options, count, size = self._options, len(load.entries), load.size
         if instead_of is not None:
             count, size = count - 1, size - instead_of.size
-        messages = self._waiting + count
-        if messages <= 1:
-            return 0, 0
-        return messages - options.outbox_messages, size + max(
-            self._waiting_bytes - options.outbox_bytes,
-            self._account.traffic.waiting_bytes - options.total_outbox_bytes,
-        )
+        count += self._waiting
+        if count <= 1:
+            return None
+        count -= options.outbox_messages
+        here = self._waiting_bytes - options.outbox_bytes
+        everywhere = self._account.traffic.waiting_bytes - options.total_outbox_bytes
+        size += here if here > everywhere else everywhere
+        return (count, size) if count > 0 or size > 0 else None
 
     def _make_room(self, load: Load, overflow: Overflow) -> bool:
         """Drop what the policy lets give way to messages that do not fit. Returns whether they fit now."""
@@ -203,13 +199,13 @@ class Flusher:
         if overflow is Overflow.RESYNC:
             self._forget(queue.evict_all(load.room), Drop.RESYNC, tell=True)
         elif overflow is Overflow.DROP_OLDEST or (overflow is Overflow.CONFLATE and alone):
-            while not self._fits(load, replaced := queue.replaced_by(load.entries[0]) if alone else None):
-                gone = queue.evict(load.room, load.priority, *self._excess(load, replaced))
+            while excess := self._excess(load, queue.replaced_by(load.entries[0]) if alone else None):
+                gone = queue.evict(load.room, load.priority, *excess)
                 if not gone:
                     return False
                 self._forget(gone, Drop.OVERFLOW, tell=True)
             return True
-        return self._fits(load)
+        return self._excess(load) is None
 
     # --- the task
 
@@ -258,11 +254,7 @@ class Flusher:
         self._forget(taken.expired, Drop.EXPIRED)
         messages = [entry.message for entry in taken.batch]
         if self._gaps:
-            gaps, self._gaps = self._gaps, {}
-            messages[:0] = [
-                Prepared(Gap(dropped=count) if room is None else Gap(dropped=count, room=room))
-                for room, count in gaps.items()
-            ]
+            messages[:0] = [Prepared(gap) for gap in self._gaps.take()]
         if messages:
             account, self._in_flight = self._account, taken.batch
             chunk = pack(messages, self._transport.format, timestamp(), shared=False)

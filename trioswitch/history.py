@@ -5,7 +5,7 @@ back after a moment, and thousands that come back together, do not ask the store
 them: those who missed the same ones share every byte of the answer.
 """
 
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Final
@@ -30,10 +30,23 @@ REPLAYS: Final = 16
 
 @attrs.define(eq=False)
 class HistoryBudget:
-    """Bytes that all histories take together, and may take."""
+    """Bytes that all histories take together, and may take: beyond it the room that was quiet for longest gives way."""
 
     limit: int
     used: int = 0
+    _by_use: "OrderedDict[History, None]" = attrs.field(factory=OrderedDict, init=False)
+
+    def take(self, history: "History", size: int) -> None:
+        self.used += size
+        self._by_use[history] = None
+        self._by_use.move_to_end(history)
+        while self.used > self.limit and self._by_use:
+            next(iter(self._by_use)).drop_first()
+
+    def give_back(self, history: "History", size: int, *, last: bool) -> None:
+        self.used -= size
+        if last:
+            self._by_use.pop(history, None)
 
 
 class History:
@@ -72,33 +85,32 @@ class History:
         if self._replays:
             self._replays.clear()
         self._kept.append((now, message))
-        budget = self._budget
-        budget.used += message.size + OVERHEAD
         if len(self._kept) > self._size:
-            self._drop_first()
-        while budget.used > budget.limit and self._kept:
-            self._drop_first()
+            self.drop_first()
+        self._budget.take(self, message.size + OVERHEAD)
 
     def restore(self, messages: Sequence[tuple[float, Prepared]]) -> None:
         """Take what a store had, oldest first, with its time on Trio's clock."""
         for at, message in messages[-self._size :]:
             self._kept.append((at, message))
-            self._budget.used += message.size + OVERHEAD
+            self._budget.take(self, message.size + OVERHEAD)
 
-    def _drop_first(self) -> None:
-        self._budget.used -= self._kept.popleft()[1].size + OVERHEAD
+    def drop_first(self) -> None:
+        """Forget the oldest message."""
+        size = self._kept.popleft()[1].size + OVERHEAD
+        self._replays.clear()
+        self._budget.give_back(self, size, last=not self._kept)
 
     def _forget_old(self) -> None:
         if self._age is not None:
             horizon = trio.current_time() - self._age
             while self._kept and self._kept[0][0] < horizon:
-                self._drop_first()
-                self._replays.clear()
+                self.drop_first()
 
     def clear(self) -> None:
         """The room is closed: give its bytes back."""
         while self._kept:
-            self._drop_first()
+            self.drop_first()
 
     @property
     def empty(self) -> bool:

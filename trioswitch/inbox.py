@@ -144,7 +144,7 @@ class Inbox:
     def abandon(self) -> None:
         """The switch ends: whoever waits for a receipt hears that there will be none."""
         self._in_flight, self._waiting = [*self._in_flight, *self._waiting], []
-        self._give_back(StoreError("the server ended before it was committed"))
+        self._give_back(StoreError("the server ended before it was known to be committed"))
 
     def _hand_out(self, user: str, message: Prepared, place: Posted) -> Outcome:
         if place.duplicate:
@@ -173,6 +173,8 @@ class Inbox:
         assert isinstance(progress, Progress)
         assert isinstance(event, DirectMessage)
         assert isinstance(event.seq, int)
+        if event.seq <= progress.sent:
+            return Offer.QUEUED  # it came after the commit, and has read it in the store
         if not progress.catching_up:
             offered = connection.outbox.offer(message, Overflow.BLOCK)
             if offered is not Offer.FULL:
@@ -223,6 +225,9 @@ class Inbox:
             progress.more = progress.more or len(letters) == PAGE
             wall, now = wall_time(), trio.current_time()
             for letter in letters:
+                if letter.at < wall - self._options.inbox_age:
+                    progress.sent = letter.seq  # the next sweep forgets it
+                    continue
                 expires_at = None if letter.expires_at is None else now + letter.expires_at - wall
                 try:
                     message = Prepared(_event(letter), expires_at=expires_at, size=len(letter.payload))
@@ -237,7 +242,7 @@ class Inbox:
 
 
 def _keeps(connection: Connection) -> bool:
-    progress = connection.inbox
+    progress: Progress | None = connection.inbox
     if progress is None:
         return False
     return progress.acknowledges or progress.catching_up or trio.current_time() < progress.undecided_until

@@ -44,10 +44,9 @@ class Journal:
         self._options = options
         self._budget = HistoryBudget(options.history_bytes)
         self._waiting: list[tuple[Room, Prepared]] = []
-        self._to_load: list[Room] = []
         self._in_flight: Sequence[tuple[Room, Prepared]] = ()
         self._work = trio.Event()
-        self._loaded: dict[Room, trio.Event] = {}
+        self._loaded: dict[Room, trio.Event] = {}  # rooms that are to be loaded, with who waits for it
 
     def history(self, policy: RoomPolicy) -> History | None:
         """The history of a new room, unless it has none, or has to be loaded first."""
@@ -68,7 +67,7 @@ class Journal:
             loaded = self._loaded.get(room)
             if loaded is None:
                 loaded = self._loaded[room] = trio.Event()
-                self._to_load.append(room)
+                room.visitors += 1  # who asked may go; it is not to be closed while it is loaded all the same
                 self._work.set()
             await loaded.wait()
             if room.history is None:
@@ -82,21 +81,22 @@ class Journal:
         while True:
             await self._work.wait()
             self._work = trio.Event()
-            while self._waiting or self._to_load:
+            while self._waiting or self._loaded:
                 await self._load_rooms()
                 await self._append()
 
     async def _load_rooms(self) -> None:
         """Load rooms before anything of theirs is appended: what is loaded is then what is before all that comes back."""
-        rooms, self._to_load = self._to_load, []
-        for room in dict.fromkeys([*rooms, *(room for room, _message in self._waiting[:BATCH])]):
-            if room.history is None:
-                try:
+        for room in dict.fromkeys([*self._loaded, *(room for room, _message in self._waiting[:BATCH])]):
+            try:
+                if room.history is None:
                     await self._load_room(room)
-                except StoreError as error:
-                    self.failed(error)
-            if (loaded := self._loaded.pop(room, None)) is not None:
-                loaded.set()
+            except StoreError as error:
+                self.failed(error)
+            finally:
+                if (loaded := self._loaded.pop(room, None)) is not None:
+                    room.visitors -= 1
+                    loaded.set()
 
     async def _load_room(self, room: Room) -> None:
         limit = min(room.policy.history_size, IN_MEMORY)
@@ -168,7 +168,7 @@ class Journal:
         """The switch ends, and its tasks have: whoever waits for a receipt hears that there will be none."""
         self._in_flight = [*self._in_flight, *self._waiting]
         self._waiting = []
-        self._give_back(StoreError("the server ended before it was committed"))
+        self._give_back(StoreError("the server ended before it was known to be committed"))
 
     # --- out
 
@@ -211,8 +211,9 @@ def _prepare(room_name: str, page: Page) -> Iterator[tuple[Record, Prepared]]:
     for record in page.records:
         try:
             event = load(record.payload)
-        except ValueError as error:
-            raise StoreError(f"message {record.offset} of {room_name!r} cannot be read: {error}") from None
+        except ValueError:  # the room is worth more than one message of it
+            _log.exception("message %d of %r cannot be read, and is passed over", record.offset, room_name)
+            continue
         assert isinstance(event, Recorded)
         event.epoch, event.offset = page.epoch, record.offset
         expires_at = None if record.expires_at is None else now + record.expires_at - wall

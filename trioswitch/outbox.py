@@ -4,7 +4,7 @@
     queueing  something waits: messages go to the flusher, which makes the outbox direct again when it is done
     ended     the connection ends: offers are refused and counted as dropped
 
-A transport that cannot be written to at once (TLS, in-memory streams, trio-websocket) leaves the whole of each write to the
+A transport that cannot be written to at once (a program's own streams, trio-websocket) leaves the whole of each write to the
 flusher, as a full socket does. With a linger above 0 an outbox never is direct.
 """
 
@@ -99,10 +99,11 @@ class Outbox:
             if (became := self._write_through(chunk, messages)) is not None:
                 return became, len(messages)
         if not self._ended:
-            framing, now, conflate = self._transport.format.framing, trio.current_time(), overflow is Overflow.CONFLATE
+            framing, conflate = self._transport.format.framing, overflow is Overflow.CONFLATE
             if messages is window.messages:
-                load = window.load(framing, now, conflate=conflate)
+                load = window.load(framing, trio.current_time, conflate=conflate)
             else:
+                now = trio.current_time()
                 load = Load([message.entry(framing, now, conflate) for message in messages])
             taken = self._flush_later().take(load, overflow)
         else:

@@ -42,11 +42,18 @@ class Joined:
     recovered: bool | None
 
 
+def _events(messages: list[Prepared]) -> list[Recorded]:
+    return [message.event for message in messages if isinstance(message.event, Recorded)]
+
+
 @attrs.frozen
 class HistoryPage:
-    """Messages of a room's history, oldest first; `more` come after them. `position` is the room's newest."""
+    """Messages of a room's history, oldest first; `more` come after them. `position` is the room's newest.
 
-    messages: list[Prepared]
+    `recovered`, of a page after a position: whether nothing between the two is gone.
+    """
+
+    messages: list[Recorded] = attrs.field(converter=_events)
     position: Position
     recovered: bool | None
     more: bool
@@ -95,9 +102,12 @@ class Recovery:
                 self._registry.join(connection, name, held=held)
                 return Joined(room, history.position, None)
             catch_up = _CatchUp(room, history, connection, held, since, newest)
-            catch_up.begin()
-            while (joined := self._finish(catch_up)) is None:
-                await self._advance(catch_up)
+            try:
+                catch_up.begin()
+                while (joined := self._finish(catch_up)) is None:
+                    await self._advance(catch_up)
+            finally:
+                catch_up.end()
         except StoreError as error:
             raise Refused(str(error), code="unavailable") from None
         finally:
@@ -208,6 +218,7 @@ class _CatchUp:
         known = None if since is None else _known_offset(since, history)
         self.recovered = self._knows = known is not None  # up to where it has everything; later: that it has begun
         self._to_tell = since is not None and known is None
+        self._was_member = False
         if known is not None:
             self.at = known
         elif since is not None and since.epoch == history.epoch:
@@ -218,10 +229,17 @@ class _CatchUp:
                 self.at = max(self.at, history.last - newest)
 
     def begin(self) -> None:
-        """Tell the client if its position is of another epoch."""
+        """Tell the client if its position is of another epoch. If it is a member, it gets nothing new meanwhile."""
+        if self.room.members.pop(self.connection.id, None) is not None:
+            self.held = self._was_member = True
         if self._to_tell:
             self._to_tell = False
             self.connection.reply(Gap(room=self.room.name, epoch=self.history.epoch, lost=True))
+
+    def end(self) -> None:
+        """If it failed, a member is one again, with what comes from here on."""
+        if self._was_member and self.room.name in self.connection.rooms:
+            self.room.members[self.connection.id] = self.connection.outbox
 
     def is_little(self) -> bool:
         """Whether the rest is in memory, and one write at most; with a gap before it, it would be two."""

@@ -14,9 +14,10 @@ from .connection import Connection
 from .dispatcher import Dispatcher
 from .errors import Cause, StoreError, UnknownConnection
 from .journal import Journal
+from .members import Member
 from .metrics import SwitchStatistics, Traffic
 from .outbox import Offer
-from .rooms import YIELD_EVERY, Member, Room
+from .rooms import YIELD_EVERY, Room
 from .stores import Store
 from .supervise import supervise
 from .transport.reactor import Reactor

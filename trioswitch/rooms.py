@@ -9,10 +9,9 @@ is big, waits for its members (policy `block`), or has crashed. Waking a task fo
 of what an echo costs (`docs/decisions/`).
 """
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from math import inf
-from typing import Final, Protocol
+from typing import Final
 
 import attrs
 import trio
@@ -22,66 +21,18 @@ from .clock import timestamp
 from .config import Keep, Options, Overflow, RoomPolicy
 from .errors import TrioswitchError
 from .history import History
+from .members import Member, Tally
 from .metrics import Drop, RoomStatistics, Traffic
 from .outbox import Offer
 from .stores import Appended
 from .wire.messages import Recorded
 from .wire.prepared import URGENT, Outcome, Prepared, Receipt, Window
 
-__all__ = ["Member", "Room", "Tally"]
+__all__ = ["Room"]
 
 _NOBODY: Final = frozenset[str]()
 YIELD_EVERY: Final = 128
 """Members after which a fan-out lets other tasks run; measured, more often costs throughput, less often latency."""
-
-
-class Member(Protocol):
-    """What a room hands messages to: a connection's outbox, or a subscription of the server's own code."""
-
-    id: str
-
-    def deliver(self, window: Window) -> Offer | None:
-        """Write the whole window at once. Returns None where it cannot: then it is to `take` it."""
-
-    def take(self, window: Window, wanted: Sequence[int], overflow: Overflow) -> tuple[Offer, int]:
-        """Take messages by their indexes, or do what the policy says. Never waits.
-
-        Returns what became of how many, the first ones. The others were dropped, or under `block` are yet to be taken.
-        """
-
-    async def put(self, message: Prepared) -> Offer:
-        """Take one message, and wait for the space. Safe to cancel: then it was not taken."""
-
-    def give_up(self, message: Prepared, cause: Drop) -> None:
-        """The message is lost to this member: count it, and tell the client."""
-
-
-class Tally:
-    """Counts what becomes of a window's messages: together for members where it is the same for all, else one by one."""
-
-    __slots__ = ("_singly", "_size", "whole")
-
-    def __init__(self, size: int) -> None:
-        self._size = size
-        self.whole: Counter[Offer] = Counter()
-        self._singly: Counter[tuple[int, Offer]] = Counter()  # by index of the message
-
-    def add(self, became: Offer, indexes: Sequence[int]) -> None:
-        if len(indexes) == self._size:
-            self.whole[became] += 1
-        else:
-            for index in indexes:
-                self._singly[index, became] += 1
-
-    def total(self, offer: Offer) -> int:
-        singly = sum(count for (_index, became), count in self._singly.items() if became is offer)
-        return self.whole[offer] * self._size + singly
-
-    def receipt(self, index: int) -> Receipt:
-        def count(became: Offer) -> int:
-            return self.whole[became] + self._singly[index, became]
-
-        return Receipt(count(Offer.WRITTEN), count(Offer.QUEUED), count(Offer.DROPPED))
 
 
 @attrs.define(eq=False)

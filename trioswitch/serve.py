@@ -16,7 +16,8 @@ import trio
 from .entry import RETRY_AFTER, TransportName
 from .errors import ServeError
 from .switch import Switch
-from .transport.channels import ByteChannel, SocketChannel, StreamChannel, address
+from .transport.channels import ByteChannel, SocketChannel, address
+from .transport.tls import TlsChannel
 from .web import Pages, Site
 from .wire.handshake import response
 
@@ -186,11 +187,7 @@ def _channel(accepted: socket.socket, ssl_context: ssl.SSLContext | None) -> Byt
                 accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT * 1000)
         except OSError as error:  # on some systems, for a client that has gone already: reading will tell
             _log.debug("cannot set the options of a socket: %s", error)
-    channel = SocketChannel(accepted)
-    if ssl_context is None:
-        return channel
-    stream = trio.SocketStream(trio.socket.from_stdlib_socket(accepted))
-    return StreamChannel(trio.SSLStream(stream, ssl_context, server_side=True, https_compatible=True), channel.remote)
+    return SocketChannel(accepted) if ssl_context is None else TlsChannel(accepted, ssl_context)
 
 
 async def _tcp_listeners(host: str, port: int) -> list[socket.socket]:

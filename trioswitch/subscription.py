@@ -8,7 +8,8 @@ import trio
 from .config import Overflow
 from .metrics import Drop, Traffic
 from .outbox import Offer
-from .wire.messages import Event, Gap
+from .wire.gaps import Gaps
+from .wire.messages import Event
 from .wire.prepared import Prepared, Window
 
 __all__ = ["Subscription"]
@@ -25,7 +26,7 @@ class Subscription:
         self.room = room
         self._traffic = traffic
         self._send, self._receive = trio.open_memory_channel[Prepared](BUFFER)
-        self._dropped = 0
+        self._gaps = Gaps()
         self._oldest_dropped = False  # then the gap is before what waits, else behind it
         self._taken: trio.Event | None = None
 
@@ -34,11 +35,11 @@ class Subscription:
 
     async def __anext__(self) -> Event:
         """The next event. Safe to cancel. Ends when the subscription does."""
-        if self._dropped and (self._oldest_dropped or not self._receive.statistics().current_buffer_used):
+        if self._gaps and (self._oldest_dropped or not self._receive.statistics().current_buffer_used):
             await trio.lowlevel.checkpoint()
             self._oldest_dropped = False
-            dropped, self._dropped = self._dropped, 0
-            return Gap(room=self.room, dropped=dropped)
+            (gap,) = self._gaps.take()
+            return gap
         try:
             message = await self._receive.receive()
         except (trio.EndOfChannel, trio.ClosedResourceError):
@@ -64,7 +65,7 @@ class Subscription:
         try:
             self._send.send_nowait(message)
         except trio.ClosedResourceError:
-            self._drop(Drop.CLOSED)
+            self._drop(message, Drop.CLOSED)
             return Offer.DROPPED
         except trio.WouldBlock:
             return self._overflow(message, overflow)
@@ -74,18 +75,17 @@ class Subscription:
         if overflow is Overflow.BLOCK:
             return Offer.FULL
         if overflow in (Overflow.DROP_OLDEST, Overflow.CONFLATE, Overflow.RESYNC):
-            self._receive.receive_nowait()
-            self._drop(Drop.OVERFLOW)
+            self._drop(self._receive.receive_nowait(), Drop.OVERFLOW)
             self._oldest_dropped = True
             self._send.send_nowait(message)
             return Offer.QUEUED
-        self._drop(Drop.OVERFLOW)
+        self._drop(message, Drop.OVERFLOW)
         if overflow is Overflow.DISCONNECT:
             self._send.close()
         return Offer.DROPPED
 
-    def _drop(self, cause: Drop) -> None:
-        self._dropped += 1
+    def _drop(self, message: Prepared, cause: Drop) -> None:
+        self._gaps.add((message,))
         self._traffic.dropped(self.room, cause)
 
     async def put(self, message: Prepared) -> Offer:
@@ -96,7 +96,7 @@ class Subscription:
         return offered
 
     def give_up(self, message: Prepared, cause: Drop) -> None:
-        self._drop(cause)
+        self._drop(message, cause)
 
     def close(self) -> None:
         self._send.close()

@@ -29,7 +29,7 @@ from .stores.memory import MemoryStore
 from .subscription import Subscription
 from .supervise import supervise
 from .transport.channels import ByteChannel, StreamChannel
-from .wire.messages import COMMANDS, DirectMessage, Event, GroupMessage, Message, Position, Reconnect, Recorded
+from .wire.messages import COMMANDS, MAX_KEY, DirectMessage, Event, GroupMessage, Message, Position, Reconnect, Recorded
 from .wire.prepared import Outcome, Prepared, Receipt
 from .wire.protocols import JSON_CODEC
 
@@ -208,6 +208,9 @@ class Switch:
         for name, seconds in (("max_delay", max_delay), ("expires", expires)):
             if seconds is not None and not seconds >= 0:
                 raise ValueError(f"{name} must be a number of seconds, not {seconds!r}")
+        idempotency_key = delivery.get("idempotency_key")
+        if idempotency_key is not None and not 1 <= len(idempotency_key) <= MAX_KEY:
+            raise ValueError(f"idempotency_key must have 1 to {MAX_KEY} characters, not {len(idempotency_key)}")
         event = copy.copy(event)  # it is stamped when it goes out, and the caller may use it again
         if isinstance(event, Recorded):
             event.epoch = event.offset = UNSET  # of the room that it comes from, if it does
@@ -219,7 +222,7 @@ class Switch:
             deliver_by=None if max_delay is None else now + max_delay,
             expires_at=None if expires is None else now + expires,
             key=delivery.get("key"),
-            idempotency_key=delivery.get("idempotency_key"),
+            idempotency_key=idempotency_key,
             exclude=frozenset(delivery.get("exclude", ())),
             size=size,
         )

@@ -51,14 +51,14 @@ class BatchQueue:
         """Add a message. Returns the one that it replaces, where it conflates.
 
         It takes the other's place in the queue, so that a key which changes all the time is not pushed back for ever;
-        with another priority it goes to the end of that one's lane.
+        with another priority, or in a room with history, where the order of offsets holds, it goes to the end of its lane.
         """
         message, replaced = entry.message, None
         if entry.conflate:
             # It is changed when it is replaced, and others may have it in their queues.
             entry = Entry(message, entry.size, entry.queued_at, conflate=True)
             replaced = self._replace(entry)
-            if replaced is not None and replaced.message.priority == message.priority:
+            if replaced is not None and replaced.message.priority == message.priority and not message.recorded:
                 return replaced
         self._lane(message.priority).append(entry)
         self._added(message.room, 1, entry.size)
@@ -92,7 +92,7 @@ class BatchQueue:
     def _replace(self, entry: Entry) -> Entry | None:
         name = (entry.message.room, entry.message.key)
         old = self._keyed.get(name)
-        if old is not None and old.message.priority == entry.message.priority:
+        if old is not None and old.message.priority == entry.message.priority and not entry.message.recorded:
             replaced = Entry(old.message, old.size, old.queued_at)
             self.bytes += entry.size - old.size
             old.message, old.size = entry.message, entry.size

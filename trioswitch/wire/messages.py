@@ -47,7 +47,8 @@ Name = Annotated[str, Meta(min_length=1, max_length=255)]
 RequestId = str | int | None
 Seconds = Annotated[float, Meta(ge=0)]
 Priority = Annotated[int, Meta(ge=0, le=10)]
-Key = Annotated[str, Meta(min_length=1, max_length=64)]
+MAX_KEY = 64
+Key = Annotated[str, Meta(min_length=1, max_length=MAX_KEY)]
 """What makes a retry harmless: chosen by the client for one message, a UUID say."""
 MAX_PAGE = 1000
 """Messages in the answer to one `history`, at most."""

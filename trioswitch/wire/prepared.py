@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 
 import attrs
+from msgspec import UNSET
 
 from ..errors import TrioswitchError, UnencodableData
 from .frames import BINARY, TEXT, Compressor, frame
@@ -51,7 +52,7 @@ class Format:
     batch_bytes: int
 
 
-@attrs.frozen
+@attrs.frozen(repr=False)
 class Receipt:
     """What became of a published message, in receivers.
 
@@ -71,6 +72,12 @@ class Receipt:
     """Its position, in a room with history."""
     duplicate: bool = False
     """Whether it was a retry: then nothing was published again, and this is what became of the first."""
+
+    def __repr__(self) -> str:
+        """The three numbers, and what else there is."""
+        values = attrs.asdict(self)
+        shown = [f"{name}={value!r}" for name, value in values.items() if value or name in ("delivered", "queued", "dropped")]
+        return f"Receipt({', '.join(shown)})"
 
     def at(self, event: Event) -> "Receipt":
         """The same, with the event's position, if it has one."""
@@ -124,6 +131,11 @@ class Prepared:
         """Its bytes as they came in, for the bound of the room's queue."""
         self._payloads: dict[Codec, bytes] = {}
         self._frames: dict[Framing, Payload] = {}
+
+    @property
+    def recorded(self) -> bool:
+        """Whether it has a position in the history of its room."""
+        return isinstance(self.event, Recorded) and self.event.offset is not UNSET
 
     def stamp(self, timestamp: str) -> None:
         """Give the event its time. Once, and before the first encoding."""
@@ -259,9 +271,10 @@ class Window:
             chunk = self._chunks[format] = pack(self.messages, format, self.timestamp, shared=True)
         return chunk
 
-    def load(self, framing: Framing, now: float, *, conflate: bool) -> Load:
-        """All of it, to be queued. `now` and `conflate` are those of the first member that asks: there is one policy."""
+    def load(self, framing: Framing, clock: Callable[[], float], *, conflate: bool) -> Load:
+        """All of it, to be queued. The time and `conflate` are those of the first member that asks: there is one policy."""
         load = self._loads.get(framing)
         if load is None:
+            now = clock()
             load = self._loads[framing] = Load([message.entry(framing, now, conflate) for message in self.messages])
         return load

@@ -1,0 +1,463 @@
+"""The client and its connections: when it comes back, how it goes on there, and when it does not come back."""
+
+import ssl
+from collections.abc import Callable
+from random import Random
+from typing import Any
+
+import pytest
+import trio
+import trustme
+from client_support import PATIENCE, Highest, client_of, connected, fake_server, in_room, received
+from hypothesis import given
+from hypothesis import strategies as st
+from support import listening
+from trio.testing import MockClock
+
+from trioswitch.client import (
+    CannotConnect,
+    ClientClosed,
+    ClientError,
+    Gap,
+    Rejected,
+    RequestFailed,
+    State,
+    open_client,
+)
+from trioswitch.client.backoff import Backoff
+
+# --- waiting
+
+
+@given(seed=st.integers(), failures=st.integers(1, 30))
+def test_waits_are_random_below_a_ceiling_that_doubles(seed: int, failures: int) -> None:
+    backoff = Backoff(Random(seed))
+    for number in range(failures):
+        assert 0 <= backoff.next() <= min(0.5 * 2**number, 20)
+
+
+def test_the_ceiling_is_set_back_when_a_connection_has_lasted() -> None:
+    backoff = Backoff(Highest())
+    assert [backoff.next() for _ in range(8)] == [0.5, 1, 2, 4, 8, 16, 20, 20]
+    backoff.lasted(20)
+    assert backoff.next() == 20
+    backoff.lasted(20.1)
+    assert backoff.next() == 0.5
+
+
+async def test_it_tries_again_and_again(clock: MockClock) -> None:
+    async with connected(welcome={"session": None}) as (server, client, peer):
+        server.down = True
+        server.attempts.clear()
+        lost_at = trio.current_time()
+        await peer.vanish()
+        await trio.sleep(10)
+        assert [at - lost_at for at in server.attempts] == [0.5, 1.5, 3.5, 7.5]
+        assert not client.connected
+        server.down = False
+        await server.accept()
+        await trio.sleep(0.1)
+        assert client.connected
+        assert client.statistics().connections == 2
+
+
+async def test_it_comes_back_when_the_server_says(clock: MockClock) -> None:
+    async with connected() as (server, _client, peer):
+        await peer.send("reconnect", after=3.25, reason="going away")
+        server.down = True
+        server.attempts.clear()
+        lost_at = trio.current_time()
+        await peer.close(1001)
+        await trio.sleep(4)
+        assert [at - lost_at for at in server.attempts] == [3.25, 3.75]
+
+
+async def test_503_says_when_to_come_back(clock: MockClock) -> None:
+    async with connected() as (server, _client, peer):
+        server.refuse = (503, [(b"Retry-After", b"7")], b"full")
+        await peer.vanish()
+        lost_at = trio.current_time()
+        server.attempts.clear()
+        await trio.sleep(8)
+        assert [at - lost_at for at in server.attempts] == [0.5, 7.5]
+
+
+async def test_a_program_can_follow_the_state(clock: MockClock) -> None:
+    async with connected(welcome={"session": None}) as (server, client, peer), trio.open_nursery() as nursery:
+        seen: list[State] = []
+
+        async def follow() -> None:
+            async for state in client.states():
+                seen.append(state)
+
+        nursery.start_soon(follow)
+        await trio.sleep(0.1)
+        await peer.close(1001, "bye")
+        await server.accept()
+        await trio.sleep(0.1)
+        nursery.cancel_scope.cancel()
+    assert [(state.connected, state.retry_in) for state in seen] == [
+        (True, None),
+        (False, 0.5),
+        (False, None),
+        (True, None),
+    ]
+    assert seen[1].reason == "the connection was lost: 1001 bye"
+
+
+# --- a server that is dead
+
+
+async def test_silence_ends_a_connection(clock: MockClock) -> None:
+    async with connected(welcome={"heartbeat": 10.0, "session": None}) as (server, client, peer):
+        peer.nursery.start_soon(peer.closed)  # it reads, and says nothing
+        await trio.sleep(9.9)
+        assert client.connected
+        await trio.sleep(0.2)
+        assert not client.connected
+        await server.accept()
+
+
+async def test_an_answer_is_a_sign_of_life(clock: MockClock) -> None:
+    async with connected(welcome={"heartbeat": 10.0}) as (_server, client, peer):
+        for _ in range(10):
+            assert "heartbeat" in await peer.websocket.get_message()
+            await peer.send("heartbeat_ack", timestamp="")
+            assert client.connected
+        assert trio.current_time() == 90
+
+
+async def test_a_ping_is_a_sign_of_life(clock: MockClock) -> None:
+    async with connected(welcome={"heartbeat": 10.0}) as (_server, client, peer):
+        peer.nursery.start_soon(peer.closed)  # it reads, and says nothing but
+        for _ in range(10):
+            await trio.sleep(5)
+            with trio.fail_after(1):
+                await peer.websocket.ping()
+        assert client.connected
+
+
+async def test_a_server_that_does_not_greet_is_left(clock: MockClock) -> None:
+    async with fake_server() as server:
+        with pytest.raises(CannotConnect, match="did not greet"):
+            async with server.client(connect_timeout=3):
+                pass
+        assert trio.current_time() == pytest.approx(3, abs=0.1)
+
+
+@pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 101 "])
+async def test_a_server_that_hangs_up_in_the_handshake(answer: bytes, clock: MockClock) -> None:
+    ours, theirs = trio.testing.memory_stream_pair()
+
+    async def open_stream() -> trio.abc.Stream:
+        return ours
+
+    async with trio.open_nursery() as nursery:
+
+        async def hang_up() -> None:
+            await theirs.receive_some()
+            await theirs.send_all(answer)
+            await theirs.aclose()
+
+        nursery.start_soon(hang_up)
+        with pytest.raises(CannotConnect, match="test hung up"):
+            async with open_client("ws://test/", open_stream=open_stream):
+                pass
+    assert trio.current_time() == 0
+
+
+async def test_a_server_that_never_answers(clock: MockClock) -> None:
+    ours, _theirs = trio.testing.memory_stream_pair()
+
+    async def open_stream() -> trio.abc.Stream:
+        return ours
+
+    with pytest.raises(CannotConnect, match="test does not answer"):
+        async with open_client("ws://test/", open_stream=open_stream):
+            pass
+    assert trio.current_time() == 10
+
+
+async def test_what_is_no_message_ends_the_connection(clock: MockClock) -> None:
+    async with connected() as (server, _client, peer):
+        await peer.websocket.send_message("[1")
+        await peer.closed()
+        peer = await server.accept()
+        await peer.expect("resume")
+        await peer.send("system", room=[])
+        await peer.closed()
+
+
+# --- the first connection
+
+
+async def test_the_first_failure_is_told(clock: MockClock) -> None:
+    async with fake_server() as server:
+        server.down = True
+        with pytest.raises(CannotConnect, match="cannot connect to test: Connection refused"):
+            async with server.client():
+                pass
+
+
+async def test_it_keeps_trying_if_it_should(clock: MockClock) -> None:
+    async with fake_server() as server, trio.open_nursery() as nursery:
+        server.down = True
+        opened = trio.Event()
+
+        async def run() -> None:
+            async with server.client(keep_trying=True):
+                opened.set()
+
+        nursery.start_soon(run)
+        await trio.sleep(5)
+        server.down = False
+        await server.accept()
+        with trio.fail_after(PATIENCE):
+            await opened.wait()
+
+
+async def test_the_first_connection_can_be_cancelled(clock: MockClock) -> None:
+    async with fake_server() as server:
+        server.down = True
+        with trio.move_on_after(5) as scope:
+            async with server.client(keep_trying=True):
+                pass
+        assert scope.cancelled_caught
+        assert trio.current_time() == 5
+
+
+@pytest.mark.parametrize("url", ["http://test/", "ws://", "ws://test:x/", "nonsense"])
+async def test_a_url_that_is_none(url: str) -> None:
+    with pytest.raises(ValueError, match="no"):
+        async with open_client(url):
+            pass
+
+
+async def test_a_token_goes_into_the_head(clock: MockClock) -> None:
+    async with fake_server() as server, trio.open_nursery() as nursery:
+
+        async def greet() -> None:
+            assert (await server.accept()).token == "Bearer t0k"
+
+        nursery.start_soon(greet)
+        async with server.client(token="t0k") as client:
+            assert client.user_id == "ann"
+        with pytest.raises(ValueError, match="printable"):
+            async with server.client(token="t\n"):
+                pass
+
+
+# --- the end
+
+
+@pytest.mark.parametrize("code", [4500, 4502, 4999])
+async def test_close_codes_that_tell_not_to_come_back(code: int, clock: MockClock) -> None:
+    async with fake_server() as server, trio.open_nursery() as nursery:
+
+        async def greet() -> None:
+            peer = await server.accept()
+            await trio.sleep(1)
+            await peer.close(code, "go away")
+
+        nursery.start_soon(greet)
+        with pytest.raises(Rejected) as rejected:
+            async with server.client():
+                await trio.sleep_forever()
+        assert (rejected.value.code, rejected.value.reason) == (code, "go away")
+        assert len(server.attempts) == 1
+
+
+@pytest.mark.parametrize("status", [401, 403])
+async def test_statuses_that_tell_not_to_come_back(status: int, clock: MockClock) -> None:
+    async with fake_server() as server:
+        server.refuse = (status, [], b"wrong token\n")
+        with pytest.raises(Rejected, match=f"{status} wrong token"):
+            async with server.client():
+                pass
+
+
+async def test_a_token_that_has_run_out_ends_the_client_later(clock: MockClock) -> None:
+    async with fake_server() as server:
+
+        async def be_refused() -> None:
+            async with client_of(server) as (_client, peer):
+                server.refuse = (401, [], b"")
+                await peer.vanish()
+                await trio.sleep_forever()
+
+        with pytest.raises(Rejected, match="401"):
+            await be_refused()
+
+
+class Oops(Exception):
+    pass
+
+
+async def test_what_the_block_raises_comes_out_as_it_is(clock: MockClock) -> None:
+    cause = ValueError("cause")
+    async with fake_server() as server:
+        with pytest.raises(Oops) as caught:
+            async with client_of(server) as (client, peer), in_room(client, peer):
+                raise Oops("x") from cause
+    assert caught.value.__cause__ is cause
+
+
+async def test_leaving_closes_with_1000(clock: MockClock) -> None:
+    async with fake_server() as server, trio.open_nursery() as nursery:
+        codes: list[int] = []
+
+        async def greet() -> None:
+            codes.append(await (await server.accept()).closed())
+
+        nursery.start_soon(greet)
+        async with server.client() as client:
+            pass
+        with pytest.raises(ClientClosed):
+            await client.publish("r", 1)
+        with pytest.raises(ClientClosed):
+            await anext(client.direct())
+        assert [state async for state in client.states()] == []
+    assert codes == [1000]
+
+
+async def test_a_client_that_is_cancelled_says_goodbye(clock: MockClock) -> None:
+    async with fake_server() as server, trio.open_nursery() as nursery:
+        codes: list[int] = []
+
+        async def greet() -> None:
+            codes.append(await (await server.accept()).closed())
+
+        nursery.start_soon(greet)
+        with trio.move_on_after(3) as scope:
+            async with server.client() as client:
+                await client.publish("r", 1)
+        assert scope.cancelled_caught
+    assert codes == [1000]
+    assert trio.current_time() == 3
+
+
+async def test_a_peer_that_does_not_answer_the_close_is_cut(clock: MockClock) -> None:
+    async with fake_server() as server, trio.open_nursery() as nursery:
+
+        async def greet() -> None:
+            peer = await server.accept()
+            await peer.websocket._recv_channel.aclose()  # it reads no more
+            await trio.sleep(100)
+
+        nursery.start_soon(greet)
+        async with server.client() as client:
+            nursery.start_soon(_ignore, lambda: client.chat("r", "x" * 100))
+            await trio.sleep(1)
+        assert trio.current_time() <= 3
+        nursery.cancel_scope.cancel()
+
+
+async def _ignore(ask: Callable[[], Any]) -> None:
+    with pytest.raises(ClientError):
+        await ask()
+
+
+# --- going on
+
+
+async def test_it_resumes_its_session_with_its_positions(clock: MockClock) -> None:
+    async with connected() as (server, client, peer), in_room(client, peer, offset=3) as room:
+        await peer.message(4)
+        assert await received(room, 1) == [4]
+        await peer.vanish()
+        peer = await server.accept(session="s2")
+        resume = await peer.expect("resume", session="s1", rooms={"r": {"epoch": "a", "offset": 4}})
+        await peer.message(5)  # what was missed comes before the answer, or after it
+        rooms = {"r": {"recovered": True, "epoch": "a", "offset": 6, "online_count": 7}}
+        await peer.ack(resume, session="s1", user_id="ann", rooms=rooms)
+        await peer.message(6)
+        await peer.message(6)
+        await peer.message(7)
+        assert await received(room, 3) == [5, 6, 7]
+        assert room.online_count == 7
+        await peer.vanish()
+        await (await server.accept(session="s3")).expect("resume", session="s1")
+
+
+async def test_it_joins_again_where_the_session_is_unknown(clock: MockClock) -> None:
+    async with connected("ann") as (server, client, peer), in_room(client, peer, offset=3, history=2) as room:
+        await peer.vanish()
+        peer = await server.accept(session="s2")
+        await peer.error(await peer.expect("resume"), "unknown_session")
+        join = await peer.let_join(offset=5, recovered=True)
+        assert join["since"] == {"epoch": "a", "offset": 1}
+        assert join["user_id"] == "ann"
+        await peer.message(2)
+        assert await received(room, 1) == [2]
+        await peer.vanish()
+        peer = await server.accept(session="s3")
+        await peer.error(await peer.expect("resume", session="s2"), "unknown_session")
+        assert (await peer.let_join(epoch="b", recovered=False))["since"] == {"epoch": "a", "offset": 2}
+        await peer.send("gap", room="r", epoch="b", lost=True)
+        await peer.message(1, epoch="b")
+        assert await received(room, 2) == [Gap(room="r", dropped=None), 1]
+
+
+async def test_a_room_without_history_tells_that_it_was_away(clock: MockClock) -> None:
+    async with connected() as (server, client, peer), in_room(client, peer, offset=None) as room:
+        await peer.vanish()
+        peer = await server.accept()
+        await peer.error(await peer.expect("resume"), "unknown_session")
+        assert "since" not in await peer.let_join(offset=None)
+        assert await received(room, 1) == [Gap(room="r", dropped=None)]
+
+
+async def test_a_server_without_sessions(clock: MockClock) -> None:
+    async with connected(welcome={"session": None}) as (server, client, peer), in_room(client, peer, offset=None):
+        await peer.vanish()
+        peer = await server.accept(session=None)
+        await peer.let_join(offset=None)
+
+
+async def test_a_session_that_was_taken_over_is_not_taken_back(clock: MockClock) -> None:
+    async with connected() as (server, client, peer), in_room(client, peer):
+        await peer.close(4002)
+        peer = await server.accept(session="s2")
+        await peer.let_join(recovered=True)
+
+
+async def test_rooms_that_were_left_in_the_meantime_are_left(clock: MockClock) -> None:
+    async with connected() as (server, client, peer):
+        async with in_room(client, peer):
+            await peer.vanish()
+            await trio.sleep(0.1)
+        peer = await server.accept()
+        await peer.ack(await peer.expect("resume", rooms={}), session="s1", rooms={"r": {"recovered": True}})
+        await peer.expect("leave_room", room="r")
+
+
+async def test_a_room_that_refuses_to_take_it_back_ends(clock: MockClock) -> None:
+    async with connected() as (server, client, peer), in_room(client, peer, offset=3) as room:
+        await peer.message(4)
+        await trio.sleep(0.1)
+        await peer.vanish()
+        peer = await server.accept()
+        await peer.error(await peer.expect("resume"), "unknown_session")
+        await peer.error(await peer.expect("join_room"), "forbidden")
+        assert await received(room, 1) == [4]
+        with pytest.raises(RequestFailed, match="forbidden"):
+            await received(room, 1)
+
+
+# --- TLS
+
+
+async def test_a_certificate_is_checked() -> None:
+    authority = trustme.CA()
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert("localhost").configure_cert(context)
+    trusting = ssl.create_default_context()
+    authority.configure_trust(trusting)
+    with trio.fail_after(PATIENCE):
+        async with listening(host="localhost", ssl_context=context) as (_switch, server):
+            url = f"wss://localhost:{server.port}/ws"
+            with pytest.raises(CannotConnect, match="certificate is no good"):
+                async with open_client(url):
+                    pass
+            async with open_client(url, ssl_context=trusting) as client, client.room("r") as room:
+                assert (await room.publish(1)).dropped == 0

@@ -1,10 +1,10 @@
 """History and recovery: what a client missed comes before what comes now, once each and in order."""
 
+from pipes import Link
 from typing import Any
 
 import pytest
 import trio
-from pipes import Link
 from support import App, Client, running, settled
 from trio.testing import MockClock, memory_stream_pair
 

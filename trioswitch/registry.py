@@ -23,7 +23,7 @@ from .supervise import supervise
 from .transport.reactor import Reactor
 from .wire.frames import Compressor
 from .wire.messages import System
-from .wire.prepared import Format, Framing, Prepared, Receipt
+from .wire.prepared import Format, Framing, Outcome, Prepared, Receipt
 from .wire.protocols import ClientProtocol, Codec
 
 __all__ = ["Registry"]
@@ -286,14 +286,16 @@ class Registry:
             if room is not None:
                 await room.publish(message)
                 return
+            became: Outcome = Receipt()
         except trio.ClosedResourceError:
             _log.debug("room %r was closed while a publisher waited for it", room_name)
+            became = StoreError("the server ends") if self.stores(room_name) else Receipt()
         except trio.Cancelled:
             if message.settle is not None:
                 message.settle(StoreError("it was not published: its sender went while the room was full"))
             raise
         if message.settle is not None:
-            message.settle(Receipt())
+            message.settle(became)
 
     def publish_nowait(self, room_name: str, message: Prepared) -> bool:
         """Queue a message in a room. Returns whether there is one. Raises trio.WouldBlock when it is full."""

@@ -90,6 +90,8 @@ class Room:
             # The order of offsets is the order of delivery: priority ends a linger here, and does not reorder.
             message.deliver_by = 0.0 if message.priority > URGENT else message.deliver_by
             message.priority = 0
+        if keep is Keep.STORED and self._accepted - self._published >= self._options.room_messages:
+            raise trio.WouldBlock  # what is at the store needs a place when it comes back
         if keep is Keep.STORED and isinstance(message.event, Recorded):
             self._store(message)
         else:
@@ -106,8 +108,6 @@ class Room:
     def _store(self, message: Prepared) -> None:
         if self._closed:
             raise trio.ClosedResourceError
-        if self._accepted - self._published >= self._options.room_messages:
-            raise trio.WouldBlock
         self._submit(self, message)
         self._at_store += 1
 

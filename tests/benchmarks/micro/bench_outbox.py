@@ -48,6 +48,19 @@ def bench_offer_full(benchmark: Any, overflow: Overflow) -> None:
     in_trio(measure)
 
 
+@pytest.mark.benchmark(group="outbox: take a window when it is full")
+@COUNTS
+def bench_take_full(benchmark: Any, count: int) -> None:
+    def measure() -> None:
+        outbox, window = outbox_on(Sink(full=True)), Window([chat() for _ in range(count)], NOW)
+        wanted = range(count)
+        for _ in range(3000 // count):
+            outbox.take(window, wanted, Overflow.DROP_OLDEST)
+        assert benchmark(outbox.take, window, wanted, Overflow.DROP_OLDEST) == (Offer.QUEUED, count)
+
+    in_trio(measure)
+
+
 @pytest.mark.benchmark(group="batch: queue messages and take them")
 @COUNTS
 @pytest.mark.parametrize("priorities", [1, 3])

@@ -198,3 +198,14 @@ def test_micro_benchmarks(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stdout
     assert " passed" in done.stdout
+
+
+def test_the_benchmarks_of_what_is_durable(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("<!-- acks -->\n<!-- /acks -->\n<!-- crowd -->\n<!-- /crowd -->\n")
+    done = run(sys.executable, BENCHMARKS / "durable.py", "--quick", "--page", page)
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    assert all(line["acks_per_s"] > 10 for line in lines if "acks_per_s" in line)
+    assert {line["history"] for line in lines if "history" in line} == {"memory", "stored"}
+    assert "| memory | 100 | 20 |" in page.read_text()

@@ -834,7 +834,8 @@ class World:
 
     def kept_from(self, room: str, epoch: str, last: int) -> int:
         """Everything above this offset was in the history for certain, when `last` was its newest; or has expired."""
-        base, age, log = max(0, last - self.setting.size), self.setting.age, self.logs[room]
+        age, log = self.setting.age, self.logs[room]
+        base = max(0, max(last, log.last(epoch)) - self.setting.size)  # more may have been published, or committed, since
         if age is not None:
             for offset in range(base + 1, last + 1):
                 number = log.numbers.get((epoch, offset))

@@ -1,4 +1,4 @@
-"""Measures what is durable:  python tests/benchmarks/durable.py [--quick] [acks|crowd ...]
+"""Measures what is durable:  python tests/benchmarks/durable.py [--quick] [--page docs/performance.md] [acks|crowd ...]
 
     acks    publishes to stored rooms acknowledged per second, each publisher waiting for its ack, from 1, 20 and 200
     crowd   5,000 clients that come back at once, each of which missed 20 messages, until the last has all of them
@@ -18,11 +18,19 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from report import between_marks, provenance
+from store import rate
+
+from trioswitch import __version__
+from trioswitch.bench.host import machine
 from trioswitch.bench.wire import Language, Scanner, request
+from trioswitch.stores.schema import open_connections
 
 LANGUAGE = Language("trioswitch.v1")
 PATIENCE = 120.0
@@ -113,6 +121,14 @@ def server(folder: Path, room: str) -> Iterator[int]:
 def _on_core(number: int, command: list[str]) -> list[str]:
     cores = sorted(os.sched_getaffinity(0))
     return ["taskset", "-c", str(cores[number]), *command] if len(cores) > 1 else command
+
+
+def raw() -> dict[str, Any]:
+    """What the disk does by itself: transactions of 200 rows with nothing around them."""
+    with tempfile.TemporaryDirectory() as folder:
+        connections = open_connections(Path(folder) / "raw.db")
+        with closing(connections.reader), closing(connections.lock), closing(connections.writer) as connection:
+            return {"publishers": "sqlite3 alone, 200 rows at once", "acks_per_s": rate("raw", connection, 200)}
 
 
 def acks(publishers: int, seconds: float) -> dict[str, Any]:
@@ -235,17 +251,42 @@ def main() -> None:
     parser.add_argument("what", nargs="*", default=["acks", "crowd"])
     parser.add_argument("--quick", action="store_true", help="small and short: whether it works, not how fast")
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--page", type=Path, help="a page whose marks `acks` and `crowd` get the tables")
     chosen = parser.parse_args()
     if len(cores := sorted(os.sched_getaffinity(0))) > 1:
         os.sched_setaffinity(0, cores[1:])
     runs = 1 if chosen.quick else chosen.runs
-    if "acks" in chosen.what:
-        for publishers in (1, 20) if chosen.quick else (1, 20, 200):
-            print(json.dumps(median([acks(publishers, 0.5 if chosen.quick else 5.0) for _ in range(runs)])), flush=True)
-    if "crowd" in chosen.what:
-        number = 100 if chosen.quick else 5000
-        for keep in ("memory", "stored"):
-            print(json.dumps(median([crowd(keep, number, 20) for _ in range(runs)])), flush=True)
+    seconds, most, number = (0.5, 20, 100) if chosen.quick else (5.0, 200, 5000)
+    measurements: dict[str, list[Callable[[], dict[str, Any]]]] = {
+        "acks": [partial(acks, publishers, seconds) for publishers in (1, 20, 200) if publishers <= most] + [raw],
+        "crowd": [partial(crowd, keep, number, 20) for keep in ("memory", "stored")],
+    }
+    for name in chosen.what:
+        rows: list[list[dict[str, Any]]] = [[] for _ in measurements[name]]
+        for _ in range(runs):
+            for row, measure in zip(rows, measurements[name], strict=True):
+                row.append(measure())
+                print(json.dumps(row[-1]), flush=True)
+        text = table([median(row) for row in rows], runs)
+        print(text, flush=True)
+        if chosen.page:
+            chosen.page.write_text(between_marks(chosen.page.read_text(), name, text))
+
+
+def table(rows: list[dict[str, Any]], runs: int) -> str:
+    names = list(rows[0])
+    lines = ["| " + " | ".join(name.replace("_", " ") for name in names) + " |", "|---|" + "---:|" * (len(names) - 1)]
+    for row in rows:
+        cells = (row.get(name, "") for name in names)
+        lines.append("| " + " | ".join(f"{cell:,.2f}" if isinstance(cell, float) else f"{cell}" for cell in cells) + " |")
+    measured = {
+        "machine": machine(),
+        "runs": runs,
+        "measured": datetime.now(UTC).isoformat(),
+        "versions": {"trioswitch": __version__},
+        "revision": None,
+    }
+    return "\n".join([*lines, "", provenance(measured)])
 
 
 if __name__ == "__main__":

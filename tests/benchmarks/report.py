@@ -22,14 +22,14 @@ def write(results: Path, page: Path, plot: Path) -> None:
         return
     text = page.read_text(encoding="utf-8")
     for name, measured in known.items():
-        text = _between_marks(text, name, table(measured, SCENARIOS[name]))
+        text = between_marks(text, name, table(measured, SCENARIOS[name]))
     if drawn:
         link = os.path.relpath(plot, page.parent)
-        text = _between_marks(text, "picture", f"![The scenarios at a glance]({link})")
+        text = between_marks(text, "picture", f"![The scenarios at a glance]({link})")
     page.write_text(text, encoding="utf-8")
 
 
-def _between_marks(text: str, name: str, new: str) -> str:
+def between_marks(text: str, name: str, new: str) -> str:
     """Replace what stands between `<!-- NAME -->` and `<!-- /NAME -->`."""
     pattern = re.compile(rf"(<!-- {re.escape(name)} -->\n).*?(<!-- /{re.escape(name)} -->)", re.DOTALL)
     return pattern.sub(lambda marks: f"{marks[1]}\n{new}\n\n{marks[2]}", text)
@@ -45,7 +45,7 @@ def table(measured: dict[str, Any], scenario: Scenario) -> str:
         busy, servers = (row["median"].get(name) or 0.0 for name in ("client_busy", "server_busy"))
         doubt = "\N{DAGGER}" if busy > BUSY and servers < BUSY else ""
         lines.append(f"| {name}{doubt} | " + " | ".join(cells) + " |")
-    lines += ["", _provenance(measured)]
+    lines += ["", provenance(measured)]
     if any("\N{DAGGER}" in line for line in lines):
         lines += ["", "\N{DAGGER} The load client had less time to spare than the server, which may do better."]
     for label, error in measured["errors"].items():
@@ -75,7 +75,7 @@ def _cell(value: float | None, form: str) -> str:
     return "-" if value is None else form.format(value)
 
 
-def _provenance(measured: dict[str, Any]) -> str:
+def provenance(measured: dict[str, Any]) -> str:
     machine, runs = measured["machine"], measured["runs"]
     versions = ", ".join(f"{name} {version}" for name, version in measured["versions"].items())
     revision = f" ({measured['revision']})" if measured["revision"] else ""

@@ -1,6 +1,6 @@
 """How fast the SQLite store is on a disk, beside a plain loop of sqlite3 with the same pragmas: run by hand, takes a minute.
 
-python tests/benchmarks/store.py [--dir DIR]
+python tests/benchmarks/store.py [--dir DIR] [--page docs/performance.md]
 """
 
 import argparse
@@ -15,6 +15,7 @@ from statistics import quantiles
 from time import perf_counter
 
 import trio
+from report import between_marks
 
 from trioswitch.stores import Append, Retention
 from trioswitch.stores.schema import open_connections
@@ -33,15 +34,28 @@ NOW = 1_000_000.0
 def main() -> None:
     parser = argparse.ArgumentParser(description="The SQLite store on a disk.")
     parser.add_argument("--dir", help="where to make the files, on the disk that is meant; by default a temporary one")
-    with tempfile.TemporaryDirectory(dir=parser.parse_args().dir) as name:
+    parser.add_argument("--page", type=Path, help="a page whose marks `store` get what is measured")
+    chosen = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=chosen.dir) as name:
         raw(Path(name))
         trio.run(appends, Path(name))
         trio.run(big, Path(name) / "big.db")
+    if chosen.page:
+        text = "\n".join(["```text", *SAID, "```"])
+        chosen.page.write_text(between_marks(chosen.page.read_text(), "store", text))
+
+
+SAID: list[str] = []
+
+
+def say(line: str) -> None:
+    SAID.append(line)
+    print(line, flush=True)
 
 
 def show(what: str, figure: str, times: list[float]) -> None:
     cuts = quantiles(times, n=100)
-    print(f"{what:<48}{figure:>18}   p50 {cuts[49] * 1e3:7.2f} ms   p99 {cuts[98] * 1e3:7.2f} ms", flush=True)
+    say(f"{what:<48}{figure:>18}   p50 {cuts[49] * 1e3:7.2f} ms   p99 {cuts[98] * 1e3:7.2f} ms")
 
 
 @contextmanager
@@ -61,7 +75,8 @@ def raw(directory: Path) -> None:
                 rate(f"sqlite3, {synchronous}, {batch} rows at once", connection, batch)
 
 
-def rate(what: str, connection: sqlite3.Connection, batch: int) -> None:
+def rate(what: str, connection: sqlite3.Connection, batch: int) -> float:
+    """Rows a second, so many in each transaction."""
     times: list[float] = []
     offset, started = 0, perf_counter()
     while perf_counter() - started < SECONDS / 2:
@@ -72,6 +87,7 @@ def rate(what: str, connection: sqlite3.Connection, batch: int) -> None:
             connection.execute("COMMIT")
         offset += batch
     show(what, f"{offset / sum(times):,.0f} rows/s", times)
+    return offset / sum(times)
 
 
 def message(room: int) -> Append:
@@ -104,7 +120,7 @@ async def appends(directory: Path) -> None:
         what = f"store, {tasks} tasks, {rooms} rooms"
         await repeat(tasks, what, "records", partial(append, store, rooms))
         writes = store.statistics().writes
-        print(f"{'':<48}{writes.requests / writes.transactions:>11,.0f} a group")
+        say(f"{'':<48}{writes.requests / writes.transactions:>11,.0f} a group")
         await store.aclose()
 
 
@@ -117,12 +133,12 @@ async def big(path: Path) -> None:
     show(f"filling with {ROOMS * MESSAGES:,} messages", f"{ROOMS * MESSAGES / sum(times):,.0f} records/s", times)
     started = perf_counter()
     await store.aclose()
-    print(f"closing it: {(perf_counter() - started) * 1e3:.1f} ms; {mebibytes(path)} MiB")
+    say(f"closing it: {(perf_counter() - started) * 1e3:.1f} ms; {mebibytes(path)} MiB")
 
     started = perf_counter()
     store = await SqliteStore.open(path)
     page = await store.read_newest("room1", limit=1, max_bytes=1 << 20, now=NOW)
-    print(f"opening it, to the first page: {(perf_counter() - started) * 1e3:.1f} ms")
+    say(f"opening it, to the first page: {(perf_counter() - started) * 1e3:.1f} ms")
     assert page.last == MESSAGES
 
     chance = random.Random(1)
@@ -146,10 +162,10 @@ async def big(path: Path) -> None:
     times = []
     with timed(times):
         await store.sweep(NOW, 1e6)
-    print(f"sweeping, nothing to do: {times[0] * 1e3:.1f} ms")
+    say(f"sweeping, nothing to do: {times[0] * 1e3:.1f} ms")
     with timed(times):
         await store.sweep(NOW + 86401.0, 1e6)
-    print(f"sweeping all of it: {times[1]:.1f} s")
+    say(f"sweeping all of it: {times[1]:.1f} s")
     await store.aclose()
 
 

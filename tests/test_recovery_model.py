@@ -708,7 +708,8 @@ class World:
                 wire.maybe.clear()
                 self.join_again(actor, step)
                 return
-            closing = owner is not None and owner.goodbye  # perhaps the server has not read it yet
+            # Perhaps the server has not read its goodbye yet, or has not done with closing it.
+            closing = owner is not None and (owner.goodbye or owner.link.closed is not None)
             assert there or closing or now < max((held.over for held in kept), default=-inf), "this session was over"
             assert (answer["session"], answer["user_id"]) == (session, actor.user)
             self.held = [held for held in self.held if held.session != session]

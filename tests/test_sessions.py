@@ -309,7 +309,7 @@ async def test_what_has_ended_cannot_be_resumed_while_its_connection_still_close
         assert app.switch.users_in("r") == []
 
 
-async def test_taken_over_in_the_middle_of_resuming(clock: MockClock) -> None:
+async def test_taken_over_in_the_middle_of_resuming(clock: MockClock, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its places are another's from then on, though what it waits for comes back."""
 
     class Slow(MemoryStore):
@@ -317,11 +317,12 @@ async def test_taken_over_in_the_middle_of_resuming(clock: MockClock) -> None:
             await trio.sleep(5)
             return await super().read(*args, **how)
 
+    monkeypatch.setattr("trioswitch.journal.wall_time", lambda: 1e9 + trio.current_time())
     policy = RoomPolicy(pattern="stored", history="stored", history_age=30)
-    async with running(Options(policies=(policy,)), store=Slow()) as app:
+    async with running(Options(policies=(policy,), ping_interval=1e6), store=Slow()) as app:
         ann, session = await arrive(app, "ann", "stored")
         epoch = (await app.switch.publish("stored", 1)).epoch
-        await trio.sleep(60)  # it is too old for memory, and the store has to say so
+        await trio.sleep(60)  # it is too old, and the store has to say so
         await vanish(ann)
         start = {"stored": {"epoch": epoch, "offset": 0}}
         second, _ = await pipe(app)

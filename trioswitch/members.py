@@ -1,6 +1,5 @@
 """What a room hands messages to, and how it counts what becomes of them."""
 
-from collections import Counter
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -36,26 +35,44 @@ class Member(Protocol):
 class Tally:
     """Counts what becomes of a window's messages: together for members where it is the same for all, else one by one."""
 
-    __slots__ = ("_singly", "_size", "whole")
+    __slots__ = ("_singly", "_size", "dropped", "queued", "written")
 
     def __init__(self, size: int) -> None:
         self._size = size
-        self.whole: Counter[Offer] = Counter()
-        self._singly: Counter[tuple[int, Offer]] = Counter()  # by index of the message
+        self.written = self.queued = self.dropped = 0  # members for whom the whole window was
+        self._singly: dict[tuple[int, Offer], int] = {}  # by index of the message
 
     def add(self, became: Offer, indexes: Sequence[int]) -> None:
         if len(indexes) == self._size:
-            self.whole[became] += 1
+            if became is Offer.WRITTEN:
+                self.written += 1
+            elif became is Offer.QUEUED:
+                self.queued += 1
+            else:
+                self.dropped += 1
         else:
             for index in indexes:
-                self._singly[index, became] += 1
+                self._singly[index, became] = self._singly.get((index, became), 0) + 1
 
-    def total(self, offer: Offer) -> int:
-        singly = sum(count for (_index, became), count in self._singly.items() if became is offer)
-        return self.whole[offer] * self._size + singly
+    def totals(self) -> tuple[int, int]:
+        """Messages that were written and that were queued, times receivers."""
+        written, queued = self.written * self._size, self.queued * self._size
+        for (_index, became), count in self._singly.items():
+            if became is Offer.WRITTEN:
+                written += count
+            elif became is Offer.QUEUED:
+                queued += count
+        return written, queued
 
-    def receipt(self, index: int) -> Receipt:
-        def count(became: Offer) -> int:
-            return self.whole[became] + self._singly[index, became]
-
-        return Receipt(count(Offer.WRITTEN), count(Offer.QUEUED), count(Offer.DROPPED))
+    def receipt(self, index: int, epoch: str | None, offset: int | None) -> Receipt:
+        """What became of one message, with its position."""
+        one = self._singly
+        if not one:
+            return Receipt(self.written, self.queued, self.dropped, epoch=epoch, offset=offset)
+        return Receipt(
+            self.written + one.get((index, Offer.WRITTEN), 0),
+            self.queued + one.get((index, Offer.QUEUED), 0),
+            self.dropped + one.get((index, Offer.DROPPED), 0),
+            epoch=epoch,
+            offset=offset,
+        )

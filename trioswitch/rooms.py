@@ -263,13 +263,17 @@ class Room:
         messages, excluded = window.messages, window.excluded
         if not messages:
             return []  # all of them had expired
-        everything, overflow, whole = range(len(messages)), self.policy.overflow, tally.whole
+        everything, overflow = range(len(messages)), self.policy.overflow
         blocked: list[tuple[Member, list[int]]] = []
         for member in members:
             wanted: Sequence[int] = everything
             if member.id not in excluded:
-                if (became := member.deliver(window)) is not None:
-                    whole[became] += 1
+                became = member.deliver(window)
+                if became is Offer.WRITTEN:
+                    tally.written += 1
+                    continue
+                if became is not None:
+                    tally.queued += 1
                     continue
             else:
                 wanted = [i for i, message in enumerate(messages) if member.id not in message.exclude]
@@ -297,8 +301,9 @@ class Room:
     def _finish(self, messages: list[Prepared], tally: Tally) -> None:
         self._window = None
         self._windows += 1
-        self._delivered += tally.total(Offer.WRITTEN)
-        self._queued += tally.total(Offer.QUEUED)
+        written, queued = tally.totals()
+        self._delivered += written
+        self._queued += queued
         self._settle(messages, tally)
 
     def _settle(self, messages: list[Prepared], outcome: Tally | Outcome) -> None:
@@ -309,9 +314,12 @@ class Room:
             self._handed_out.set()
             self._handed_out = None
         for index, message in enumerate(messages):
-            if message.settle is not None:
-                became = outcome.receipt(index) if isinstance(outcome, Tally) else outcome
-                message.settle(became.at(message.event) if isinstance(became, Receipt) else became)
+            if message.settle is None:
+                continue
+            if isinstance(outcome, Tally):
+                message.settle(outcome.receipt(index, *message.position))
+            else:
+                message.settle(outcome.at(message) if isinstance(outcome, Receipt) else outcome)
 
     # --- who is here
 

@@ -79,12 +79,10 @@ class Receipt:
         shown = [f"{name}={value!r}" for name, value in values.items() if value or name in ("delivered", "queued", "dropped")]
         return f"Receipt({', '.join(shown)})"
 
-    def at(self, event: Event) -> "Receipt":
-        """The same, with the event's position, if it has one."""
-        if not isinstance(event, Recorded) or not isinstance(event.offset, int):
-            return self
-        assert isinstance(event.epoch, str)
-        return attrs.evolve(self, epoch=event.epoch, offset=event.offset)
+    def at(self, message: "Prepared") -> "Receipt":
+        """The same, with the message's position."""
+        epoch, offset = message.position
+        return attrs.evolve(self, epoch=epoch, offset=offset)
 
 
 Outcome = Receipt | TrioswitchError
@@ -131,6 +129,14 @@ class Prepared:
         """Its bytes as they came in, for the bound of the room's queue."""
         self._payloads: dict[Codec, bytes] = {}
         self._frames: dict[Framing, Payload] = {}
+
+    @property
+    def position(self) -> tuple[str | None, int | None]:
+        """Its epoch and offset, where its room has a history."""
+        event = self.event
+        if isinstance(event, Recorded) and isinstance(event.offset, int) and isinstance(event.epoch, str):
+            return event.epoch, event.offset
+        return None, None
 
     @property
     def recorded(self) -> bool:

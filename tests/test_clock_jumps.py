@@ -10,7 +10,7 @@ from typing import Any
 import attrs
 import pytest
 import trio
-from pipes import Link
+from links import Link
 from support import running, settled
 from trio.testing import MockClock
 

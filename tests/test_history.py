@@ -1,10 +1,10 @@
 """History and recovery: what a client missed comes before what comes now, once each and in order."""
 
-from pipes import Link
 from typing import Any
 
 import pytest
 import trio
+from links import Link
 from support import App, Client, running, settled
 from trio.testing import MockClock, memory_stream_pair
 
@@ -24,7 +24,7 @@ def app_with(keep: Keep = Keep.MEMORY, **policy: Any) -> Any:
 
 async def messages(client: Client, count: int) -> list[tuple[int, Any]]:
     """Offset and data of the next messages of a room."""
-    got = []
+    got: list[tuple[int, Any]] = []
     while len(got) < count:
         message = await client.receive()
         assert message["type"] != "gap", message
@@ -229,7 +229,7 @@ async def test_what_overflowed_can_be_fetched_on_the_same_connection(clock: Mock
             await app.switch.publish("r", number)
         await settled()
         got: dict[int, int] = {}
-        gaps = []
+        gaps: list[dict[str, Any]] = []
         while max(got, default=0) < 30 and (not gaps or gaps[-1]["to"] < 30):
             message = await client.receive()
             if message["type"] == "gap":

@@ -19,7 +19,7 @@ async def come(app: Any, user: str) -> Client:
 
 
 async def letters(client: Client, count: int) -> list[tuple[int, Any]]:
-    got = []
+    got: list[tuple[int, Any]] = []
     while len(got) < count:
         message = await client.receive()
         if message["type"] == "direct_message":

@@ -27,7 +27,7 @@ import attrs
 import trio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from pipes import Link
+from links import Link
 from support import settled
 from trio.testing import MockClock
 

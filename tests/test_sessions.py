@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import trio
-from pipes import Link
+from links import Link
 from support import App, Client, running, settled
 from trio.testing import MockClock
 

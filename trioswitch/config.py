@@ -62,7 +62,9 @@ class RoomPolicy:
     announce_limit: int = option(100, "users above which joins and leaves are not announced one by one", ge(0))
     history: Keep = attrs.field(default=Keep.NONE, converter=Keep)
     history_size: int = option(100, "messages that the history keeps", ge(1))
-    history_age: float | None = option(None, "seconds that the history keeps a message; without it, any time", optional(gt(0)))
+    history_age: float | None = option(
+        None, "seconds that the history keeps a message; without it, any time", optional(gt(0))
+    )
 
     def matches(self, room: str) -> bool:
         return fnmatch.fnmatchcase(room, self.pattern)
@@ -127,7 +129,9 @@ class Options:
         10.0, "seconds that such a client keeps its place in rooms before it is announced to have left", ge(0)
     )
     max_sessions: int = option(
-        100_000, "sessions of clients that are away, 1 KB or more each; beyond it the one that is away longest ends", ge(1)
+        100_000,
+        "sessions of clients that are away, 1 KB or more each; beyond it the one that is away longest ends",
+        ge(1),
     )
     inbox_messages: int = option(
         100, "direct messages that wait for a user who is away; more are refused. 0: none are kept", ge(0)

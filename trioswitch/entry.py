@@ -27,10 +27,10 @@ from .transport.channels import ByteChannel, PrefixedStream, address
 from .transport.native import NativeTransport, read_head
 from .transport.trio_websocket import TrioWebsocketTransport
 from .version import __version__
+from .wire.handshake import Handshake, Rejected, is_upgrade, response
 from .wire.messages import Connected
 from .wire.prepared import Prepared
 from .wire.protocols import ClientProtocol, choose
-from .wire.handshake import Handshake, Rejected, is_upgrade, response
 
 __all__ = ["Entry", "OnConnect", "OnDisconnect", "OtherRequest", "TransportName"]
 

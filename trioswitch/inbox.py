@@ -214,9 +214,7 @@ class Inbox:
         while progress.more and connection.inbox is progress:
             progress.more = False
             try:
-                letters = await self._store.letters(
-                    progress.user, after=progress.sent, limit=PAGE, now=wall_time()
-                )
+                letters = await self._store.letters(progress.user, after=progress.sent, limit=PAGE, now=wall_time())
             except StoreError as error:
                 self._registry.journal.failed(error)
                 await trio.sleep(RETRY)

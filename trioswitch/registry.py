@@ -328,7 +328,9 @@ class Registry:
         message.stamp(timestamp())
         overflow = self.options.direct_overflow
         counts = Counter(
-            connection.outbox.offer(message, overflow) for connection in receivers if connection.id not in message.exclude
+            connection.outbox.offer(message, overflow)
+            for connection in receivers
+            if connection.id not in message.exclude
         )
         return Receipt(counts[Offer.WRITTEN], counts[Offer.QUEUED], counts[Offer.DROPPED])
 

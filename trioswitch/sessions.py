@@ -1,9 +1,9 @@
 """Sessions: who comes back within the time finds its user, its rooms and everything that was published meanwhile.
 
-    connected   the connection has the session's id, and everything else
-    held        the client is away for less than `leave_grace`: its places in rooms are held, nobody is told
-    away        its places are given up, and it is still known for `session_time`
-    over        it said goodbye, was told not to come back, or did not come in time
+connected   the connection has the session's id, and everything else
+held        the client is away for less than `leave_grace`: its places in rooms are held, nobody is told
+away        its places are given up, and it is still known for `session_time`
+over        it said goodbye, was told not to come back, or did not come in time
 """
 
 from collections import OrderedDict
@@ -203,5 +203,7 @@ class Sessions:
 
 
 def _resumed(joined: Joined) -> Resumed:
-    place: dict[str, Any] = {} if joined.position is None else {"epoch": joined.position.epoch, "offset": joined.position.offset}
+    place: dict[str, Any] = (
+        {} if joined.position is None else {"epoch": joined.position.epoch, "offset": joined.position.offset}
+    )
     return Resumed(recovered=bool(joined.recovered), online_count=len(joined.room.users), **place)

@@ -117,7 +117,9 @@ class Switch:
         commands = Commands(
             registry, self._recovery, sessions, self._inbox, self._retries, self._handlers, authenticate
         )
-        self._entry = Entry(registry, sessions, self._inbox, commands, heartbeats, on_connect, on_disconnect, authenticate)
+        self._entry = Entry(
+            registry, sessions, self._inbox, commands, heartbeats, on_connect, on_disconnect, authenticate
+        )
         for task in (
             registry.dispatcher.run,
             registry.announce_counts,

@@ -128,7 +128,11 @@ def raw() -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         connections = open_connections(Path(folder) / "raw.db")
         with closing(connections.reader), closing(connections.lock), closing(connections.writer) as connection:
-            return {"publishers": "sqlite3 alone, 200 rows at once", "rooms": 20, "acks_per_s": rate("raw", connection, 200)}
+            return {
+                "publishers": "sqlite3 alone, 200 rows at once",
+                "rooms": 20,
+                "acks_per_s": rate("raw", connection, 200),
+            }
 
 
 def acks(publishers: int, rooms: int, seconds: float) -> dict[str, Any]:
@@ -289,7 +293,9 @@ def table(rows: list[dict[str, Any]], runs: int) -> str:
     lines = ["| " + " | ".join(name.replace("_", " ") for name in names) + " |", "|---|" + "---:|" * (len(names) - 1)]
     for row in rows:
         cells = (row.get(name, "") for name in names)
-        lines.append("| " + " | ".join(f"{cell:,.2f}" if isinstance(cell, float) else f"{cell}" for cell in cells) + " |")
+        lines.append(
+            "| " + " | ".join(f"{cell:,.2f}" if isinstance(cell, float) else f"{cell}" for cell in cells) + " |"
+        )
     measured = {
         "machine": machine(),
         "runs": runs,

@@ -76,7 +76,9 @@ class Receipt:
     def __repr__(self) -> str:
         """The three numbers, and what else there is."""
         values = attrs.asdict(self)
-        shown = [f"{name}={value!r}" for name, value in values.items() if value or name in ("delivered", "queued", "dropped")]
+        shown = [
+            f"{name}={value!r}" for name, value in values.items() if value or name in ("delivered", "queued", "dropped")
+        ]
         return f"Receipt({', '.join(shown)})"
 
     def at(self, message: "Prepared") -> "Receipt":
@@ -93,7 +95,8 @@ class Prepared:
     """A message on its way: the event, how it is to be delivered, and its bytes in each format asked for so far."""
 
     __slots__ = (
-        "_frames", "_payloads", "deliver_by", "event", "exclude", "expires_at", "idempotency_key", "key", "priority", "room", "settle", "size",
+        "_frames", "_payloads", "deliver_by", "event", "exclude", "expires_at", "idempotency_key", "key",
+        "priority", "room", "settle", "size",
     )  # fmt: skip
 
     def __init__(

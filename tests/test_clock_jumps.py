@@ -4,7 +4,6 @@ Messages and letters in a store carry the wall clock's time, as Trio's clock beg
 expiry are off by as much as that clock was set while they were kept there; everything else is on Trio's clock.
 """
 
-from collections.abc import Iterator
 from typing import Any
 
 import attrs
@@ -32,11 +31,11 @@ class WallClock:
 
 
 @pytest.fixture
-def wall(monkeypatch: pytest.MonkeyPatch) -> Iterator[WallClock]:
+def wall(monkeypatch: pytest.MonkeyPatch) -> WallClock:
     wall = WallClock()
     for module in ("journal", "inbox"):
         monkeypatch.setattr(f"trioswitch.{module}.wall_time", wall)
-    yield wall
+    return wall
 
 
 async def pipe(app: Any, user: str = "ann") -> tuple[Link, str]:

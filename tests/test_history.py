@@ -262,7 +262,8 @@ async def test_a_retry_is_harmless(clock: MockClock, keep: Keep) -> None:
         await client.join("r")
         await client.send("message", room="r", data=1, idempotency_key="k", id="a")
         await client.send("message", room="r", data=1, idempotency_key="k", id="b")  # the first is still under way
-        answers, seen = {}, []
+        answers: dict[str, dict[str, Any]] = {}
+        seen: list[int] = []
         while len(answers) < 2:
             message = await client.receive()
             if message["type"] == "ack":
@@ -541,3 +542,40 @@ async def test_a_room_that_is_closed_while_it_is_loaded_takes_no_memory(clock: M
         await trio.sleep(60)
         assert app.switch.statistics().rooms == {}
         assert app.switch._registry.journal._budget.used == 0
+
+
+async def test_what_was_committed_though_the_store_could_not_say_so_is_handed_out_by_the_retry(clock: MockClock) -> None:
+    class Uncertain(MemoryStore):
+        fails = False
+
+        async def append(self, *args: Any, **how: Any) -> Any:
+            appended = await super().append(*args, **how)
+            if self.fails:
+                raise StoreError("the connection was lost")
+            return appended
+
+    store = Uncertain()
+    async with running(options(Keep.STORED), store=store) as app:
+        client, other = await app.connect(), await app.connect()
+        await client.join("r")
+        await other.join("r")
+        await app.switch.publish("r", 1)
+        store.fails = True
+        assert (await client.ask("message", room="r", data=2, idempotency_key="k"))["code"] == "not_stored"
+        store.fails = False
+        assert (await client.ask("message", room="r", data=2, idempotency_key="k"))["offset"] == 2
+        assert (await client.ask("message", room="r", data=2, idempotency_key="k"))["duplicate"]
+        await app.switch.publish("r", 3)
+        assert await messages(other, 3) == [(1, 1), (2, 2), (3, 3)]
+
+
+async def test_the_position_goes_past_what_expired_on_its_way(clock: MockClock) -> None:
+    class Slow(MemoryStore):
+        async def append(self, *args: Any, **how: Any) -> Any:
+            await trio.sleep(1)
+            return await super().append(*args, **how)
+
+    async with running(options(Keep.STORED), store=Slow()) as app:
+        receipt = await app.switch.publish("r", 1, expires=0.5)
+        ack, _, _ = await joined(await app.connect())
+        assert ack["offset"] == receipt.offset == 1

@@ -81,13 +81,19 @@ class History:
         else:
             assert isinstance(event.offset, int)
             assert isinstance(event.epoch, str)
-            self.epoch, self.last = event.epoch, event.offset
+            self.epoch, self.last = event.epoch, max(self.last, event.offset)
         if self._replays:
             self._replays.clear()
         self._kept.append((now, message))
         if len(self._kept) > self._size:
             self.drop_first()
         self._budget.take(self, message.size + OVERHEAD)
+
+    def pass_over(self, messages: Sequence[Prepared]) -> None:
+        """These were numbered by the store, and have expired before they were handed out."""
+        for message in messages:
+            _epoch, offset = message.position
+            self.last = max(self.last, offset or 0)
 
     def restore(self, messages: Sequence[tuple[float, Prepared]]) -> None:
         """Take what a store had, oldest first, with its time on Trio's clock."""

@@ -70,6 +70,7 @@ class Room:
     _window: Window | None = attrs.field(default=None, init=False)  # what is being handed out
     _accepted: int = attrs.field(default=0, init=False)
     _at_store: int = attrs.field(default=0, init=False)  # of those accepted, not yet committed
+    _stored_up_to: int = attrs.field(default=0, init=False)  # the newest offset that came back from the store
     _published: int = attrs.field(default=0, init=False)  # of those accepted, handed out
     _closed: bool = attrs.field(default=False, init=False)
     _windows: int = attrs.field(default=0, init=False)
@@ -117,10 +118,14 @@ class Room:
         event = message.event
         assert isinstance(event, Recorded)
         event.epoch, event.offset = appended.epoch, appended.offset
-        if appended.duplicate or self._closed:
+        assert self.history is not None  # the journal has loaded it
+        # A duplicate that nobody has seen: it was committed, but the store could not say so.
+        seen = appended.duplicate and appended.offset <= max(self._stored_up_to, self.history.last)
+        if seen or self._closed:
             self._free(message.size)
             self._settle([message], Receipt(duplicate=appended.duplicate))
         else:
+            self._stored_up_to = appended.offset
             self._send.send_nowait(message)  # there is space: it was counted when it was submitted
             self._schedule()
 
@@ -243,6 +248,8 @@ class Room:
         for message in messages:
             (expired if message.expires_at is not None and message.expires_at <= now else good).append(message)
         self._traffic.dropped(self.name, Drop.EXPIRED, len(self.members) * len(expired))
+        if self.history is not None:
+            self.history.pass_over(expired)
         self._settle(expired, Receipt(dropped=len(self.members)))
         return good
 

@@ -1,5 +1,6 @@
 """History and recovery: what a client missed comes before what comes now, once each and in order."""
 
+from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from trio.testing import MockClock, memory_stream_pair
 
 from trioswitch import Keep, Options, Overflow, Position, Receipt, RoomPolicy, StoreError, open_switch
 from trioswitch.stores.memory import MemoryStore
+from trioswitch.wire.messages import JoinRoom
 
 BOTH = pytest.mark.parametrize("keep", [Keep.MEMORY, Keep.STORED])
 
@@ -579,3 +581,64 @@ async def test_the_position_goes_past_what_expired_on_its_way(clock: MockClock) 
         receipt = await app.switch.publish("r", 1, expires=0.5)
         ack, _, _ = await joined(await app.connect())
         assert ack["offset"] == receipt.offset == 1
+
+
+async def test_who_joins_again_while_a_big_room_hands_out_gets_nothing_twice(clock: MockClock) -> None:
+    """The room has recorded the message, and is on its way through its members: this one is the last."""
+    async with app_with() as app, AsyncExitStack() as stack:
+        for _ in range(300):
+            await stack.enter_async_context(app.switch.subscribe("r"))
+        client = await app.connect()
+        epoch = (await client.ask("join_room", room="r"))["epoch"]
+        registry, commands = app.switch._registry, app.switch._entry.commands
+        room, connection = registry.rooms["r"], registry.connections[client.connection_id]
+
+        async def join_again() -> None:
+            while not room.history or room.history.last < 1:
+                await trio.lowlevel.checkpoint()
+            assert room._window is not None, "it is over already"
+            commands.dispatch(connection, JoinRoom(room="r", since=Position(epoch, 0)), 50)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(join_again)
+            await app.switch.publish("r", "first")
+        await app.switch.publish("r", "second")
+        assert await messages(client, 2) == [(1, "first"), (2, "second")]
+
+
+async def test_long_histories_are_not_gone_through_for_a_page(clock: MockClock) -> None:
+    async with app_with(history_size=20_000) as app:
+        for number in range(1, 20_001):
+            app.switch.publish_nowait("r", number)
+            if not number % 1000:
+                await app.switch.flush_all()
+        client = await app.connect()
+        epoch = (await client.ask("history", room="r", limit=1))["epoch"]
+        for offset in (0, 9_999, 19_990):
+            page = await client.ask("history", room="r", since={"epoch": epoch, "offset": offset}, limit=5)
+            assert [message["data"] for message in page["messages"]] == list(range(offset + 1, offset + 6))
+        await client.send("join_room", room="r", since={"epoch": epoch, "offset": 0}, id=1)
+        assert [offset for offset, _ in await messages(client, 20_000)] == list(range(1, 20_001))
+
+
+async def test_a_member_that_is_made_to_leave_while_it_joins_again(clock: MockClock) -> None:
+    class Slow(MemoryStore):
+        async def read(self, *args: Any, **how: Any) -> Any:
+            await trio.sleep(5)
+            return await super().read(*args, **how)
+
+    async with running(options(Keep.STORED, history_size=2000), store=Slow()) as app:
+        for number in range(1, 1201):
+            app.switch.publish_nowait("r", number)
+        await app.switch.flush_all()
+        client = await app.connect()
+        epoch = (await client.ask("join_room", room="r"))["epoch"]
+        await client.send("join_room", room="r", since={"epoch": epoch, "offset": 1}, id=1)
+        await trio.sleep(1)
+        app.switch.leave(client.connection_id, "r")
+        assert app.switch.users_in("r") == []
+        await client.receive_until(id=1)
+        assert app.switch.users_in("r") == [client.connection_id]
+        await client.websocket.aclose()
+        await settled()
+        assert app.switch.users_in("r") == []

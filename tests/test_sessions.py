@@ -71,7 +71,7 @@ async def test_the_answer_to_resume(clock: MockClock) -> None:
         epoch = (await app.switch.publish("kept", 1)).epoch
         await vanish(ann)
         back, _ = await arrive(app)
-        answer = await back.ask("resume", session=session)
+        answer = await back.ask("resume", session=session, rooms={"kept": {"epoch": epoch, "offset": 0}})
         assert answer["session"] == session
         assert answer["user_id"] == "ann"
         assert answer["rooms"] == {
@@ -347,3 +347,29 @@ async def pipe(app: App) -> tuple[Link, dict[str, Any]]:
     await settled()
     (welcome,) = link.take()
     return link, welcome
+
+
+async def test_a_position_of_the_servers_own_is_no_promise(clock: MockClock) -> None:
+    """What was written to a connection that was lost may not have arrived: only the client knows."""
+    async with running(KEPT) as app:
+        ann, session = await arrive(app, "ann", "kept")
+        await app.switch.publish("kept", 1)
+        await vanish(ann)
+        await app.switch.publish("kept", 2)
+        back, _ = await arrive(app)
+        await back.send("resume", session=session, id=1)
+        assert (await back.receive_until(type="message"))["offset"] == 2
+        assert (await back.receive_until(id=1))["rooms"]["kept"]["recovered"] is False
+
+
+async def test_a_room_that_is_joined_before_it_is_resumed_has_no_ghost(clock: MockClock) -> None:
+    async with running(KEPT) as app:
+        watch, _ = await arrive(app, "watch", "kept")
+        ada, session = await arrive(app, "ada", "kept")
+        await vanish(ada)
+        back, _ = await arrive(app, "ada", "kept")
+        await back.ask("resume", session=session)
+        assert (await watch.ask("presence", room="kept"))["connections"] == 2
+        await back.websocket.aclose()
+        await settled()
+        assert app.switch.users_in("kept") == ["watch"]

@@ -5,27 +5,38 @@ back after a moment, and thousands that come back together, do not ask the store
 them: those who missed the same ones share every byte of the answer.
 """
 
-from collections import OrderedDict, deque
+from bisect import bisect_right
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from itertools import islice
+from math import inf
 from typing import Final
 
 import attrs
 import trio
 from msgspec import UNSET
 
-from .config import RoomPolicy
-from .wire.messages import Position, Recorded
+from .config import Keep, RoomPolicy
+from .wire.messages import Event, Position, Recorded
 from .wire.prepared import Prepared, Window
 
 __all__ = ["History", "HistoryBudget"]
 
 OVERHEAD: Final = 1024
 """Bytes that a message takes in memory beside its own: event, objects and encoded copies (measured: 0.9 to 1.4 KB)."""
+ROOM_OVERHEAD: Final = 4096
+"""Bytes that a room takes which is kept for its history alone (measured: 4.5 KB)."""
 IN_MEMORY: Final = 1000
 """Messages of a stored room that are kept in memory as well, at most."""
-REPLAYS: Final = 16
+REPLAYS: Final = 2
 """Windows of what was missed that are kept until the next message: who comes back together, missed the same."""
+REPLAY_BYTES: Final = 1024 * 1024
+"""Bytes in one of them at most; and messages: more are handed out page by page."""
+REPLAY_MESSAGES: Final = 1000
+COMPACT: Final = 256
+"""Places of messages that are gone after which the list is made shorter."""
+
+Kept = tuple[int, float, Prepared]
+_GONE: Final = (0, 0.0, Prepared(Event()))
 
 
 @attrs.define(eq=False)
@@ -35,11 +46,14 @@ class HistoryBudget:
     limit: int
     used: int = 0
     _by_use: "OrderedDict[History, None]" = attrs.field(factory=OrderedDict, init=False)
+    _busiest: "History | None" = attrs.field(default=None, init=False)
 
     def take(self, history: "History", size: int) -> None:
         self.used += size
-        self._by_use[history] = None
-        self._by_use.move_to_end(history)
+        if self._busiest is not history:
+            self._busiest = history
+            self._by_use[history] = None
+            self._by_use.move_to_end(history)
         while self.used > self.limit and self._by_use:
             next(iter(self._by_use)).drop_first()
 
@@ -47,20 +61,24 @@ class HistoryBudget:
         self.used -= size
         if last:
             self._by_use.pop(history, None)
+            if self._busiest is history:
+                self._busiest = None
 
 
 class History:
     """Numbers a room's messages, and keeps the newest. `last` is the newest offset, 0 before the first message."""
 
-    __slots__ = ("_age", "_budget", "_kept", "_replays", "_size", "epoch", "last")
+    __slots__ = ("_age", "_budget", "_gone", "_kept", "_replays", "_size", "epoch", "last")
 
     def __init__(self, policy: RoomPolicy, budget: HistoryBudget, epoch: str, last: int = 0) -> None:
         self.epoch = epoch
         self.last = last
-        self._size = min(policy.history_size, IN_MEMORY) if policy.history.value == "stored" else policy.history_size
+        self._size = min(policy.history_size, IN_MEMORY) if policy.history is Keep.STORED else policy.history_size
         self._age = policy.history_age
         self._budget = budget
-        self._kept: deque[tuple[float, Prepared]] = deque()  # with the time on Trio's clock, oldest first
+        # Offset, time on Trio's clock, message; oldest first. The first `_gone` of them are.
+        self._kept: list[Kept] = []
+        self._gone = 0
         self._replays: dict[int, Window] = {}  # what follows an offset, until there is more
 
     @property
@@ -71,23 +89,30 @@ class History:
     def first(self) -> int:
         """The oldest offset that is kept here, `last + 1` when none is."""
         self._forget_old()
-        return _offset(self._kept[0][1]) if self._kept else self.last + 1
+        return self._kept[self._gone][0] if len(self._kept) > self._gone else self.last + 1
 
     def add(self, message: Prepared, event: Recorded, now: float) -> None:
         """Take the newest message. One that no store has numbered gets its position here."""
         if event.offset is UNSET:
             self.last += 1
             event.epoch, event.offset = self.epoch, self.last
+            offset = self.last
         else:
             assert isinstance(event.offset, int)
             assert isinstance(event.epoch, str)
-            self.epoch, self.last = event.epoch, max(self.last, event.offset)
+            offset = event.offset
+            self.epoch, self.last = event.epoch, max(self.last, offset)
+        self._keep(offset, now, message)
+        if len(self._kept) - self._gone > self._size:
+            self.drop_first()
+
+    def _keep(self, offset: int, at: float, message: Prepared) -> None:
         if self._replays:
             self._replays.clear()
-        self._kept.append((now, message))
-        if len(self._kept) > self._size:
-            self.drop_first()
-        self._budget.take(self, message.size + OVERHEAD)
+        kept = self._kept
+        size = message.size + OVERHEAD if kept else message.size + OVERHEAD + ROOM_OVERHEAD
+        kept.append((offset, at, message))
+        self._budget.take(self, size)
 
     def pass_over(self, messages: Sequence[Prepared]) -> None:
         """These were numbered by the store, and have expired before they were handed out."""
@@ -98,19 +123,29 @@ class History:
     def restore(self, messages: Sequence[tuple[float, Prepared]]) -> None:
         """Take what a store had, oldest first, with its time on Trio's clock."""
         for at, message in messages[-self._size :]:
-            self._kept.append((at, message))
-            self._budget.take(self, message.size + OVERHEAD)
+            _epoch, offset = message.position
+            assert offset is not None
+            self._keep(offset, at, message)
 
     def drop_first(self) -> None:
         """Forget the oldest message."""
-        size = self._kept.popleft()[1].size + OVERHEAD
-        self._replays.clear()
-        self._budget.give_back(self, size, last=not self._kept)
+        kept, gone = self._kept, self._gone
+        size = kept[gone][2].size + OVERHEAD
+        kept[gone] = _GONE
+        self._gone = gone = gone + 1
+        if gone == len(kept):
+            size += ROOM_OVERHEAD
+        if gone == len(kept) or gone > COMPACT:
+            del kept[:gone]
+            self._gone = 0
+        if self._replays:
+            self._replays.clear()
+        self._budget.give_back(self, size, last=not kept)
 
     def _forget_old(self) -> None:
         if self._age is not None:
             horizon = trio.current_time() - self._age
-            while self._kept and self._kept[0][0] < horizon:
+            while len(self._kept) > self._gone and self._kept[self._gone][1] < horizon:
                 self.drop_first()
 
     def clear(self) -> None:
@@ -125,54 +160,47 @@ class History:
 
     # --- what there is
 
-    def after(self, offset: int) -> list[Prepared]:
-        """The messages after an offset, oldest first, without those that have expired."""
-        self._forget_old()
-        found: list[Prepared] = []
-        for _at, message in reversed(self._kept):
-            if _offset(message) <= offset:
-                break
-            found.append(message)
-        found.reverse()
-        return _unexpired(found)
-
     def newest(self, count: int) -> list[Prepared]:
         """The newest messages, oldest first, without those that have expired."""
         self._forget_old()
-        good = _unexpired([message for _at, message in self._kept])
-        return good[max(0, len(good) - count) :]
+        now = trio.current_time()
+        found: list[Prepared] = []
+        for at in range(len(self._kept) - 1, self._gone - 1, -1):
+            if len(found) == count:
+                break
+            message = self._kept[at][2]
+            if message.expires_at is None or message.expires_at > now:
+                found.append(message)
+        found.reverse()
+        return found
 
-    def replay(self, offset: int, timestamp: Callable[[], str]) -> Window:
-        """What follows an offset, as a window: clients that missed the same share it."""
+    def page(self, offset: int, limit: int, max_bytes: int) -> tuple[list[Prepared], bool]:
+        """At most `limit` messages, of `max_bytes` together or one, after an offset; and whether there are more.
+
+        Those that have expired are left out.
+        """
+        self._forget_old()
+        now, size = trio.current_time(), 0
+        found: list[Prepared] = []
+        for at in range(bisect_right(self._kept, (offset, inf), lo=self._gone), len(self._kept)):
+            message = self._kept[at][2]
+            if message.expires_at is not None and message.expires_at <= now:
+                continue
+            size += message.size
+            if len(found) == limit or (found and size > max_bytes):
+                return found, True
+            found.append(message)
+        return found, False
+
+    def replay(self, offset: int, timestamp: Callable[[], str]) -> Window | None:
+        """What follows an offset, as a window: clients that missed the same share it. None: it is too much for one."""
         self._forget_old()
         window = self._replays.get(offset)
         if window is None:
-            messages = self.after(offset)
+            messages, more = self.page(offset, REPLAY_MESSAGES, REPLAY_BYTES)
+            if more:
+                return None
             window = Window(messages, timestamp())
             if len(self._replays) < REPLAYS and all(message.expires_at is None for message in messages):
                 self._replays[offset] = window
         return window
-
-    def page(self, offset: int, limit: int, max_bytes: int) -> tuple[list[Prepared], bool]:
-        """At most `limit` messages, of `max_bytes` together or one, after an offset; and whether there are more."""
-        messages = self.after(offset)
-        size = 0
-        for count, message in enumerate(islice(messages, limit)):
-            size += message.size
-            if count and size > max_bytes:
-                return messages[:count], True
-        return messages[:limit], len(messages) > limit
-
-
-def _offset(message: Prepared) -> int:
-    event = message.event
-    assert isinstance(event, Recorded)
-    assert isinstance(event.offset, int)
-    return event.offset
-
-
-def _unexpired(messages: list[Prepared]) -> list[Prepared]:
-    if all(message.expires_at is None for message in messages):
-        return messages
-    now = trio.current_time()
-    return [message for message in messages if message.expires_at is None or message.expires_at > now]

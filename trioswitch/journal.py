@@ -36,11 +36,11 @@ PAGE_BYTES: Final = 256 * 1024
 
 
 class Journal:
-    """`problem` says, in a sentence, why the store does not work; None while it does."""
+    """Writes for rooms, and reads for those who come back; it knows whether the store works."""
 
     def __init__(self, store: Store, options: Options) -> None:
         self.store = store
-        self.problem: str | None = None
+        self._problems: dict[str, str] = {}
         self._options = options
         self._budget = HistoryBudget(options.history_bytes)
         self._waiting: list[tuple[Room, Prepared]] = []
@@ -79,11 +79,11 @@ class Journal:
     async def run(self) -> None:
         """Write what waits, for ever."""
         while True:
-            await self._work.wait()
             self._work = trio.Event()
-            while self._waiting or self._loaded:
+            while self._waiting or self._loaded:  # something may have been left by a crash
                 await self._load_rooms()
                 await self._append()
+            await self._work.wait()
 
     async def _load_rooms(self) -> None:
         """Load rooms before anything of theirs is appended: what is loaded is then what is before all that comes back."""
@@ -92,7 +92,7 @@ class Journal:
                 if room.history is None:
                     await self._load_room(room)
             except StoreError as error:
-                self.failed(error)
+                self.failed(error, "reading")
             finally:
                 if (loaded := self._loaded.pop(room, None)) is not None:
                     room.visitors -= 1
@@ -101,7 +101,7 @@ class Journal:
     async def _load_room(self, room: Room) -> None:
         limit = min(room.policy.history_size, IN_MEMORY)
         page = await self.store.read_newest(room.name, limit=limit, max_bytes=self._options.room_bytes, now=wall_time())
-        self.works()
+        self.works("reading")
         history = History(room.policy, self._budget, page.epoch, page.last)
         wall, now = wall_time(), trio.current_time()
         history.restore([(now + record.at - wall, message) for record, message in _prepare(room.name, page)])
@@ -142,16 +142,20 @@ class Journal:
         for room, message in flight:
             room.not_stored(message, error)
 
-    def failed(self, error: StoreError) -> None:
-        """A call to the store has failed: say so once, and through `problem`."""
-        if self.problem is None:
-            _log.error("the store does not work: %s", error)
-        self.problem = str(error)
+    @property
+    def problem(self) -> str | None:
+        """Why the store does not work, in a sentence; None while it does."""
+        return next(iter(self._problems.values()), None)
 
-    def works(self) -> None:
-        if self.problem is not None:
-            _log.info("the store works again")
-        self.problem = None
+    def failed(self, error: StoreError, what: str = "writing") -> None:
+        """A call to the store has failed: say so once, and through `problem` until one of its kind succeeds."""
+        if what not in self._problems:
+            _log.error("the store does not work (%s): %s", what, error)
+        self._problems[what] = str(error)
+
+    def works(self, what: str = "writing") -> None:
+        if self._problems.pop(what, None) is not None:
+            _log.info("the store works again (%s)", what)
 
     async def sweep(self) -> None:
         """The task that lets the store forget what is too old."""
@@ -160,9 +164,9 @@ class Journal:
             try:
                 await self.store.sweep(wall_time(), self._options.inbox_age)
             except StoreError as error:
-                self.failed(error)
+                self.failed(error, "sweeping")
             else:
-                self.works()
+                self.works("sweeping")
 
     def abandon(self) -> None:
         """The switch ends, and its tasks have: whoever waits for a receipt hears that there will be none."""
@@ -177,8 +181,9 @@ class Journal:
         try:
             page = await self.store.read(room_name, after=after, limit=limit, max_bytes=PAGE_BYTES, now=wall_time())
         except StoreError as error:
-            self.failed(error)
+            self.failed(error, "reading")
             raise
+        self.works("reading")
         return page, [message for _record, message in _prepare(room_name, page)]
 
     async def read_newest(self, room_name: str, limit: int) -> list[Prepared]:
@@ -186,8 +191,9 @@ class Journal:
         try:
             page = await self.store.read_newest(room_name, limit=limit, max_bytes=PAGE_BYTES, now=wall_time())
         except StoreError as error:
-            self.failed(error)
+            self.failed(error, "reading")
             raise
+        self.works("reading")
         return [message for _record, message in _prepare(room_name, page)]
 
 

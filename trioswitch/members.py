@@ -1,14 +1,16 @@
-"""What a room hands messages to, and how it counts what becomes of them."""
+"""Who is in a room, what messages are handed to there, and how it is counted what becomes of them."""
 
 from collections.abc import Sequence
 from typing import Protocol
+
+import attrs
 
 from .config import Overflow
 from .metrics import Drop
 from .outbox import Offer
 from .wire.prepared import Prepared, Receipt, Window
 
-__all__ = ["Member", "Tally"]
+__all__ = ["Audience", "Member", "Tally"]
 
 
 class Member(Protocol):
@@ -30,6 +32,44 @@ class Member(Protocol):
 
     def give_up(self, message: Prepared, cause: Drop) -> None:
         """The message is lost to this member: count it, and tell the client."""
+
+
+@attrs.define(eq=False)
+class Audience:
+    """Who is in a room: members, to whom messages are handed, and users, who are told of."""
+
+    members: dict[str, Member] = attrs.field(factory=dict, init=False)
+    users: dict[str, int] = attrs.field(factory=dict, init=False)
+    """Who is here, with how many connections; those that may come back within `leave_grace` included."""
+    connections: int = attrs.field(default=0, init=False)
+    """The sum of these."""
+    moved: set[str] | None = attrs.field(default=None, init=False)
+    """Who came or went while a window was handed out; None while none is."""
+
+    def add(self, member: Member) -> None:
+        self.members[member.id] = member
+        if self.moved is not None:
+            self.moved.add(member.id)
+
+    def remove(self, id: str) -> bool:
+        """Returns whether it was a member. What is being handed out does not go to it any more."""
+        if self.moved is not None:
+            self.moved.add(id)
+        return self.members.pop(id, None) is not None
+
+    def arrive(self, user: str) -> bool:
+        """Count a user's connection. Returns whether it is the user's first."""
+        count = self.users[user] = self.users.get(user, 0) + 1
+        self.connections += 1
+        return count == 1
+
+    def depart(self, user: str) -> bool:
+        """Returns whether it was the user's last connection."""
+        count = self.users[user] = self.users[user] - 1
+        self.connections -= 1
+        if not count:
+            del self.users[user]
+        return not count
 
 
 class Tally:

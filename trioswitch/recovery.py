@@ -27,8 +27,6 @@ __all__ = ["HistoryPage", "Joined", "Recovery"]
 
 PAGE: Final = 200
 """Messages that are read, and handed out, at once while a client catches up."""
-BURST: Final = 1024 * 1024
-"""Bytes that are handed to a socket in one write, at most."""
 _BEGINNING = Position("", 0)
 """Where a client is that has joined a stored room before its first message."""
 
@@ -128,7 +126,7 @@ class Recovery:
             catch_up.missed(history.first)
         if not catch_up.hand_over():
             return None
-        self._registry.join(connection, room.name, held=catch_up.held)
+        self._registry.join(connection, room.name, held=catch_up.has_place)
         return Joined(room, history.position, catch_up.recovered if catch_up.since is not None else None)
 
     async def _advance(self, catch_up: "_CatchUp") -> None:
@@ -230,23 +228,30 @@ class _CatchUp:
 
     def begin(self) -> None:
         """Tell the client if its position is of another epoch. If it is a member, it gets nothing new meanwhile."""
-        if self.room.members.pop(self.connection.id, None) is not None:
+        if self.room.remove(self.connection.id):
+            if self.held:  # its user has a place that is held, and the member's own
+                self.room.depart(self.connection.user)
             self.held = self._was_member = True
         if self._to_tell:
             self._to_tell = False
             self.connection.reply(Gap(room=self.room.name, epoch=self.history.epoch, lost=True))
 
+    @property
+    def has_place(self) -> bool:
+        """Whether a place is held for it: unless it was a member, and was made to leave meanwhile."""
+        return self.held and not (self._was_member and self.room.name not in self.connection.rooms)
+
     def end(self) -> None:
         """If it failed, a member is one again, with what comes from here on."""
         if self._was_member and self.room.name in self.connection.rooms:
-            self.room.members[self.connection.id] = self.connection.outbox
+            self.room.add(self.connection.outbox)
 
     def is_little(self) -> bool:
         """Whether the rest is in memory, and one write at most; with a gap before it, it would be two."""
         if self._to_tell or self.at + 1 < self.history.first:
             return False
-        messages = self.history.replay(self.at, timestamp).messages
-        return not messages or (self.connection.outbox.direct and _size(messages) <= BURST)
+        window = self.history.replay(self.at, timestamp)
+        return window is not None and (not window.messages or self.connection.outbox.direct)
 
     def missed(self, first: int) -> None:
         """Nothing before `first` is kept."""
@@ -265,7 +270,9 @@ class _CatchUp:
         """Give the rest to the outbox. Returns False when there is no space for all of it."""
         outbox = self.connection.outbox
         window = self.history.replay(self.at, timestamp)
-        if not window.messages or (_size(window.messages) <= BURST and outbox.deliver(window)):
+        if window is None:
+            return False
+        if not window.messages or outbox.deliver(window) is not None:
             return True
         for message in window.messages:
             if outbox.offer(message, Overflow.BLOCK) is Offer.FULL:
@@ -300,10 +307,6 @@ def _newest(messages: list[Prepared], position: Position) -> HistoryPage:
         if count and size > PAGE_BYTES:
             return HistoryPage(messages[-count:], position, None, False)
     return HistoryPage(messages, position, None, False)
-
-
-def _size(messages: list[Prepared]) -> int:
-    return sum(message.size for message in messages)
 
 
 def _offset(message: Prepared) -> int:

@@ -135,7 +135,7 @@ class Registry:
         room = self.room(name)
         if connection.id not in room.members:
             connection.rooms.add(name)
-            room.members[connection.id] = connection.outbox
+            room.add(connection.outbox)
             if not held and room.arrive(connection.user):
                 self._announce(room, "user_joined", connection.user)
         elif held:
@@ -145,16 +145,17 @@ class Registry:
     def leave(self, connection: Connection, name: str) -> bool:
         """Returns whether it was a member."""
         room = self.rooms.get(name)
-        connection.rooms.discard(name)
-        if room is None or room.members.pop(connection.id, None) is None:
+        if room is None or name not in connection.rooms:
             return False
+        connection.rooms.discard(name)
+        room.remove(connection.id)
         self._depart(room, connection.user)
         return True
 
     def hold(self, connection: Connection) -> None:
         """The connection is no member any more, but its user keeps its place in all its rooms, until `join` or `vacate`."""
         for name in connection.rooms:
-            self.rooms[name].members.pop(connection.id, None)
+            self.rooms[name].remove(connection.id)
 
     def vacate(self, user: str, name: str) -> None:
         """Give up a place that was held."""
@@ -167,11 +168,11 @@ class Registry:
 
     def add_member(self, name: str, member: Member) -> None:
         """Make something that is no connection a member; nobody is told."""
-        self.room(name).members[member.id] = member
+        self.room(name).add(member)
 
     def remove_member(self, name: str, member: Member) -> None:
         room = self.rooms.get(name)
-        if room is not None and room.members.pop(member.id, None) is not None:
+        if room is not None and room.remove(member.id):
             self._close_if_empty(room)
 
     def stores(self, name: str) -> bool:
@@ -222,8 +223,12 @@ class Registry:
         """The task that closes rooms with history in which nobody is, when nothing waits in them and nothing is kept."""
         while True:
             await trio.sleep(LINGER)
-            for name in list(self._left):
-                room = self.rooms[name]
+            for count, name in enumerate(list(self._left)):
+                if not count % YIELD_EVERY:
+                    await trio.lowlevel.checkpoint()
+                room = self.rooms.get(name)
+                if room is None:
+                    continue
                 if room.idle:
                     self._close(room)
                 if room.idle or room.members:

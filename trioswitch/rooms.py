@@ -21,7 +21,7 @@ from .clock import timestamp
 from .config import Keep, Options, Overflow, RoomPolicy
 from .errors import TrioswitchError
 from .history import History
-from .members import Member, Tally
+from .members import Audience, Member, Tally
 from .metrics import Drop, RoomStatistics, Traffic
 from .outbox import Offer
 from .stores import Appended
@@ -36,7 +36,7 @@ YIELD_EVERY: Final = 128
 
 
 @attrs.define(eq=False)
-class Room:
+class Room(Audience):
     """One room. `wake` is called when something waits in it that `hand_out` is to see to.
 
     What is published to a `stored` room goes to `submit` first, and is queued here when it was committed (`stored`).
@@ -50,11 +50,6 @@ class Room:
     _submit: Callable[["Room", Prepared], None]
     history: History | None
     """None: the policy keeps none, or it was not loaded from the store yet."""
-    members: dict[str, Member] = attrs.field(factory=dict, init=False)
-    users: dict[str, int] = attrs.field(factory=dict, init=False)
-    """Who is here, with how many connections; those that may come back within `leave_grace` included."""
-    connections: int = attrs.field(default=0, init=False)
-    """The sum of these."""
     visitors: int = attrs.field(default=0, init=False)
     """Those who are about to join."""
     counted_at: float = attrs.field(default=-inf, init=False)
@@ -197,6 +192,7 @@ class Room:
         """Everything that waits, up to the bounds of a window: highest priority first, else in order."""
         options, messages, size = self._options, [first], first.size
         self._left_over = None
+        self.moved = set()
         mixed = expiring = False
         for _ in range(min(self._here, options.window_messages) - 1):
             message = self._receive.receive_nowait()
@@ -258,9 +254,12 @@ class Room:
         members, tally = list(self.members.values()), Tally(len(window.messages))
         blocked: list[tuple[Member, list[int]]] = []
         for start in range(0, len(members), YIELD_EVERY):
+            some = members[start : start + YIELD_EVERY]
             if start:
                 await trio.lowlevel.checkpoint()
-            blocked += self._hand_to(members[start : start + YIELD_EVERY], window, tally)
+                if moved := self.moved:  # who came back in between has got it from the history
+                    some = [member for member in some if member.id not in moved]
+            blocked += self._hand_to(some, window, tally)
         if blocked:
             await self._wait_for(blocked, window.messages, tally)
         self._finish(window.messages, tally)
@@ -306,7 +305,7 @@ class Room:
             tally.add(Offer.DROPPED, refused)
 
     def _finish(self, messages: list[Prepared], tally: Tally) -> None:
-        self._window = None
+        self._window = self.moved = None
         self._windows += 1
         written, queued = tally.totals()
         self._delivered += written
@@ -328,22 +327,6 @@ class Room:
             else:
                 message.settle(outcome.at(message) if isinstance(outcome, Receipt) else outcome)
 
-    # --- who is here
-
-    def arrive(self, user: str) -> bool:
-        """Count a user's connection. Returns whether it is the user's first."""
-        count = self.users[user] = self.users.get(user, 0) + 1
-        self.connections += 1
-        return count == 1
-
-    def depart(self, user: str) -> bool:
-        """Returns whether it was the user's last connection."""
-        count = self.users[user] = self.users[user] - 1
-        self.connections -= 1
-        if not count:
-            del self.users[user]
-        return not count
-
     @property
     def idle(self) -> bool:
         """Whether it can be closed and nobody would miss anything."""
@@ -358,7 +341,7 @@ class Room:
         The members are told of a gap. Some may have got the window all the same: which of them is not known.
         """
         self.crashes += 1
-        window, self._window = self._window, None
+        window, self._window, self.moved = self._window, None, None
         if window is not None:
             for member in self.members.values():
                 for message in window.messages:

@@ -149,11 +149,12 @@ class Sessions:
         connection.resuming = session
         self._registry.rename(connection, session.user)
         rooms: dict[str, Resumed] = {}
+        known = positions.keys() & session.rooms.keys()
         while session.rooms:
             name, since = next(iter(session.rooms.items()))
             if self._may_join(connection, name):
                 joined = await self._join(connection, name, since, held=name in session.held)
-                rooms[name] = _resumed(joined)
+                rooms[name] = _resumed(joined, known=name in known)
             elif name in session.held:
                 self._registry.vacate(session.user, name)
             del session.rooms[name]
@@ -202,8 +203,9 @@ class Sessions:
             return Joined(self._registry.join(connection, name, held=held), None, False)
 
 
-def _resumed(joined: Joined) -> Resumed:
+def _resumed(joined: Joined, *, known: bool) -> Resumed:
+    """Without a position of the client's own nobody knows what it had got of what was written to it."""
     place: dict[str, Any] = (
         {} if joined.position is None else {"epoch": joined.position.epoch, "offset": joined.position.offset}
     )
-    return Resumed(recovered=bool(joined.recovered), online_count=len(joined.room.users), **place)
+    return Resumed(recovered=known and bool(joined.recovered), online_count=len(joined.room.users), **place)

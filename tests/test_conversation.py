@@ -327,3 +327,41 @@ async def test_who_reads_may_publish_as_fast_as_it_can(clock: MockClock, transpo
             nursery.start_soon(publish)
             for number in range(1000):
                 await client.receive_until(type="ack", id=number)
+
+
+@pytest.mark.parametrize("kind", ["message", "direct_message"])
+async def test_a_key_belongs_to_its_user(clock: MockClock, kind: str) -> None:
+    async with running() as app:
+        bob, ada, eve = [await app.connect() for _ in range(3)]
+        for client, user in ((bob, "bob"), (ada, "ada"), (eve, "eve")):
+            await client.join("r", user_id=user)
+        place = {"room": "r"} if kind == "message" else {"to": "bob"}
+        for client, data in ((eve, "eve's"), (ada, "ada's"), (ada, "again")):
+            await client.ask(kind, data=data, idempotency_key="1", **place)
+        if kind == "message":
+            await app.switch.publish("r", "the server's", idempotency_key="1")
+        else:
+            await app.switch.send_to_user("bob", "the server's", idempotency_key="1")
+        assert [(await bob.receive_until(type=kind))["data"] for _ in range(3)] == ["eve's", "ada's", "the server's"]
+
+
+async def test_unnamed_clients_share_their_keys(clock: MockClock) -> None:
+    """A client without a name is another one on each connection: its retry is known all the same."""
+    async with running() as app:
+        first, ada, second = [await app.connect() for _ in range(3)]
+        await ada.join("r", user_id="ada")
+        for client in (first, second):
+            await client.join("r")
+        assert "duplicate" not in await first.ask("message", room="r", data=1, idempotency_key="1")
+        assert "duplicate" not in await ada.ask("message", room="r", data=2, idempotency_key="1")
+        assert (await second.ask("message", room="r", data=1, idempotency_key="1"))["duplicate"]
+        for key in ("ada\0" + "1", "\0" + "1"):  # not another's key by another way
+            answer = await first.ask("message", room="r", data=3, idempotency_key=key)
+            assert (answer["type"], answer["code"]) == ("error", "invalid")
+
+
+@pytest.mark.parametrize("key", ["", "x" * 65, "\ud800", "a\0b"])
+async def test_the_servers_keys_are_checked(clock: MockClock, key: str) -> None:
+    async with running() as app:
+        with pytest.raises(ValueError, match="idempotency_key"):
+            await app.switch.publish("r", 1, idempotency_key=key)

@@ -3,6 +3,7 @@
 from contextlib import AsyncExitStack
 from typing import Any
 
+import msgspec
 import pytest
 import trio
 from links import Link
@@ -546,7 +547,9 @@ async def test_a_room_that_is_closed_while_it_is_loaded_takes_no_memory(clock: M
         assert app.switch._registry.journal._budget.used == 0
 
 
-async def test_what_was_committed_though_the_store_could_not_say_so_is_handed_out_by_the_retry(clock: MockClock) -> None:
+async def test_what_was_committed_though_the_store_could_not_say_so_is_handed_out_by_the_retry(
+    clock: MockClock,
+) -> None:
     class Uncertain(MemoryStore):
         fails = False
 
@@ -642,3 +645,27 @@ async def test_a_member_that_is_made_to_leave_while_it_joins_again(clock: MockCl
         await client.websocket.aclose()
         await settled()
         assert app.switch.users_in("r") == []
+
+
+async def test_what_one_codec_cannot_carry_spoils_no_page(clock: MockClock) -> None:
+    """The one message is replaced, at its position, and the others come."""
+    async with app_with() as app:
+        text, binary = await app.connect(), await app.connect(subprotocol="trioswitch.v1.msgpack")
+        for client in (text, binary):
+            await client.join("r")
+        await text.ask("message", room="r", data=1)
+        await binary.websocket.send_message(
+            msgspec.msgpack.encode({"type": "message", "id": "k", "room": "r", "data": {(1, 2): 3}})
+        )
+        await binary.receive_until(id="k")
+        await text.send_raw('{"type": "message", "room": "r", "id": "i", "data": ' + str(2**70) + "}")
+        await text.receive_until(id="i")
+        await text.ask("message", room="r", data=4)
+        for client, bad in ((text, 2), (binary, 3)):
+            answer = await client.ask("history", room="r")
+            assert (answer["type"], answer["offset"], len(answer["messages"])) == ("ack", 4, 4)
+            assert [message["offset"] for message in answer["messages"]] == [1, 2, 3, 4]
+            types = [message["type"] for message in answer["messages"]]
+            assert types == ["error" if offset == bad else "message" for offset in (1, 2, 3, 4)]
+            instead = answer["messages"][bad - 1]
+            assert (instead["code"], instead["room"], instead["epoch"]) == ("unencodable", "r", answer["epoch"])

@@ -7,7 +7,7 @@ import trio
 from support import Client, running, settled
 from trio.testing import MockClock
 
-from trioswitch import Options, Refused
+from trioswitch import Options, Refused, StoreError
 from trioswitch.stores.memory import MemoryStore
 
 
@@ -192,3 +192,77 @@ async def test_who_comes_between_the_commit_and_the_hand_out_gets_a_letter_once(
         assert await letters(bob, 1) == [(1, 1)]
         await trio.sleep(10)
         await no_letter(bob)
+
+
+async def test_inboxes_are_bounded_in_bytes(clock: MockClock) -> None:
+    async with running(Options(inbox_bytes=3_000, total_inbox_bytes=5_000)) as app:
+        ann = await come(app, "ann")
+
+        async def send(user: str, size: int) -> str:
+            answer = await ann.ask("direct_message", to=user, content="x" * size)
+            return str(answer.get("code", "kept"))
+
+        assert await send("bob", 3_000) == "inbox_full"
+        assert [await send("bob", 1_200) for _ in range(3)] == ["kept", "kept", "inbox_full"]
+        assert [await send(f"nobody{number}", 1_200) for number in range(4)] == ["kept", *["inbox_full"] * 3]
+
+
+async def test_what_waits_for_the_store_is_bounded_in_bytes(clock: MockClock) -> None:
+    class Slow(MemoryStore):
+        async def post(self, *args: Any, **how: Any) -> Any:
+            await trio.sleep(5)
+            return await super().post(*args, **how)
+
+    async with running(Options(room_bytes=2_000), store=Slow()) as app, trio.open_nursery() as nursery:
+        for number in range(20):
+            nursery.start_soon(app.switch.send_to_user, f"user{number}", "x" * 500)
+        await settled()
+        inbox = app.switch._inbox
+        assert 4 <= len(inbox._waiting) <= 5
+        await trio.sleep(6)
+        assert inbox._waiting
+        await trio.sleep(60)
+        assert (inbox._waiting, inbox._waiting_bytes) == ([], 0)
+        assert await letters(await come(app, "user19"), 1) == [(1, "x" * 500)]
+
+
+async def test_what_waits_is_read_in_pages_of_bytes(clock: MockClock) -> None:
+    pages: list[int] = []
+
+    class Counting(MemoryStore):
+        async def letters(self, *args: Any, **how: Any) -> Any:
+            found = await super().letters(*args, **how)
+            pages.append(len(found))
+            return found
+
+    async with running(Options(inbox_bytes=1 << 30), store=Counting()) as app:
+        for number in range(10):
+            await app.switch.send_to_user("bob", [number, "x" * 100_000])
+        got = await letters(await come(app, "bob"), 10)
+        assert [data[0] for _seq, data in got] == list(range(10))
+        await settled()
+        assert pages == [2, 2, 2, 2, 2, 0]
+
+
+async def test_a_crash_leaves_nothing_lying(clock: MockClock, caplog: pytest.LogCaptureFixture) -> None:
+    class Crashing(MemoryStore):
+        crashed = False
+
+        async def post(self, *args: Any, **how: Any) -> Any:
+            if not self.crashed:
+                await trio.sleep(1)
+                self.crashed = True
+                raise RuntimeError("a bug")
+            return await super().post(*args, **how)
+
+    async with running(store=Crashing()) as app, trio.open_nursery() as nursery:
+
+        async def first() -> None:
+            with pytest.raises(StoreError):
+                await app.switch.send_to_user("bob", 1)
+
+        nursery.start_soon(first)
+        await settled()
+        with trio.fail_after(10):
+            assert (await app.switch.send_to_user("bob", 2)).seq == 1
+    assert "a bug" in caplog.text

@@ -33,7 +33,7 @@ from trio.testing import MockClock
 
 import trioswitch
 from trioswitch import ConnectRequest, Identity, Options, Overflow, Position, Refused, RoomPolicy, StoreError, Switch
-from trioswitch.stores import Append, Appended, Kept, Letter, Page, Posted
+from trioswitch.stores import Append, Appended, InboxLimits, Kept, Letter, Page, Posted
 from trioswitch.stores.memory import MemoryStore
 from trioswitch.wire.messages import DirectMessage, Message
 from trioswitch.wire.records import load
@@ -288,9 +288,9 @@ class Ledger(MemoryStore):
         await trio.sleep(self.seconds)
         return appended
 
-    async def post(self, letters: Sequence[Letter], *, limit: int) -> list[Posted]:
+    async def post(self, letters: Sequence[Letter], *, limits: InboxLimits) -> list[Posted]:
         await trio.sleep(self.seconds)
-        posted = await super().post(letters, limit=limit)
+        posted = await super().post(letters, limits=limits)
         for letter, place in zip(letters, posted, strict=True):
             event = load(letter.payload)
             assert isinstance(event, DirectMessage)
@@ -308,8 +308,8 @@ class Ledger(MemoryStore):
         await trio.sleep(self.seconds / 2)
         return await super().read(room, after=after, limit=limit, max_bytes=max_bytes, now=now)
 
-    async def letters(self, user: str, *, after: int, limit: int, now: float) -> list[Kept]:
-        letters = await super().letters(user, after=after, limit=limit, now=now)
+    async def letters(self, user: str, *, after: int, limit: int, max_bytes: int, now: float) -> list[Kept]:
+        letters = await super().letters(user, after=after, limit=limit, max_bytes=max_bytes, now=now)
         await trio.sleep(self.seconds / 2)
         return letters
 

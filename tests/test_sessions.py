@@ -373,3 +373,21 @@ async def test_a_room_that_is_joined_before_it_is_resumed_has_no_ghost(clock: Mo
         await back.websocket.aclose()
         await settled()
         assert app.switch.users_in("kept") == ["watch"]
+
+
+async def test_a_first_name_after_resuming_without_one(clock: MockClock) -> None:
+    async with running() as app:
+        nobody, session = await arrive(app)
+        await nobody.ask("join_room", room="r")
+        await vanish(nobody)
+        back, _ = await arrive(app)
+        assert (await back.ask("resume", session=session))["user_id"] == nobody.connection_id
+        assert (await back.ask("join_room", room="s", user_id="ada"))["user_id"] == "ada"
+        assert app.switch.users_in("r") == app.switch.users_in("s") == ["ada"]
+        again = await back.ask("join_room", room="s", user_id="eve")
+        assert (again["type"], again["code"]) == ("error", "forbidden")
+        await vanish(back)
+        third, _ = await arrive(app)
+        assert (await third.ask("resume", session=session))["user_id"] == "ada"
+        refused = await third.ask("join_room", room="s", user_id="eve")  # what it was called is kept, too
+        assert (refused["type"], refused["code"]) == ("error", "forbidden")

@@ -468,3 +468,18 @@ async def test_a_client_that_is_gone_is_a_drop_in_the_receipt() -> None:
         stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         stream.socket.close()  # the next write is refused
         assert await switch.publish("r", 1) == Receipt(dropped=1)
+
+
+async def test_names_that_nobody_could_say_are_refused_at_once(clock: MockClock) -> None:
+    """They would fail in the store, together with others' messages."""
+    async with running() as app:
+        for name in (None, 7, b"x"):
+            with pytest.raises(TypeError, match="named by a string"):
+                await app.switch.send_to_user(name, 1)  # type: ignore[arg-type]
+        for name in ("", "x" * 256, "\ud800"):
+            with pytest.raises(ValueError, match="the name of a user"):
+                await app.switch.send_to_user(name, 1)
+            with pytest.raises(ValueError, match="the name of a room"):
+                await app.switch.publish(name, 1)
+        with pytest.raises(ValueError, match="limit"):
+            await app.switch.history("r", limit=-1)

@@ -7,13 +7,14 @@ it: `async with trioswitch.open_switch() as switch` (`docs/embedding.md`).
 from .auth import Identity
 from .config import Keep, Options, Overflow, RoomPolicy
 from .connection import Connection
+from .delivery import Delivery
 from .errors import Cause, Refused, ServeError, StoreError, TrioswitchError, UnencodableData, UnknownConnection
 from .metrics import OutboxStatistics, RoomStatistics, SwitchStatistics
 from .recovery import HistoryPage
 from .serve import Server, serve
 from .stores.open import open_store
 from .subscription import Subscription
-from .switch import Delivery, Switch, open_switch
+from .switch import Switch, open_switch
 from .transport import ConnectRequest
 from .version import __version__
 from .web import Page, Pages

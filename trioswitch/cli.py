@@ -21,7 +21,7 @@ from .entry import TransportName
 from .errors import ServeError, StoreError
 from .memory import collect_rarely, keep_freed_memory
 from .serve import serve
-from .stores.open import open_store
+from .stores.open import check_url, open_store
 from .switch import Switch, open_switch
 from .version import __version__
 from .web import health, landing_page
@@ -216,7 +216,7 @@ def _room_policy(text: str) -> RoomPolicy:
         "block_timeout": float,
         "announce": _yes_or_no,
         "announce_limit": int,
-        "history": Keep,
+        "history": _keep,
         "history_size": int,
         "history_age": float,
     }
@@ -243,6 +243,13 @@ def _yes_or_no(text: str) -> bool:
     return text == "yes"
 
 
+def _keep(text: str) -> Keep:
+    names = [keep.value for keep in Keep]
+    if text not in names:
+        raise ValueError(f"{text!r} is none of {', '.join(names)}")
+    return Keep(text)
+
+
 def _port(text: str) -> int:
     if not text.isascii() or not text.isdigit() or int(text) > 65535:
         raise argparse.ArgumentTypeError(f"{text} is no port (0 to 65535)")
@@ -250,10 +257,10 @@ def _port(text: str) -> int:
 
 
 def _store(text: str) -> str:
-    scheme, _, path = text.partition(":")
-    if text != "memory" and not (scheme == "sqlite" and path):
-        raise argparse.ArgumentTypeError(f"{text!r} is neither memory nor sqlite:PATH")
-    return text
+    try:
+        return check_url(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _seconds(text: str) -> float:

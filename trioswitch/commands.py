@@ -7,14 +7,15 @@ from typing import Any
 import trio
 from msgspec import UNSET
 
+from .answers import Acknowledge, tell_history, tell_joined
 from .auth import Identity
 from .clock import timestamp
 from .connection import Connection, Handler
-from .errors import Cause, Refused, StoreError, UnencodableData
+from .errors import Cause, Refused, StoreError
 from .inbox import Inbox
-from .recovery import HistoryPage, Joined, Recovery
+from .recovery import Recovery
 from .registry import Registry
-from .retries import Retries
+from .retries import Retries, owned_key
 from .sessions import Sessions
 from .wire.messages import (
     Ack,
@@ -38,7 +39,7 @@ from .wire.messages import (
     SendGroup,
     SendMessage,
 )
-from .wire.prepared import Outcome, Prepared, Receipt
+from .wire.prepared import Prepared, Receipt
 
 __all__ = ["Authenticator", "Commands"]
 
@@ -110,24 +111,12 @@ class Commands:
         joined = self._recovery.join_nowait(connection, command.room, command.since, command.history or 0)
         if joined is None:
             return self._answered(connection, command, self._join_later(connection, command))
-        self._joined(connection, command, joined)
+        tell_joined(connection, command, joined)
         return None
 
     async def _join_later(self, connection: Connection, command: JoinRoom) -> None:
         joined = await self._recovery.join(connection, command.room, command.since, command.history or 0)
-        self._joined(connection, command, joined)
-
-    @staticmethod
-    def _joined(connection: Connection, command: JoinRoom, joined: Joined) -> None:
-        if command.id is None:
-            return
-        room, position = joined.room, joined.position
-        ack = Ack(id=command.id, room=room.name, online_count=len(room.users), user_id=connection.user)
-        if position is not None:
-            ack.epoch, ack.offset = position.epoch, position.offset
-        if joined.recovered is not None:
-            ack.recovered = joined.recovered
-        connection.reply(ack)
+        tell_joined(connection, command, joined)
 
     @staticmethod
     async def _answered(connection: Connection, command: Command, work: Wait) -> None:
@@ -172,33 +161,18 @@ class Commands:
         page = self._recovery.page_nowait(command.room, command.since, command.limit)
         if page is None:
             return self._answered(connection, command, self._history_later(connection, command))
-        self._tell_history(connection, command, page)
+        tell_history(connection, command, page)
         return None
 
     async def _history_later(self, connection: Connection, command: History) -> None:
         page = await self._recovery.page(command.room, command.since, command.limit)
-        self._tell_history(connection, command, page)
-
-    @staticmethod
-    def _tell_history(connection: Connection, command: History, page: HistoryPage) -> None:
-        assert command.id is not None
-        ack = Ack(
-            id=command.id,
-            room=command.room,
-            epoch=page.position.epoch,
-            offset=page.position.offset,
-            messages=[*page.messages],
-            more=page.more,
-        )
-        if page.recovered is not None:
-            ack.recovered = page.recovered
-        connection.reply(ack)
+        tell_history(connection, command, page)
 
     def _chat(self, connection: Connection, command: SendChat, size: int) -> Wait | None:
         self._check_publish(connection, command.room)
         user = self._name(connection, command.user_id)
         event = ChatMessage(room=command.room, content=command.content, user_id=user)
-        message = Prepared(event, room=command.room, size=size, idempotency_key=command.idempotency_key)
+        message = Prepared(event, room=command.room, size=size, idempotency_key=_key(connection, command))
         return self._publish(connection, command.id, message)
 
     def _message(self, connection: Connection, command: SendMessage, size: int) -> Wait | None:
@@ -214,7 +188,7 @@ class Commands:
             deliver_by=None if command.max_delay is None else now + command.max_delay,
             expires_at=None if command.expires is None else now + command.expires,
             key=command.key,
-            idempotency_key=command.idempotency_key,
+            idempotency_key=_key(connection, command),
             exclude=frozenset((connection.id,)) if command.exclude_self else frozenset(),
             size=size,
         )
@@ -232,7 +206,7 @@ class Commands:
         name = message.room
         assert name is not None
         if request_id is not None or self._registry.stores(name):
-            message.settle = _Acknowledge(connection, request_id)
+            message.settle = Acknowledge(connection, request_id)
         if not self._retries.is_first("room", name, message):
             return None
         try:
@@ -249,8 +223,8 @@ class Commands:
         message = Prepared(
             event,
             expires_at=None if command.expires is None else trio.current_time() + command.expires,
-            idempotency_key=command.idempotency_key,
-            settle=_Acknowledge(connection, command.id),
+            idempotency_key=_key(connection, command),
+            settle=Acknowledge(connection, command.id),
             size=size,
         )
         if not (self._registry.options.inbox_messages or self._registry.users.get(command.to)):
@@ -273,7 +247,7 @@ class Commands:
     async def _send(
         self, connection: Connection, request_id: str | int | None, receivers: list[Connection], message: Prepared
     ) -> None:
-        _Acknowledge(connection, request_id)(await self._registry.send(receivers, message))
+        Acknowledge(connection, request_id)(await self._registry.send(receivers, message))
 
     def _inbox_ack(self, connection: Connection, command: InboxAck, _size: int) -> Wait:
         return self._answered(connection, command, self._acknowledge(connection, command))
@@ -329,6 +303,7 @@ class Commands:
         connection.identity = identity
         if identity.user is not None:
             self._registry.rename(connection, identity.user)
+            connection.named = True
             self._inbox.arrived(connection)
         if command.id is not None:
             connection.reply(Ack(id=command.id, user_id=connection.user))
@@ -344,43 +319,12 @@ class Commands:
             return connection.user
         if identity.user is not None:
             raise Refused(f"you are {identity.user!r}, not {user!r}")
-        if connection.rooms and connection.user != connection.id:  # each of its rooms would have to be told, each time
+        if connection.rooms and connection.named:  # each of its rooms would have to be told, each time
             raise Refused("leave your rooms before you change your name")
         self._registry.rename(connection, user)
+        connection.named = True
         self._inbox.arrived(connection)
         return user
-
-
-class _Acknowledge:
-    """Answers a publish with its receipt, or with the reason why it was not published."""
-
-    __slots__ = ("_connection", "_request_id")
-
-    def __init__(self, connection: Connection, request_id: str | int | None) -> None:
-        self._connection = connection
-        self._request_id = request_id
-
-    def __call__(self, outcome: Outcome) -> None:
-        if not isinstance(outcome, Receipt):
-            code = outcome.code if isinstance(outcome, Refused) else "not_stored"
-            if isinstance(outcome, UnencodableData):
-                code = "unencodable"
-            self._connection.reply_error(code, str(outcome), self._request_id)
-        elif self._request_id is not None:
-            self._connection.reply(_receipt(self._request_id, outcome))
-
-
-def _receipt(request_id: str | int, receipt: Receipt) -> Ack:
-    ack = Ack(id=request_id, delivered=receipt.delivered, queued=receipt.queued, dropped=receipt.dropped)
-    if receipt.offset is not None and receipt.epoch is not None:
-        ack.epoch, ack.offset = receipt.epoch, receipt.offset
-    if receipt.kept:
-        ack.kept = receipt.kept
-    if receipt.seq is not None:
-        ack.seq = receipt.seq
-    if receipt.duplicate:
-        ack.duplicate = True
-    return ack
 
 
 def _body(command: SendDirect | SendGroup) -> dict[str, Any]:
@@ -389,3 +333,13 @@ def _body(command: SendDirect | SendGroup) -> dict[str, Any]:
     if len(body) != 1:
         raise Refused("give either `content` or `data`", code="invalid")
     return body
+
+
+def _key(connection: Connection, command: SendChat | SendMessage | SendDirect) -> str | None:
+    """The key of a message. One without a name has another id on each connection: its keys are those of all like it."""
+    if command.idempotency_key is None:
+        return None
+    try:
+        return owned_key(connection.user if connection.named else None, command.idempotency_key)
+    except ValueError as error:
+        raise Refused(str(error), code="invalid") from None

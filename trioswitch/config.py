@@ -136,6 +136,10 @@ class Options:
     inbox_messages: int = option(
         100, "direct messages that wait for a user who is away; more are refused. 0: none are kept", ge(0)
     )
+    inbox_bytes: int = option(1 * MIB, "bytes of direct messages that wait for one user; more are refused", ge(1))
+    total_inbox_bytes: int = option(
+        512 * MIB, "bytes of direct messages that wait for all users together; more are refused", ge(1)
+    )
     inbox_age: float = option(7 * 86400.0, "seconds that they wait at most", gt(0))
     history_bytes: int = option(
         512 * MIB, "bytes that all histories in memory may take; beyond it a room keeps fewer messages", ge(1)

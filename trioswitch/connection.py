@@ -37,8 +37,8 @@ class Connection:
 
     __slots__ = (
         "_errors", "_handler_scope", "_handlers", "_nursery", "_options", "_reading_over", "_reason", "_waiting",
-        "cause", "heard", "id", "identity", "inbox", "opened_at", "outbox", "paused", "request", "resuming", "rooms", "session",
-        "transport", "user",
+        "cause", "heard", "id", "identity", "inbox", "named", "opened_at", "outbox", "paused", "request", "resuming",
+        "rooms", "session", "transport", "user",
     )  # fmt: skip
 
     def __init__(
@@ -56,6 +56,8 @@ class Connection:
         """None until the client has authenticated itself, where it must."""
         self.user = id if identity is None or identity.user is None else identity.user
         """Its user: from its identity, or what the client called itself; its own id before that."""
+        self.named = identity is not None and identity.user is not None
+        """Whether its user is a name, rather than its own id, or that of the connection whose session it resumed."""
         self.rooms: set[str] = set()
         self.session = ""
         """The id of its session; empty when another connection has taken it over."""

@@ -20,7 +20,7 @@ from .connection import Connection
 from .errors import Refused, StoreError, UnencodableData
 from .outbox import Offer
 from .registry import Registry
-from .stores import Kept, Letter, Posted
+from .stores import InboxLimits, Kept, Letter, Posted
 from .wire.messages import DirectMessage
 from .wire.prepared import Outcome, Prepared, Receipt
 from .wire.records import dump, load
@@ -30,9 +30,11 @@ __all__ = ["Inbox", "Progress"]
 _log = logging.getLogger(__name__)
 
 BATCH: Final = 4096
-"""Letters in one transaction at most, and letters that wait for the store at most; then senders wait."""
+"""Letters in one transaction at most, and that wait for the store at most; then, as at `room_bytes`, senders wait."""
 PAGE: Final = 100
 """Letters that are read at once for a user who comes back."""
+PAGE_BYTES: Final = 256 * 1024
+"""Bytes of them; a larger letter is read alone."""
 UNDECIDED: Final = 5.0
 """Seconds after its arrival in which a client may still say that it acknowledges, and nothing is lost."""
 RETRY: Final = 5.0
@@ -61,7 +63,13 @@ class Inbox:
         self._registry = registry
         self._options = registry.options
         self._store = registry.journal.store
+        self._limits = InboxLimits(
+            letters=self._options.inbox_messages,
+            bytes=self._options.inbox_bytes,
+            total_bytes=self._options.total_inbox_bytes,
+        )
         self._waiting: list[tuple[str, Prepared]] = []
+        self._waiting_bytes = 0
         self._in_flight: list[tuple[str, Prepared]] = []
         self._under_way: Counter[str] = Counter()  # letters that are not handed out yet, by user
         self._work = trio.Event()
@@ -72,14 +80,15 @@ class Inbox:
     def send_nowait(self, user: str, message: Prepared, *, keep: bool = True) -> None:
         """Send to a user, or keep it. What became of it is told by its `settle`, now or when it was committed.
 
-        Raises trio.WouldBlock when too many letters wait for the store.
+        Raises trio.WouldBlock when too much waits for the store.
         """
         connections = self._registry.of_users((user,))
         keep = keep and self._options.inbox_messages > 0
         if keep and (not connections or self._under_way[user] or any(map(_keeps, connections))):
-            if len(self._waiting) >= BATCH:
+            if self._is_busy():
                 raise trio.WouldBlock
             self._under_way[user] += 1
+            self._waiting_bytes += message.size
             self._waiting.append((user, message))
             self._work.set()
         else:
@@ -88,23 +97,32 @@ class Inbox:
     async def send(self, user: str, message: Prepared, *, keep: bool = True) -> None:
         """As `send_nowait`, and wait for space. Safe to cancel: then it was not sent."""
         try:
-            while len(self._waiting) >= BATCH:
+            while self._is_busy():
                 await self._space.wait()
             self.send_nowait(user, message, keep=keep)
         except trio.Cancelled:
             _settle(message, StoreError("it was not sent: its sender went while too many letters waited"))
             raise
 
+    def _is_busy(self) -> bool:
+        return len(self._waiting) >= BATCH or self._waiting_bytes >= self._options.room_bytes
+
+    async def flush(self) -> None:
+        """Wait until everything that was sent is committed and handed out, or refused. Safe to cancel."""
+        while self._under_way:
+            await self._space.wait()
+
     async def run(self) -> None:
-        """The task that commits letters, and hands them out."""
+        """The task that commits letters, and hands them out. Started again after a crash, it goes on with what waits."""
         while True:
-            await self._work.wait()
-            self._work = trio.Event()
             while self._waiting:
                 batch, self._waiting = self._waiting[:BATCH], self._waiting[BATCH:]
+                self._waiting_bytes -= sum([message.size for _user, message in batch])
                 self._space.set()
                 self._space = trio.Event()
                 await self._post(batch)
+            await self._work.wait()
+            self._work = trio.Event()
 
     async def _post(self, batch: list[tuple[str, Prepared]]) -> None:
         letters: list[Letter] = []
@@ -117,7 +135,7 @@ class Inbox:
             else:
                 self._in_flight.append((user, message))
         try:
-            posted = await self._store.post(letters, limit=self._options.inbox_messages)
+            posted = await self._store.post(letters, limits=self._limits)
         except StoreError as error:
             self._registry.journal.failed(error)
             self._give_back(error)
@@ -139,11 +157,14 @@ class Inbox:
         self._under_way[user] -= 1
         if not self._under_way[user]:
             del self._under_way[user]
+            if not self._under_way:
+                self._space.set()
+                self._space = trio.Event()
         _settle(message, outcome)
 
     def abandon(self) -> None:
         """The switch ends: whoever waits for a receipt hears that there will be none."""
-        self._in_flight, self._waiting = [*self._in_flight, *self._waiting], []
+        self._in_flight, self._waiting, self._waiting_bytes = [*self._in_flight, *self._waiting], [], 0
         self._give_back(StoreError("the server ended before it was known to be committed"))
 
     def _hand_out(self, user: str, message: Prepared, place: Posted) -> Outcome:
@@ -214,13 +235,16 @@ class Inbox:
         while progress.more and connection.inbox is progress:
             progress.more = False
             try:
-                letters = await self._store.letters(progress.user, after=progress.sent, limit=PAGE, now=wall_time())
+                letters = await self._store.letters(
+                    progress.user, after=progress.sent, limit=PAGE, max_bytes=PAGE_BYTES, now=wall_time()
+                )
             except StoreError as error:
-                self._registry.journal.failed(error)
+                self._registry.journal.failed(error, "reading")
                 await trio.sleep(RETRY)
                 progress.more = True
                 continue
-            progress.more = progress.more or len(letters) == PAGE
+            self._registry.journal.works("reading")
+            progress.more = progress.more or bool(letters)  # a page may end at its bytes
             wall, now = wall_time(), trio.current_time()
             for letter in letters:
                 if letter.at < wall - self._options.inbox_age:

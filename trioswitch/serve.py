@@ -75,6 +75,8 @@ async def serve(
     Cancelling closes the listeners and every connection at once; for an orderly end use `Server.stop` and `Switch.drain`.
     Raises ServeError when it cannot listen.
     """
+    if not 0 <= port <= 65535:
+        raise ServeError(f"{port} is no port (0 to 65535)")
     path = None if uds is None else os.fspath(uds)
     listeners = [_unix_listener(path)] if path is not None else await _tcp_listeners(host, port)
     made = None if path is None else os.stat(path)

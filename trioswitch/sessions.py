@@ -38,6 +38,8 @@ class Session:
     """Its rooms, and where those with history stood when it was lost."""
     held: set[str]
     """Those of them in which its place is held."""
+    named: bool
+    """Whether its user is a name."""
 
 
 class Sessions:
@@ -87,7 +89,9 @@ class Sessions:
         for name in connection.rooms:
             history = registry.rooms[name].history
             rooms[name] = history.position if history is not None else None
-        session = Session(connection.session, connection.user, connection.identity, rooms, set(connection.rooms))
+        session = Session(
+            connection.session, connection.user, connection.identity, rooms, set(connection.rooms), connection.named
+        )
         registry.hold(connection)
         connection.rooms.clear()
         if connection.resuming is not None:  # it went before it had all of its rooms again
@@ -148,6 +152,7 @@ class Sessions:
         self._here[id] = connection
         connection.resuming = session
         self._registry.rename(connection, session.user)
+        connection.named = session.named
         rooms: dict[str, Resumed] = {}
         known = positions.keys() & session.rooms.keys()
         while session.rooms:

@@ -1,20 +1,18 @@
 """The switch: what an application holds in its hand."""
 
-import copy
-import logging
 import random
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import asynccontextmanager
 from secrets import token_urlsafe
-from typing import Any, TypedDict, Unpack
+from typing import Any, Unpack
 
 import trio
 import trio_websocket
-from msgspec import UNSET
 
 from .commands import Authenticator, Commands
 from .config import Options
 from .connection import Handler
+from .delivery import Delivery, Settled, check_name, event_of, log_loss, prepare
 from .entry import Entry, OnConnect, OnDisconnect, OtherRequest, TransportName
 from .errors import Cause, Refused
 from .heartbeats import Heartbeats
@@ -29,33 +27,13 @@ from .stores.memory import MemoryStore
 from .subscription import Subscription
 from .supervise import supervise
 from .transport.channels import ByteChannel, StreamChannel
-from .wire.messages import COMMANDS, MAX_KEY, DirectMessage, Event, GroupMessage, Message, Position, Reconnect, Recorded
-from .wire.prepared import Outcome, Prepared, Receipt
-from .wire.protocols import JSON_CODEC
+from .wire.messages import COMMANDS, MAX_PAGE, DirectMessage, Event, GroupMessage, Position, Reconnect
+from .wire.prepared import Receipt
 
 __all__ = ["Delivery", "Switch", "open_switch"]
 
-_log = logging.getLogger(__name__)
-
 RECONNECT_WITHIN = 5.0
 """Seconds over which clients that are told of a drain come back, each after a time of its own: not all at once."""
-
-
-class Delivery(TypedDict, total=False):
-    """How a message is to be delivered: keyword arguments of `publish` and of everything that sends."""
-
-    priority: int
-    """0 to 10, default 0. The highest goes first; above 5 a message goes at once, whatever the linger."""
-    max_delay: float | None
-    """Seconds from now by which a linger ends for it."""
-    expires: float | None
-    """Seconds from now after which it is not written any more."""
-    key: str | None
-    """What it is the newest state of: under the policy `conflate` it replaces a waiting one of the same key."""
-    exclude: Iterable[str]
-    """Ids of connections that do not get it; those that ask the history do."""
-    idempotency_key: str | None
-    """Makes a retry of `publish` or `send_to_user` harmless: the same key within 10 minutes gets the first one's receipt."""
 
 
 @asynccontextmanager
@@ -142,17 +120,17 @@ class Switch:
         Waits while the room is full. When it is cancelled, the message may be out or not. Raises StoreError when the room
         is `stored`, and the message could not be.
         """
-        message = self._prepare(_event(data, room, delivery), room, delivery)
-        settled = _Settled(message)
+        message = prepare(event_of(data, room, delivery), room, delivery)
+        settled = Settled(message)
         if self._retries.is_first("room", room, message):
             await self._registry.publish(room, message)
         return await settled.wait()
 
     def publish_nowait(self, room: str, data: Any, **delivery: Unpack[Delivery]) -> None:
         """As `publish`, without waiting and without a receipt. Raises trio.WouldBlock when the room is full."""
-        message = self._prepare(_event(data, room, delivery), room, delivery)
+        message = prepare(event_of(data, room, delivery), room, delivery)
         if self._registry.stores(room):
-            message.settle = _log_loss
+            message.settle = log_loss
         if self._retries.is_first("room", room, message):
             try:
                 self._registry.publish_nowait(room, message)
@@ -163,7 +141,7 @@ class Switch:
 
     async def send(self, connection_id: str, data: Any, **delivery: Unpack[Delivery]) -> Receipt:
         """Send to one connection, as `message`. Raises UnknownConnection."""
-        message = self._prepare(_event(data, None, delivery), None, delivery)
+        message = prepare(event_of(data, None, delivery), None, delivery)
         return await self._registry.send([self._registry.connection(connection_id)], message)
 
     async def send_to_user(self, user: str, data: Any, *, keep: bool = True, **delivery: Unpack[Delivery]) -> Receipt:
@@ -172,9 +150,10 @@ class Switch:
         Without `keep`, or for an event of another type, it does not: then an empty receipt says that the user is not here.
         Raises StoreError when it could not be stored, Refused (`inbox_full`) when too many wait already.
         """
+        check_name("user", user)
         event = data if isinstance(data, Event) else DirectMessage(to=user, data=data)
-        message = self._prepare(event, None, delivery)
-        settled = _Settled(message)
+        message = prepare(event, None, delivery)
+        settled = Settled(message)
         if self._retries.is_first("user", user, message):
             await self._inbox.send(user, message, keep=keep and isinstance(event, DirectMessage))
         return await settled.wait()
@@ -183,7 +162,7 @@ class Switch:
         """Send to every connection of every user in a group, as `group_message`."""
         event = data if isinstance(data, Event) else GroupMessage(group=group, data=data)
         receivers = self._registry.of_users(self.group(group))
-        return await self._registry.send(receivers, self._prepare(event, None, delivery))
+        return await self._registry.send(receivers, prepare(event, None, delivery))
 
     async def broadcast(
         self, data: Any, *, connections: Iterable[str] | None = None, **delivery: Unpack[Delivery]
@@ -191,7 +170,7 @@ class Switch:
         """Send to all connections, as `message`, or to those with the given ids (unknown ones are passed over)."""
         known = self._registry.connections
         receivers = list(known.values()) if connections is None else [known[id] for id in connections if id in known]
-        return await self._registry.send(receivers, self._prepare(_event(data, None, delivery), None, delivery))
+        return await self._registry.send(receivers, prepare(event_of(data, None, delivery), None, delivery))
 
     async def flush_all(self) -> None:
         """Write everything that waits now, without lingering; returns when it is written or its connection gone.
@@ -199,35 +178,6 @@ class Switch:
         Safe to cancel. A client that does not read holds it up until its connection is closed: set a deadline.
         """
         await self._registry.flush()
-
-    def _prepare(self, event: Event, room: str | None, delivery: Delivery) -> Prepared:
-        if unknown := delivery.keys() - Delivery.__annotations__.keys():
-            raise TypeError(f"unknown keyword argument {min(unknown)!r}")
-        now = trio.current_time()
-        priority, max_delay, expires = delivery.get("priority", 0), delivery.get("max_delay"), delivery.get("expires")
-        if type(priority) is not int or not 0 <= priority <= 10:
-            raise ValueError(f"priority must be an integer from 0 to 10, not {priority!r}")
-        for name, seconds in (("max_delay", max_delay), ("expires", expires)):
-            if seconds is not None and not seconds >= 0:
-                raise ValueError(f"{name} must be a number of seconds, not {seconds!r}")
-        idempotency_key = delivery.get("idempotency_key")
-        if idempotency_key is not None and not 1 <= len(idempotency_key) <= MAX_KEY:
-            raise ValueError(f"idempotency_key must have 1 to {MAX_KEY} characters, not {len(idempotency_key)}")
-        event = copy.copy(event)  # it is stamped when it goes out, and the caller may use it again
-        if isinstance(event, Recorded):
-            event.epoch = event.offset = UNSET  # of the room that it comes from, if it does
-        size = len(JSON_CODEC.encode(event))  # raises here, in the caller, rather than in the room
-        return Prepared(
-            event,
-            room=room,
-            priority=priority,
-            deliver_by=None if max_delay is None else now + max_delay,
-            expires_at=None if expires is None else now + expires,
-            key=delivery.get("key"),
-            idempotency_key=idempotency_key,
-            exclude=frozenset(delivery.get("exclude", ())),
-            size=size,
-        )
 
     # --- rooms, groups, connections
 
@@ -270,6 +220,9 @@ class Switch:
 
         Raises Refused for a room without history (`not_available`), or when the store cannot be read (`unavailable`).
         """
+        check_name("room", room)
+        if not 1 <= limit <= MAX_PAGE:
+            raise ValueError(f"limit must be 1 to {MAX_PAGE}, not {limit!r}")
         page = self._recovery.page_nowait(room, since, limit)
         return page if page is not None else await self._recovery.page(room, since, limit)
 
@@ -336,6 +289,7 @@ class Switch:
         with trio.move_on_after(timeout):
             with trio.move_on_after(timeout / 2):
                 await self._registry.flush()
+                await self._inbox.flush()
             for connection in list(self._registry.connections.values()):
                 after = round(random.uniform(0.5, RECONNECT_WITHIN), 3)
                 connection.reply(Reconnect(after=after, reason=Cause.DRAIN.reason))
@@ -366,35 +320,3 @@ class Switch:
     def outbox_statistics(self, connection_id: str) -> OutboxStatistics:
         """Raises UnknownConnection."""
         return self._registry.connection(connection_id).outbox.statistics()
-
-
-class _Settled:
-    """Waits for what becomes of a message."""
-
-    def __init__(self, message: Prepared) -> None:
-        self._event = trio.Event()
-        self._outcome: Outcome | None = None
-        message.settle = self._settle
-
-    def _settle(self, outcome: Outcome) -> None:
-        self._outcome = outcome
-        self._event.set()
-
-    async def wait(self) -> Receipt:
-        await self._event.wait()
-        assert self._outcome is not None
-        if isinstance(self._outcome, Receipt):
-            return self._outcome
-        raise self._outcome
-
-
-def _log_loss(outcome: Outcome) -> None:
-    if not isinstance(outcome, Receipt):
-        _log.error("a message was not published: %s", outcome)
-
-
-def _event(data: Any, room: str | None, delivery: Delivery) -> Event:
-    if isinstance(data, Event):
-        return data
-    key = delivery.get("key")
-    return Message(data=data, room=UNSET if room is None else room, key=UNSET if key is None else key)

@@ -87,5 +87,7 @@ if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     try:
         sys.exit(trio.run(main, chosen.host, chosen.port, chosen.store))
+    except ValueError as error:
+        sys.exit(f"chat: {error}")
     except trioswitch.StoreError as error:
         sys.exit(str(error))

@@ -72,14 +72,16 @@ async def test_it_comes_back_when_the_server_says(clock: MockClock) -> None:
         assert [at - lost_at for at in server.attempts] == [3.25, 3.75]
 
 
-async def test_503_says_when_to_come_back(clock: MockClock) -> None:
+@pytest.mark.parametrize(("said", "waits"), [(b"7", 7), (b"86400", 20)])
+async def test_503_says_when_to_come_back_at_the_earliest(clock: MockClock, said: bytes, waits: int) -> None:
+    """All clients are told the same: each adds a time of its own, here the longest."""
     async with connected() as (server, _client, peer):
-        server.refuse = (503, [(b"Retry-After", b"7")], b"full")
+        server.refuse = (503, [(b"Retry-After", said)], b"full")
         await peer.vanish()
         lost_at = trio.current_time()
         server.attempts.clear()
-        await trio.sleep(8)
-        assert [at - lost_at for at in server.attempts] == [0.5, 7.5]
+        await trio.sleep(2 * waits + 4)
+        assert [at - lost_at for at in server.attempts] == [0.5, 0.5 + waits + 1, 0.5 + waits + 1 + waits + 2]
 
 
 async def test_a_program_can_follow_the_state(clock: MockClock) -> None:

@@ -364,9 +364,27 @@ def test_announcements_come_where_they_were_asked_for_and_find_place() -> None:
 def test_a_message_that_cannot_be_read_is_a_gap() -> None:
     track = joined(0)
     hear(track, 1)
-    track.unreadable()
+    track.unreadable(None)
     hear(track, 3)
     assert taken(track) == [1, gap(1), 3]
+
+
+def test_a_message_that_cannot_be_read_has_its_place() -> None:
+    track = joined(0)
+    hear(track, 1)
+    for _ in range(2):  # a double, as any message
+        track.unreadable(Position("a", 2))
+    assert track.position == Position("a", 2)
+    hear(track, 3)
+    track.gap({"epoch": "a", "from": 4, "to": 6})
+    assert track.fetch() is not None
+    track.page(attrs.evolve(page(4, 6, end=6), unreadable=(Position("a", 5),)), 10)
+    assert taken(track) == [1, gap(1), 3, 4, gap(1), 6]
+    track.gap({"epoch": "a", "from": 7, "to": 7})
+    assert track.fetch() is not None
+    track.page(attrs.evolve(page(end=8, more=True), unreadable=(Position("a", 7),)), 10)
+    assert (track.position, taken(track)) == (Position("a", 7), [gap(1)])
+    assert track.fetch() is not None  # the page led somewhere
 
 
 # --- any order of events

@@ -1,6 +1,6 @@
 """Short ways to ask a store for something."""
 
-from trioswitch.stores import Append, Kept, Letter, Page, Retention, Store
+from trioswitch.stores import Append, InboxLimits, Kept, Letter, Page, Retention, Store
 
 ENDLESS = Retention(1000, None)
 PLENTY = 1 << 20
@@ -30,6 +30,10 @@ def letter(
     return Letter(user=user, payload=payload, at=at, expires_at=expires_at, key=key)
 
 
+def upto(letters: int, *, size: int = 1 << 30, total: int = 1 << 40) -> InboxLimits:
+    return InboxLimits(letters=letters, bytes=size, total_bytes=total)
+
+
 async def fill(
     store: Store, count: int, room: str = "room", *, at: float = 100.0, retention: Retention = ENDLESS
 ) -> str:
@@ -51,9 +55,9 @@ async def newest(
 
 
 async def letters(
-    store: Store, user: str = "ann", *, after: int = 0, limit: int = 100, now: float = 100.0
+    store: Store, user: str = "ann", *, after: int = 0, limit: int = 100, max_bytes: int = PLENTY, now: float = 100.0
 ) -> list[Kept]:
-    return await store.letters(user, after=after, limit=limit, now=now)
+    return await store.letters(user, after=after, limit=limit, max_bytes=max_bytes, now=now)
 
 
 def offsets(page: Page) -> list[int]:

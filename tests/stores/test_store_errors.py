@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 import trio
-from store_support import fill, letter, letters, message, newest, offsets, read
+from store_support import fill, letter, letters, message, newest, offsets, read, upto
 
 from trioswitch.errors import StoreError
-from trioswitch.stores import Appended, Kept, Page, Posted, Record
+from trioswitch.stores import POSITION_TIME, Appended, Kept, Page, Posted, Record
 from trioswitch.stores.schema import MIGRATIONS, VERSION
 from trioswitch.stores.sqlite import SqliteStore
 
@@ -189,13 +189,13 @@ async def test_a_full_disk(path: Path) -> None:
             with pytest.raises(StoreError, match=r"store\.db cannot grow: the disk is full$"):
                 await store.append([message(b"x" * 100_000)])
             with pytest.raises(StoreError, match="the disk is full"):
-                await store.post([letter(b"x" * 100_000)], limit=10)
+                await store.post([letter(b"x" * 100_000)], limits=upto(10))
             assert offsets(await read(store)) == [1]
         await fill(store, 1)  # a small one fits
         limit_pages(store, 1_000_000)
         appended = await store.append([message(b"x" * 100_000), message(room="other")])
         assert [one.offset for one in appended] == [3, 1]
-        assert await store.post([letter(b"x" * 100_000)], limit=10) == [Posted(1, False)]
+        assert await store.post([letter(b"x" * 100_000)], limits=upto(10)) == [Posted(1, False)]
         assert store.statistics().writes.failed == 4
     async with opened(path) as store:
         assert offsets(await read(store)) == [1, 2, 3]
@@ -287,7 +287,37 @@ async def test_a_file_of_version_1(path: Path) -> None:
         assert await letters(store) == [Kept(7, b"c", 50.0, None)]
         for duplicate in (False, True):
             assert await store.append([message(key="k")]) == [Appended("EPOCH", 5, duplicate)]
-            assert await store.post([letter(key="k")], limit=10) == [Posted(8, duplicate)]
+            assert await store.post([letter(key="k")], limits=upto(10)) == [Posted(8, duplicate)]
+    assert schema(path) == schema(await new(path.with_name("new.db")))
+
+
+VERSION_2 = (
+    VERSION_1
+    + """
+CREATE TABLE room_keys (
+    owner INTEGER NOT NULL, key TEXT NOT NULL, number INTEGER NOT NULL, at REAL NOT NULL, PRIMARY KEY (owner, key)
+) WITHOUT ROWID;
+CREATE INDEX room_keys_age ON room_keys (at);
+CREATE TABLE inbox_keys (
+    owner INTEGER NOT NULL, key TEXT NOT NULL, number INTEGER NOT NULL, at REAL NOT NULL, PRIMARY KEY (owner, key)
+) WITHOUT ROWID;
+CREATE INDEX inbox_keys_age ON inbox_keys (at);
+INSERT INTO inbox_keys VALUES (1, 'k', 7, 50.0);
+INSERT INTO inboxes VALUES (2, 'bob', 9);
+PRAGMA user_version = 2;
+"""
+)
+
+
+async def test_a_file_of_version_2(path: Path) -> None:
+    run_sql(path, *VERSION_2.split(";"))
+    async with opened(path) as store:
+        assert await letters(store) == [Kept(7, b"c", 50.0, None)]
+        assert await store.post([letter(key="k")], limits=upto(10)) == [Posted(7, True)]
+        assert await store.post([letter(b"x")], limits=upto(10, total=1)) == [Posted(0, False)]
+        await store.sweep(51.0 + 60.0 + POSITION_TIME, 60.0)
+        posted = await store.post([letter(b"x", user) for user in ("ann", "bob")], limits=upto(10, total=1))
+        assert posted == [Posted(10, False), Posted(0, False)]
     assert schema(path) == schema(await new(path.with_name("new.db")))
 
 

@@ -9,6 +9,7 @@ import attrs
 import trio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from store_support import upto
 
 from trioswitch.stores import Append, Letter, Retention, Store
 from trioswitch.stores.memory import MemoryStore
@@ -115,7 +116,7 @@ async def compare(steps: list[Any], store: Store) -> None:
             expected.append(model.put(ever, b"x", model.now, expires_at, key))
             if not known:
                 kept.append(ever[-1])
-        assert [(one.seq, one.duplicate) for one in await store.post(letters, limit=INBOX)] == expected
+        assert [(one.seq, one.duplicate) for one in await store.post(letters, limits=upto(INBOX))] == expected
 
     async def acknowledge(user: str, upto: int) -> None:
         await store.acknowledge(user, upto)
@@ -142,7 +143,9 @@ async def compare(steps: list[Any], store: Store) -> None:
         assert [page.last, records] == expected
 
     async def letters(user: str, after: int, limit: int) -> None:
-        found = [one.seq for one in await store.letters(user, after=after, limit=limit, now=model.now)]
+        found = [
+            one.seq for one in await store.letters(user, after=after, limit=limit, max_bytes=1 << 20, now=model.now)
+        ]
         alive = [one.number for one in model.kept.get(user, []) if one.alive(model.now) and one.number > after]
         assert found == alive[:limit]
 

@@ -456,7 +456,13 @@ TIME = "2026-11-20T12:00:00.000Z"
 EVENTS: list[tuple[Event, dict[str, Any]]] = [
     (
         messages.Connected(
-            connection_id="c", session="s", user_id="u", timestamp=TIME, heartbeat=25.0, max_message_bytes=9, server="t/1"
+            connection_id="c",
+            session="s",
+            user_id="u",
+            timestamp=TIME,
+            heartbeat=25.0,
+            max_message_bytes=9,
+            server="t/1",
         ),
         {
             "type": "connected",
@@ -512,7 +518,15 @@ EVENTS: list[tuple[Event, dict[str, Any]]] = [
     ),
     (
         messages.ChatMessage(room="r", epoch="e", offset=7, content="hi", user_id="u", timestamp=TIME),
-        {"type": "chat_message", "room": "r", "epoch": "e", "offset": 7, "content": "hi", "user_id": "u", "timestamp": TIME},
+        {
+            "type": "chat_message",
+            "room": "r",
+            "epoch": "e",
+            "offset": 7,
+            "content": "hi",
+            "user_id": "u",
+            "timestamp": TIME,
+        },
     ),
     (
         messages.Ack(id=1, rooms={"r": messages.Resumed(recovered=True, online_count=1)}, messages=[Message(data=1)]),

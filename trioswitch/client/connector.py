@@ -6,7 +6,7 @@ from random import Random
 import attrs
 import trio
 
-from .backoff import Backoff
+from .backoff import CEILING, Backoff
 from .conversation import Conversation
 from .errors import CannotConnect, ClientClosed, ClientError, ConnectionLost, Rejected
 from .link import Address, Link, OpenStream, with_link
@@ -137,7 +137,10 @@ class Connector:
                 self._session.id = None  # to take it back from there would go on for ever
         if not self.connections and not self._options.keep_trying:
             raise failure if isinstance(failure, CannotConnect) else CannotConnect(str(failure), after)
-        delay = self._backoff.next() if after is None else after
+        if isinstance(failure, ConnectionLost) and after is not None:
+            delay = after  # `reconnect`: a time of this client's own
+        else:  # `Retry-After` is the same for all, and anybody's word
+            delay = min(after or 0.0, CEILING) + self._backoff.next()
         self._show(State(False, str(failure), delay))
         await trio.sleep(delay)
 

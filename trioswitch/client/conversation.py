@@ -16,7 +16,7 @@ import trio
 from .backoff import Backoff
 from .errors import ConnectionLost, RequestFailed
 from .link import Link
-from .messages import Announcement, Message, Page
+from .messages import Announcement, Message, Page, Position
 from .requests import encode
 from .session import Membership, Session
 
@@ -257,7 +257,7 @@ class Conversation:
         elif type == "error":
             _log.info("the server says: %s: %s", event.get("code"), event.get("message"))
             if event.get("code") == "unencodable" and (membership := self._session.rooms.get(room or "")) is not None:
-                membership.track.unreadable()
+                membership.track.unreadable(Position.read(event))
                 self._moved(membership)
 
     def _gap(self, room: str | None, event: Mapping[str, Any]) -> None:

@@ -21,6 +21,12 @@ class Position:
     def to_json(self) -> dict[str, Any]:
         return {"epoch": self.epoch, "offset": self.offset}
 
+    @classmethod
+    def read(cls, event: Fields) -> "Position | None":
+        """That of an event, if it has one."""
+        epoch, offset = event.get("epoch"), event.get("offset")
+        return None if epoch is None or offset is None else cls(epoch, offset)
+
 
 @attrs.frozen(kw_only=True)
 class Message:
@@ -47,7 +53,6 @@ class Message:
 
     @classmethod
     def read(cls, event: Fields) -> "Message":
-        epoch, offset = event.get("epoch"), event.get("offset")
         return cls(
             type=event["type"],
             room=event.get("room"),
@@ -58,7 +63,7 @@ class Message:
             data=event.get("data"),
             key=event.get("key"),
             timestamp=event.get("timestamp", ""),
-            position=None if epoch is None or offset is None else Position(epoch, offset),
+            position=Position.read(event),
             seq=event.get("seq"),
         )
 
@@ -119,12 +124,11 @@ class Receipt:
 
     @classmethod
     def read(cls, ack: Fields) -> "Receipt":
-        epoch, offset = ack.get("epoch"), ack.get("offset")
         return cls(
             delivered=ack.get("delivered", 0),
             queued=ack.get("queued", 0),
             dropped=ack.get("dropped", 0),
-            position=None if epoch is None or offset is None else Position(epoch, offset),
+            position=Position.read(ack),
             kept=ack.get("kept", 0),
             seq=ack.get("seq"),
             duplicate=ack.get("duplicate", False),
@@ -161,13 +165,20 @@ class Page:
     """Whether there is more after the last message: ask again, since its position."""
     recovered: bool
     """False: what follows `since` is not all there any more."""
+    unreadable: tuple[Position, ...] = ()
+    """Where messages are left out that cannot be written in this client's encoding."""
 
     @classmethod
     def read(cls, ack: Fields) -> "Page":
         return cls(
             room=ack["room"],
-            messages=tuple(Message.read(event) for event in ack["messages"]),
+            messages=tuple(Message.read(event) for event in ack["messages"] if event["type"] != "error"),
             end=Position(ack["epoch"], ack["offset"]),
             more=ack.get("more", False),
             recovered=ack.get("recovered", True),
+            unreadable=tuple(
+                position
+                for event in ack["messages"]
+                if event["type"] == "error" and (position := Position.read(event)) is not None
+            ),
         )

@@ -19,6 +19,7 @@ history the oldest message gives way, and a `Gap` counts it.
 
 from collections import deque
 from collections.abc import Callable
+from operator import itemgetter
 from typing import Final
 
 import attrs
@@ -176,8 +177,11 @@ class Track:
         """A message that came, and its bytes."""
         if message.position is None:
             self._transient(message, size)
-            return
-        epoch, offset = message.position.epoch, message.position.offset
+        else:
+            self._recorded(message, message.position, size)
+
+    def _recorded(self, item: Message | Gap, position: Position, size: int) -> None:
+        epoch, offset = position.epoch, position.offset
         if not self._epoch:
             self._epoch = epoch
         if epoch == self._epoch and offset <= self._position:
@@ -186,7 +190,7 @@ class Track:
             self._behind = True
             self._thrown[epoch] = max(offset, self._thrown.get(epoch, 0))
         else:
-            self._put(message, offset, size)
+            self._put(item, offset, size)
 
     def announcement(self, announcement: Announcement) -> None:
         """One that finds no place is left out: the next one has the newest count."""
@@ -213,27 +217,34 @@ class Track:
         self._behind = True
         self._thrown[epoch] = max(last, self._thrown.get(epoch, 0))
 
-    def unreadable(self) -> None:
-        """A message could not be written in this connection's encoding."""
-        self._lose(1)
+    def unreadable(self, position: Position | None) -> None:
+        """The message at this position, if it has one, could not be written in this connection's encoding."""
+        if position is None:
+            self._lose(1)
+        else:
+            self._recorded(Gap(room=self._room, dropped=1), position, 0)
 
     def page(self, page: Page, size: int) -> None:
         """The answer to what `fetch` asked for, and its bytes."""
         self._fetching = False
         before = self._position or self._base
+        items: list[tuple[int, Message | Gap]] = [
+            *((message.position.offset, message) for message in page.messages if message.position is not None),
+            *((position.offset, Gap(room=self._room, dropped=1)) for position in page.unreadable),
+        ]
+        items.sort(key=itemgetter(0))
         if self._enter(page.end.epoch):
             before = 0
         elif not page.recovered:
-            found = page.messages[0].position if page.messages else None
-            missing = (page.end.offset if found is None else found.offset - 1) - before
+            missing = (items[0][0] - 1 if items else page.end.offset) - before
             self._lose(missing if missing > 0 else None)
             self._position = min(before, page.end.offset)
         each = size // max(1, len(page.messages))
-        for message in page.messages:
-            if message.position is not None and message.position.offset > self._position:
+        for offset, item in items:
+            if offset > self._position:
                 if self._buffer.full:
                     return
-                self._put(message, message.position.offset, each)
+                self._put(item, offset, each if isinstance(item, Message) else 0)
         if not page.more:
             self._position = max(self._position, page.end.offset)
             self._behind = any(epoch != self._epoch or at > self._position for epoch, at in self._thrown.items())
@@ -242,8 +253,8 @@ class Track:
 
     # --- within
 
-    def _put(self, message: Message, offset: int, size: int) -> None:
-        self._buffer.put(message, size)
+    def _put(self, item: Message | Gap, offset: int, size: int) -> None:
+        self._buffer.put(item, size)
         self._position = offset
 
     def _transient(self, message: Message, size: int) -> None:

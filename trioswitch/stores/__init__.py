@@ -4,12 +4,12 @@
     stores.sqlite    one file; what was acknowledged survives a crash and a power cut
 
 A store assigns offsets and seqs: 1, 2, 3 ... by room and by user. It reads no clock: `at`, `expires_at` and `now` are
-wall-clock seconds (`time.time()`), given by the caller. What expires at 5.0 is gone at 5.0.
+wall-clock seconds (`time.time()`), given by the caller. What expires at 5.0 is gone at 5.0. Bytes are of payloads.
 """
 
 import abc
 from collections.abc import Iterable, Sequence
-from typing import Final
+from typing import Final, TypeVar
 
 import attrs
 
@@ -18,6 +18,7 @@ __all__ = [
     "POSITION_TIME",
     "Append",
     "Appended",
+    "InboxLimits",
     "Kept",
     "Letter",
     "Page",
@@ -32,7 +33,8 @@ KEY_TIME: Final = 600.0
 """Seconds after `at` that an idempotency key is remembered, at least; `sweep` forgets it some time later."""
 
 POSITION_TIME: Final = 7 * 86400.0
-"""Seconds that an empty room's epoch and newest offset are remembered, at least, after its last message got too old."""
+"""Seconds that an empty room's epoch and newest offset, or an empty inbox, are remembered, at least, after the last message
+of it got too old. An inbox that is made later begins above every seq of those that were forgotten: no user gets one twice."""
 
 
 @attrs.frozen
@@ -104,12 +106,24 @@ class Letter:
     """As in `Append`, by user."""
 
 
+@attrs.frozen(kw_only=True)
+class InboxLimits:
+    """What inboxes take. A letter that does not fit is not kept."""
+
+    letters: int
+    """In one inbox; what has expired does not count."""
+    bytes: int
+    """In one inbox, likewise."""
+    total_bytes: int
+    """In all inboxes together; here what has expired counts until it is swept."""
+
+
 @attrs.frozen
 class Posted:
     """What became of a letter."""
 
     seq: int
-    """Its number in the inbox; 0: the inbox is full, nothing was kept."""
+    """Its number in the inbox; 0: it did not fit, nothing was kept."""
     duplicate: bool
 
 
@@ -121,6 +135,9 @@ class Kept:
     payload: bytes
     at: float
     expires_at: float | None
+
+
+_Record = TypeVar("_Record", Record, Kept)
 
 
 class Store(abc.ABC):
@@ -151,12 +168,12 @@ class Store(abc.ABC):
         """As `read`, the newest `limit` records, oldest first; at `max_bytes` the older ones are left out."""
 
     @abc.abstractmethod
-    async def post(self, letters: Sequence[Letter], *, limit: int) -> list[Posted]:
-        """Put letters into inboxes, in order: committed on return. An inbox of `limit` letters takes no more."""
+    async def post(self, letters: Sequence[Letter], *, limits: InboxLimits) -> list[Posted]:
+        """Put letters into inboxes, in order, each if it fits: committed on return."""
 
     @abc.abstractmethod
-    async def letters(self, user: str, *, after: int, limit: int, now: float) -> list[Kept]:
-        """The oldest `limit` letters with a seq above `after`, oldest first."""
+    async def letters(self, user: str, *, after: int, limit: int, max_bytes: int, now: float) -> list[Kept]:
+        """The oldest `limit` letters with a seq above `after`, oldest first. Ends at `max_bytes` as `read`."""
 
     def may_have_letters(self, user: str) -> bool:
         """Whether letters may wait for a user: without asking anybody, and never wrongly False.
@@ -171,7 +188,7 @@ class Store(abc.ABC):
 
     @abc.abstractmethod
     async def sweep(self, now: float, inbox_age: float) -> None:
-        """Forget what has expired or is too old, letters after `inbox_age` seconds, and old keys.
+        """Forget what has expired or is too old, letters after `inbox_age` seconds, old keys, inboxes long empty.
 
         To be called now and then, once a minute say; reads leave out what rooms should have forgotten without it.
         """
@@ -181,9 +198,9 @@ class Store(abc.ABC):
         """Finish what waits, then close. Closes when it is cancelled, too."""
 
 
-def within(records: Iterable[Record], max_bytes: int) -> list[Record]:
-    """For engines: the first records, as many as have `max_bytes` of payload together, at least one."""
-    taken: list[Record] = []
+def within(records: Iterable[_Record], max_bytes: int) -> list[_Record]:
+    """For engines: the first records, or letters, as many as have `max_bytes` of payload together, at least one."""
+    taken: list[_Record] = []
     for record in records:
         max_bytes -= len(record.payload)
         if max_bytes < 0 and taken:

@@ -1,6 +1,6 @@
 """The store in memory: history for clients that come back, as long as the process lives.
 
-Bounded by the retention of the rooms, the limit of the inboxes, and a few hundred bytes for each room and user.
+Bounded by the retention of the rooms, the limits of the inboxes, and a few hundred bytes for each letter, room and user.
 """
 
 import secrets
@@ -14,7 +14,21 @@ from typing import Final
 import attrs
 import trio
 
-from . import KEY_TIME, POSITION_TIME, Append, Appended, Kept, Letter, Page, Posted, Record, Retention, Store, within
+from . import (
+    KEY_TIME,
+    POSITION_TIME,
+    Append,
+    Appended,
+    InboxLimits,
+    Kept,
+    Letter,
+    Page,
+    Posted,
+    Record,
+    Retention,
+    Store,
+    within,
+)
 
 __all__ = ["MemoryStore"]
 
@@ -99,17 +113,31 @@ class _Room:
 @attrs.define(eq=False)
 class _Inbox:
     last: int = 0
+    at: float = -inf
+    """The greatest `at` of its letters."""
     letters: list[Kept] = attrs.field(factory=list)
 
-    def post(self, letter: Letter, limit: int) -> int:
-        if sum(not _expired(one, letter.at) for one in self.letters) >= limit:
+    def post(self, letter: Letter, limits: InboxLimits) -> int:
+        sizes = [len(one.payload) for one in self.letters if not _expired(one, letter.at)]
+        if len(sizes) >= limits.letters or sum(sizes) + len(letter.payload) > limits.bytes:
             return 0
         self.last += 1
+        self.at = max(self.at, letter.at)
         self.letters.append(Kept(self.last, letter.payload, letter.at, letter.expires_at))
         return self.last
 
-    def sweep(self, now: float, age: float) -> None:
+    def acknowledge(self, upto: int) -> int:
+        """Returns the bytes that are gone."""
+        index = bisect_right(self.letters, upto, key=_seq)
+        gone = self.letters[:index]
+        del self.letters[:index]
+        return _bytes(gone)
+
+    def sweep(self, now: float, age: float) -> int:
+        """Returns the bytes that are gone."""
+        before = _bytes(self.letters)
         self.letters = [one for one in self.letters if one.at >= now - age and not _expired(one, now)]
+        return before - _bytes(self.letters)
 
 
 class _Keys:
@@ -140,6 +168,8 @@ class MemoryStore(Store):
     def __init__(self) -> None:
         self._rooms: dict[str, _Room] = {}
         self._inboxes: dict[str, _Inbox] = {}
+        self._inbox_bytes = 0
+        self._forgotten_seq = 0  # the greatest of the inboxes that were forgotten
         self._room_keys = _Keys()
         self._inbox_keys = _Keys()
         self._closed = False
@@ -164,23 +194,24 @@ class MemoryStore(Store):
         page.records.reverse()
         return page
 
-    async def post(self, letters: Sequence[Letter], *, limit: int) -> list[Posted]:
+    async def post(self, letters: Sequence[Letter], *, limits: InboxLimits) -> list[Posted]:
         await self._checkpoint()
-        return [self._post(letter, limit) for letter in letters]
+        return [self._post(letter, limits) for letter in letters]
 
     def may_have_letters(self, user: str) -> bool:
         inbox = self._inboxes.get(user)
         return inbox is not None and bool(inbox.letters)
 
-    async def letters(self, user: str, *, after: int, limit: int, now: float) -> list[Kept]:
+    async def letters(self, user: str, *, after: int, limit: int, max_bytes: int, now: float) -> list[Kept]:
         await self._checkpoint()
         inbox = self._inboxes.get(user, _Inbox())
-        return list(islice((one for one in inbox.letters if one.seq > after and not _expired(one, now)), limit))
+        waiting = (one for one in inbox.letters if one.seq > after and not _expired(one, now))
+        return within(islice(waiting, limit), max_bytes)
 
     async def acknowledge(self, user: str, upto: int) -> None:
         await self._checkpoint()
         if (inbox := self._inboxes.get(user)) is not None:
-            del inbox.letters[: bisect_right(inbox.letters, upto, key=_seq)]
+            self._inbox_bytes -= inbox.acknowledge(upto)
 
     async def sweep(self, now: float, inbox_age: float) -> None:
         await self._checkpoint()
@@ -192,10 +223,18 @@ class MemoryStore(Store):
                 del self._rooms[name]
             if number % SWEEP_STEP == 0:
                 await trio.lowlevel.checkpoint()
-        for number, inbox in enumerate(list(self._inboxes.values()), 1):
-            inbox.sweep(now, inbox_age)
+        for number, user in enumerate(list(self._inboxes), 1):
+            self._sweep_inbox(user, now, inbox_age)
             if number % SWEEP_STEP == 0:
                 await trio.lowlevel.checkpoint()
+
+    def _sweep_inbox(self, user: str, now: float, age: float) -> None:
+        if (inbox := self._inboxes.get(user)) is None:
+            return  # another sweep has forgotten it
+        self._inbox_bytes -= inbox.sweep(now, age)
+        if not inbox.letters and inbox.at < now - age - POSITION_TIME:
+            self._forgotten_seq = max(self._forgotten_seq, inbox.last)
+            del self._inboxes[user]
 
     async def aclose(self) -> None:
         self._closed = True
@@ -216,17 +255,22 @@ class MemoryStore(Store):
         self._room_keys.put(append.room, append.key, offset)
         return Appended(room.epoch, offset, duplicate=False)
 
-    def _post(self, letter: Letter, limit: int) -> Posted:
+    def _post(self, letter: Letter, limits: InboxLimits) -> Posted:
         if (known := self._inbox_keys.get(letter.user, letter.key)) is not None:
             return Posted(known, duplicate=True)
-        inbox = self._inboxes.get(letter.user)
-        if inbox is None:
-            inbox = self._inboxes[letter.user] = _Inbox()
-        seq = inbox.post(letter, limit)
+        inbox = self._inboxes.get(letter.user) or _Inbox(self._forgotten_seq)
+        fits = self._inbox_bytes + len(letter.payload) <= limits.total_bytes
+        seq = inbox.post(letter, limits) if fits else 0
         if seq:
+            self._inboxes[letter.user] = inbox
+            self._inbox_bytes += len(letter.payload)
             self._inbox_keys.put(letter.user, letter.key, seq)
         return Posted(seq, duplicate=False)
 
 
 def _expired(one: Record | Kept, now: float) -> bool:
     return one.expires_at is not None and one.expires_at <= now
+
+
+def _bytes(letters: list[Kept]) -> int:
+    return sum([len(one.payload) for one in letters])

@@ -8,7 +8,7 @@ from . import Store
 from .memory import MemoryStore
 from .sqlite import SqliteStore
 
-__all__ = ["open_store"]
+__all__ = ["check_url", "open_store"]
 
 
 @asynccontextmanager
@@ -26,9 +26,17 @@ async def open_store(url: str) -> AsyncIterator[Store]:
 
 
 async def _open(url: str) -> Store:
+    check_url(url)
+    return MemoryStore() if url == "memory" else await SqliteStore.open(Path(url.partition(":")[2]))
+
+
+def check_url(url: str) -> str:
+    """The same, if it names a store. Raises ValueError."""
     scheme, _, path = url.partition(":")
-    if url == "memory":
-        return MemoryStore()
-    if scheme == "sqlite" and path:
-        return await SqliteStore.open(Path(path))
-    raise ValueError(f"unknown store {url!r}: it is memory or sqlite:PATH")
+    if scheme == "sqlite" and path.startswith("//"):
+        raise ValueError(f"unknown store {url!r}: did you mean sqlite:{path.lstrip('/')}?")
+    if path == ":memory:":
+        raise ValueError(f"unknown store {url!r}: what is in memory only is called memory")
+    if url != "memory" and not (scheme == "sqlite" and path):
+        raise ValueError(f"unknown store {url!r}: it is memory or sqlite:PATH")
+    return url

@@ -52,6 +52,20 @@ MIGRATIONS: Final = (
         ) WITHOUT ROWID""",
         "CREATE INDEX inbox_keys_age ON inbox_keys (at)",
     ),
+    (  # 3: inboxes that have long been empty are forgotten, and all have a limit together
+        "ALTER TABLE inboxes ADD COLUMN at REAL NOT NULL DEFAULT 0",  # the greatest of its letters
+        "UPDATE inboxes SET at = ifnull((SELECT max(letters.at) FROM letters WHERE inbox = id), 0)",
+        "CREATE INDEX inboxes_age ON inboxes (at)",
+        """CREATE TABLE all_inboxes (  -- one row
+            bytes INTEGER NOT NULL,  -- of the payloads in `letters`
+            forgotten INTEGER NOT NULL  -- the greatest `last` of the inboxes that were forgotten
+        )""",
+        "INSERT INTO all_inboxes SELECT ifnull(sum(length(payload)), 0), 0 FROM letters",
+        """CREATE TRIGGER letters_added AFTER INSERT ON letters BEGIN
+            UPDATE all_inboxes SET bytes = bytes + length(new.payload); END""",
+        """CREATE TRIGGER letters_gone AFTER DELETE ON letters BEGIN
+            UPDATE all_inboxes SET bytes = bytes - length(old.payload); END""",
+    ),
 )
 """The statements that lead from each version to the next. What has been released is never changed."""
 VERSION: Final = len(MIGRATIONS)
@@ -72,14 +86,14 @@ SENTENCES: Final = {
 class Connections:
     """What an open store holds. All may be used from any thread, one at a time; to be closed in this order.
 
-    What `users` says is kept up to date by the store: a guess that is never wrongly without somebody.
+    What `users` says is kept up to date by the writer: a guess that is never wrongly without somebody.
     """
 
     reader: sqlite3.Connection
     writer: sqlite3.Connection
     lock: sqlite3.Connection
     users: set[str]
-    """Who has letters, or had some since the store was opened."""
+    """Who has letters, or had some since the store was opened and is not forgotten."""
 
 
 def open_connections(path: Path) -> Connections:

@@ -19,7 +19,7 @@ from typing import Final
 import attrs
 import trio
 
-from . import Append, Appended, Kept, Letter, Page, Posted, Store
+from . import Append, Appended, InboxLimits, Kept, Letter, Page, Posted, Store
 from .lane import Lane, LaneStatistics
 from .schema import Connections, explain, open_connections
 from .tables import LettersQuery, PageQuery, Writer, read_letters, read_pages
@@ -45,7 +45,7 @@ class SqliteStore(Store):
 
     def __init__(self, path: Path, connections: Connections) -> None:
         self._users = connections.users
-        self._writer = Writer(connections.writer)
+        self._writer = Writer(connections.writer, connections.users)
         self._pages = partial(read_pages, connections.reader)
         self._letters = partial(read_letters, connections.reader)
         explained = partial(explain, path)
@@ -75,15 +75,14 @@ class SqliteStore(Store):
         (page,) = await self._reads.run(self._pages, [PageQuery(room, None, limit, max_bytes, now)])
         return page
 
-    async def post(self, letters: Sequence[Letter], *, limit: int) -> list[Posted]:
-        self._users.update(letter.user for letter in letters)
-        return await self._writes.run(self._writer.post, [(letter, limit) for letter in letters])
+    async def post(self, letters: Sequence[Letter], *, limits: InboxLimits) -> list[Posted]:
+        return await self._writes.run(self._writer.post, [(letter, limits) for letter in letters])
 
     def may_have_letters(self, user: str) -> bool:
         return user in self._users
 
-    async def letters(self, user: str, *, after: int, limit: int, now: float) -> list[Kept]:
-        (kept,) = await self._reads.run(self._letters, [LettersQuery(user, after, limit, now)])
+    async def letters(self, user: str, *, after: int, limit: int, max_bytes: int, now: float) -> list[Kept]:
+        (kept,) = await self._reads.run(self._letters, [LettersQuery(user, after, limit, max_bytes, now)])
         return kept
 
     async def acknowledge(self, user: str, upto: int) -> None:

@@ -1,19 +1,16 @@
-"""What is read from and written to the tables: functions of many items each, called in a lane's thread and transaction.
-
-Rows go in many to a statement. Each step of a statement hands over Python's lock, and getting it back from a busy event loop
-takes up to 5 ms: row by row, 200 messages took 200 ms where they take 20 (measured with a loop that never waits).
-"""
+"""What is read from and written to the tables: functions of many items each, called in a lane's thread and transaction."""
 
 import secrets
 import sqlite3
 from collections.abc import Collection, Iterable, Sequence
 from contextlib import closing
 from math import inf
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 import attrs
 
-from . import KEY_TIME, POSITION_TIME, Append, Appended, Kept, Letter, Page, Posted, Record, within
+from . import KEY_TIME, POSITION_TIME, Append, Appended, InboxLimits, Kept, Letter, Page, Posted, Record, within
+from .rows import Row, Rows
 
 __all__ = ["LettersQuery", "PageQuery", "Writer", "read_letters", "read_pages"]
 
@@ -24,11 +21,7 @@ SLACK: Final = 64
 SWEEP_STEP: Final = 1000
 """Rows that a sweep deletes in one transaction, about: appends must not wait long for it."""
 SWEEP_ROOMS: Final = 100
-ROWS: Final = 512
-"""Rows in one statement."""
 GREATEST: Final = 2**63 - 1
-
-Row = Sequence[str | int | float | bytes | None]
 
 
 @attrs.frozen
@@ -46,6 +39,7 @@ class LettersQuery:
     user: str
     after: int
     limit: int
+    max_bytes: int
     now: float
 
 
@@ -85,17 +79,31 @@ class _Inbox:
     id: int
     user: str
     last: int
-    waiting: int | None = None
-    """How many letters it has. Not in the row: None when nobody knows."""
+    at: float
+    waiting: tuple[int, int] | None = None
+    """How many letters it has, and their bytes. Not in the row: None when nobody knows."""
+
+    def add(self, letter: Letter, all_bytes: int, limits: InboxLimits) -> bool:
+        """Count a letter, if it fits."""
+        assert self.waiting is not None
+        count, size = self.waiting[0] + 1, self.waiting[1] + len(letter.payload)
+        if count > limits.letters or size > limits.bytes or all_bytes + len(letter.payload) > limits.total_bytes:
+            return False
+        self.waiting = count, size
+        self.last += 1
+        self.at = max(self.at, letter.at)
+        return True
 
 
 class Writer:
     """Writes. It alone does (the lock beside the file sees to that), so it may know rooms by heart."""
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
+    def __init__(self, connection: sqlite3.Connection, users: set[str]) -> None:
+        """`users` is kept up to date: all who have letters are in it before that is committed, and hardly anybody else."""
         self._connection = connection
+        self._users = users
+        self._rows = Rows(connection)
         self._rooms: dict[str, _Room] = {}
-        self._last_ids: dict[str, int] = {}
 
     def forget(self) -> None:
         """What was done since the last commit was undone."""
@@ -105,7 +113,9 @@ class Writer:
 
     def append(self, appends: Sequence[Append]) -> list[Appended]:
         self._load({append.room for append in appends})
-        known = self._known("room_keys", [(self._rooms[a.room].id, a.key) for a in appends if a.room in self._rooms])
+        known = self._rows.known(
+            "room_keys", [(self._rooms[a.room].id, a.key) for a in appends if a.room in self._rooms]
+        )
         appended: list[Appended] = []
         touched: dict[int, _Room] = {}
         messages: list[Row] = []
@@ -122,8 +132,8 @@ class Writer:
                 known[room.id, append.key] = offset
                 keys.append((room.id, append.key, offset, append.at))
             appended.append(Appended(room.epoch, offset, duplicate=False))
-        self._insert("messages", messages)
-        self._insert("room_keys", keys)
+        self._rows.insert("messages", messages)
+        self._rows.insert("room_keys", keys)
         self._save(touched.values())
         self._trim(room for room in touched.values() if room.first - room.trimmed > SLACK)
         return appended
@@ -131,17 +141,17 @@ class Writer:
     def _load(self, names: Collection[str]) -> None:
         if len(self._rooms) > CACHED_ROOMS:
             self._rooms.clear()
-        for row in self._select(f"{_ROOM} name IN", [name for name in names if name not in self._rooms]):
+        for row in self._rows.select(f"{_ROOM} name IN", [name for name in names if name not in self._rooms]):
             self._rooms[row[1]] = _Room(*row)
 
     def _make_room(self, append: Append) -> _Room:
         retention, epoch = append.retention, secrets.token_urlsafe(6)
-        room = _Room(self._next_id("rooms"), append.room, epoch, 1, 0, retention.size, retention.age, append.at)
+        room = _Room(self._rows.next_id("rooms"), append.room, epoch, 1, 0, retention.size, retention.age, append.at)
         self._rooms[append.room] = room
         return room
 
     def _save(self, rooms: Iterable[_Room]) -> None:
-        self._insert(
+        self._rows.insert(
             "rooms",
             [(room.id, room.name, room.epoch, room.first, room.last, room.size, room.age, room.at) for room in rooms],
             "ON CONFLICT (id) DO UPDATE SET first = excluded.first, last = excluded.last, size = excluded.size,"
@@ -155,48 +165,53 @@ class Writer:
 
     # --- inboxes
 
-    def post(self, letters: Sequence[tuple[Letter, int]]) -> list[Posted]:
-        """Each letter with the limit of its inbox."""
-        users = {letter.user for letter, _limit in letters}
-        rows = self._select("SELECT id, user, last FROM inboxes WHERE user IN", list(users))
+    def post(self, letters: Sequence[tuple[Letter, InboxLimits]]) -> list[Posted]:
+        """Each letter with what its inbox takes."""
+        users = {letter.user for letter, _limits in letters}
+        rows = self._rows.select("SELECT id, user, last, at FROM inboxes WHERE user IN", list(users))
         inboxes = {row[1]: _Inbox(*row) for row in rows}
-        known = self._known(
+        known = self._rows.known(
             "inbox_keys", [(inboxes[one.user].id, one.key) for one, _ in letters if one.user in inboxes]
         )
+        all_bytes, forgotten = self._connection.execute("SELECT bytes, forgotten FROM all_inboxes").fetchone()
         posted: list[Posted] = []
         touched: dict[int, _Inbox] = {}
         kept: list[Row] = []
         keys: list[Row] = []
-        for letter, limit in letters:
+        for letter, limits in letters:
             inbox = inboxes.get(letter.user)
             if inbox is None:
-                inbox = inboxes[letter.user] = _Inbox(self._next_id("inboxes"), letter.user, 0, 0)
+                inbox = _Inbox(self._rows.next_id("inboxes"), letter.user, forgotten, letter.at, (0, 0))
+                inboxes[letter.user] = inbox
             if (seq := known.get((inbox.id, letter.key))) is not None:
                 posted.append(Posted(seq, duplicate=True))
                 continue
             if inbox.waiting is None:
                 inbox.waiting = self._waiting(inbox.id, letter.at)
-            if inbox.waiting >= limit:
+            if not inbox.add(letter, all_bytes, limits):
                 posted.append(Posted(0, duplicate=False))
                 continue
-            inbox.waiting += 1
-            inbox.last += 1
+            all_bytes += len(letter.payload)
             touched[inbox.id] = inbox
             kept.append((inbox.id, inbox.last, letter.at, letter.expires_at, letter.payload))
             if letter.key is not None:
                 known[inbox.id, letter.key] = inbox.last
                 keys.append((inbox.id, letter.key, inbox.last, letter.at))
             posted.append(Posted(inbox.last, duplicate=False))
-        saved = [(inbox.id, inbox.user, inbox.last) for inbox in touched.values()]
-        self._insert("inboxes", saved, "ON CONFLICT (id) DO UPDATE SET last = excluded.last")
-        self._insert("letters", kept)
-        self._insert("inbox_keys", keys)
+        saved = [(inbox.id, inbox.user, inbox.last, inbox.at) for inbox in touched.values()]
+        self._users.update(inbox.user for inbox in touched.values())
+        self._rows.insert("inboxes", saved, "ON CONFLICT (id) DO UPDATE SET last = excluded.last, at = excluded.at")
+        self._rows.insert("letters", kept)
+        self._rows.insert("inbox_keys", keys)
         return posted
 
-    def _waiting(self, inbox: int, now: float) -> int:
-        sql = "SELECT count(*) FROM letters WHERE inbox = ? AND (expires_at IS NULL OR expires_at > ?)"
-        (count,) = self._connection.execute(sql, (inbox, now)).fetchone()
-        return int(count)
+    def _waiting(self, inbox: int, now: float) -> tuple[int, int]:
+        sql = (
+            "SELECT count(*), ifnull(sum(length(payload)), 0) FROM letters"
+            " WHERE inbox = ? AND (expires_at IS NULL OR expires_at > ?)"
+        )
+        count, size = self._connection.execute(sql, (inbox, now)).fetchone()
+        return count, size
 
     def acknowledge(self, acknowledged: Sequence[tuple[str, int]]) -> list[None]:
         """Users, each with the seq up to which its letters are to be forgotten."""
@@ -220,8 +235,23 @@ class Writer:
                 self._delete_before("letters", "at", now - inbox_age),
                 self._delete_before("room_keys", "at", now - KEY_TIME),
                 self._delete_before("inbox_keys", "at", now - KEY_TIME),
+                self._forget_inboxes(now - inbox_age - POSITION_TIME),
             ]
         )
+
+    def _forget_inboxes(self, before: float) -> bool:
+        """Those that have no letters. What else is theirs goes first, for after a restart their ids may be given again."""
+        sql = (
+            "SELECT id, user, last, at FROM inboxes WHERE at < ? AND NOT EXISTS (SELECT 1 FROM letters WHERE inbox = id)"
+            " AND NOT EXISTS (SELECT 1 FROM inbox_keys WHERE owner = id) LIMIT ?"
+        )
+        inboxes = [_Inbox(*row) for row in self._connection.execute(sql, (before, SWEEP_STEP))]
+        if inboxes:
+            last = max(inbox.last for inbox in inboxes)
+            self._connection.execute("UPDATE all_inboxes SET forgotten = max(forgotten, ?)", (last,))
+            self._rows.delete("inboxes", [inbox.id for inbox in inboxes])
+            self._users.difference_update(inbox.user for inbox in inboxes)
+        return len(inboxes) == SWEEP_STEP
 
     def _delete_before(
         self,
@@ -264,38 +294,6 @@ class Writer:
         self._rooms.pop(room.name, None)
         for table, column in (("rooms", "id"), ("messages", "room"), ("room_keys", "owner")):
             self._connection.execute(f"DELETE FROM {table} WHERE {column} = ?", (room.id,))
-
-    # --- many at once
-
-    def _next_id(self, table: Literal["rooms", "inboxes"]) -> int:
-        if table not in self._last_ids:
-            (self._last_ids[table],) = self._connection.execute(f"SELECT ifnull(max(id), 0) FROM {table}").fetchone()
-        self._last_ids[table] += 1
-        return self._last_ids[table]
-
-    def _known(self, table: str, asked: Sequence[tuple[int, str | None]]) -> dict[tuple[int, str | None], int]:
-        """What keys stand for, by the id of their owner and the key."""
-        keys = [pair for pair in asked if pair[1] is not None]
-        known: dict[tuple[int, str | None], int] = {}
-        for part in _parts(keys):
-            sql = (
-                f"WITH asked (owner, key) AS (VALUES {_places(len(part), 2)})"
-                f" SELECT owner, key, number FROM asked CROSS JOIN {table} USING (owner, key)"
-            )
-            for owner, key, number in self._connection.execute(sql, _flat(part)):
-                known[owner, key] = number
-        return known
-
-    def _select(self, sql: str, values: Sequence[str]) -> list[Any]:
-        """`sql` ends with IN."""
-        return [
-            row for part in _parts(values) for row in self._connection.execute(f"{sql} {_places(1, len(part))}", part)
-        ]
-
-    def _insert(self, table: str, rows: Sequence[Row], otherwise: str = "") -> None:
-        for part in _parts(rows):
-            sql = f"INSERT INTO {table} VALUES {_places(len(part), len(part[0]))} {otherwise}"
-            self._connection.execute(sql, _flat(part))
 
 
 def read_pages(connection: sqlite3.Connection, queries: Sequence[PageQuery]) -> list[Page]:
@@ -340,28 +338,11 @@ def _first_kept(connection: sqlite3.Connection, room: _Room, now: float) -> int:
 
 def read_letters(connection: sqlite3.Connection, queries: Sequence[LettersQuery]) -> list[list[Kept]]:
     sql = (
-        "SELECT seq, payload, at, expires_at FROM inboxes JOIN letters ON inbox = id"
+        "SELECT seq, payload, letters.at, expires_at FROM inboxes JOIN letters ON inbox = id"
         " WHERE user = ? AND seq > ? AND (expires_at IS NULL OR expires_at > ?) ORDER BY seq LIMIT ?"
     )
-    return [
-        [Kept(*row) for row in connection.execute(sql, (query.user, query.after, query.now, query.limit))]
-        for query in queries
-    ]
-
-
-def _parts(rows: Sequence[Any]) -> Iterable[Sequence[Any]]:
-    """Cut rows into parts of few different lengths, the powers of two: statements are prepared once and used again."""
-    start = 0
-    while start < len(rows):
-        length = min(ROWS, 1 << (len(rows) - start).bit_length() - 1)
-        yield rows[start : start + length]
-        start += length
-
-
-def _places(rows: int, columns: int) -> str:
-    row = f"({','.join('?' * columns)})"
-    return ",".join([row] * rows)
-
-
-def _flat(rows: Iterable[Row]) -> list[Any]:
-    return [value for row in rows for value in row]
+    found: list[list[Kept]] = []
+    for query in queries:
+        with closing(connection.execute(sql, (query.user, query.after, query.now, query.limit))) as rows:
+            found.append(within((Kept(*row) for row in rows), query.max_bytes))
+    return found

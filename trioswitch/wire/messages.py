@@ -42,7 +42,8 @@ __all__ = [
     "System",
 ]
 
-Name = Annotated[str, Meta(min_length=1, max_length=255)]
+MAX_NAME = 255
+Name = Annotated[str, Meta(min_length=1, max_length=MAX_NAME)]
 """A room, group or user: 1 to 255 characters, so that a name never outweighs what is sent under it."""
 RequestId = str | int | None
 Seconds = Annotated[float, Meta(ge=0)]
@@ -336,7 +337,8 @@ class Ack(Event):
     offset: int | UnsetType = UNSET
     recovered: bool | UnsetType = UNSET
     duplicate: bool | UnsetType = UNSET
-    messages: list[Event] | UnsetType = UNSET
+    messages: list[msgspec.Raw] | UnsetType = UNSET
+    """Encoded one by one: what the client's codec cannot carry is replaced, and spoils no other."""
     more: bool | UnsetType = UNSET
     upto: int | UnsetType = UNSET
     data: Any = UNSET
@@ -349,6 +351,8 @@ class Error(Event):
     code: str
     message: str
     room: str | UnsetType = UNSET
+    epoch: str | UnsetType = UNSET
+    offset: int | UnsetType = UNSET
 
 
 class Gap(Event, msgspec.Struct, kw_only=True, tag_field="type", tag="gap", rename={"start": "from"}):

@@ -161,6 +161,8 @@ class Prepared:
                 instead = Error(code="unencodable", message=str(error))
                 if self.room is not None:
                     instead.room = self.room
+                if isinstance(self.event, Recorded):
+                    instead.epoch, instead.offset = self.event.epoch, self.event.offset
                 if isinstance(self.event, Ack):
                     instead.id = self.event.id
                 payload = codec.encode(instead)

@@ -289,6 +289,23 @@ async def test_what_cannot_be_fetched_is_shown(clock: MockClock) -> None:
         assert await received(room, 4) == [1, Gap(room="r", dropped=1), 3, 4]
 
 
+@pytest.mark.parametrize("placed", [True, False])
+async def test_what_a_page_cannot_carry_is_left_out(clock: MockClock, placed: bool) -> None:
+    """With its position it is a gap; without one, nobody knows what it was."""
+    async with connected() as (_server, client, peer), in_room(client, peer) as room:
+        await peer.send("gap", room="r", dropped=3, epoch="a", **{"from": 1, "to": 3})
+        events: list[dict[str, Any]] = [
+            {"type": "message", "room": "r", "data": offset, "epoch": "a", "offset": offset} for offset in (1, 2, 3)
+        ]
+        events[1] = {"type": "error", "room": "r", "code": "unencodable", "message": "x"}
+        if placed:
+            events[1] |= {"epoch": "a", "offset": 2}
+        await peer.ack(await peer.expect("history"), room="r", epoch="a", offset=3, messages=events)
+        await peer.message(4)
+        expected = [1, Gap(room="r", dropped=1), 3, 4] if placed else [1, 3, 4]
+        assert await received(room, len(expected)) == expected
+
+
 async def test_a_history_that_is_unavailable_is_asked_for_again(clock: MockClock) -> None:
     async with connected() as (server, client, peer), in_room(client, peer) as room:
         await peer.send("gap", room="r", dropped=1, epoch="a", **{"from": 1, "to": 1})

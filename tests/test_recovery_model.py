@@ -566,12 +566,13 @@ class World:
         return message
 
     @staticmethod
-    def retry_place(step: Publish | Send) -> tuple[str, str, str] | None:
+    def retry_place(step: Publish | Send) -> tuple[str, str, str, str] | None:
+        """What a key belongs to: where it goes, and whose it is."""
         if step.idempotency is None:
             return None
-        return (
-            ("room", step.room, step.idempotency) if isinstance(step, Publish) else ("user", step.to, step.idempotency)
-        )
+        owner = "" if step.who is None else USERS[step.who]
+        place = ("room", step.room) if isinstance(step, Publish) else ("user", step.to)
+        return (*place, owner, step.idempotency)
 
     def key(self, step: Publish | Send) -> str | None:
         """The key on the wire names the message: after 10 minutes the short one stands for another message."""

@@ -1218,13 +1218,13 @@ CHECKS = settings(
 )
 
 
-@settings(CHECKS, max_examples=500)
+@settings(CHECKS, max_examples=300)
 @given(SETTINGS, RECOVERY)
 def test_recovery_is_as_the_model_says(setting: Setting, program: list[Step]) -> None:
     execute(setting, program)
 
 
-@settings(CHECKS, max_examples=200)
+@settings(CHECKS, max_examples=120)
 @given(SETTINGS, LETTERS)
 def test_the_inbox_is_as_the_model_says(setting: Setting, program: list[Step]) -> None:
     execute(setting, program)

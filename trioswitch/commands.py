@@ -205,12 +205,15 @@ class Commands:
     def _publish(self, connection: Connection, request_id: str | int | None, message: Prepared) -> Wait | None:
         name = message.room
         assert name is not None
-        if request_id is not None or self._registry.stores(name):
+        room = self._registry.room_for(name)
+        if request_id is not None or (room is not None and room.stores):
             message.settle = Acknowledge(connection, request_id)
-        if not self._retries.is_first("room", name, message):
+        if message.idempotency_key is not None and not self._retries.is_first("room", name, message):
             return None
         try:
-            if not self._registry.publish_nowait(name, message) and message.settle is not None:
+            if room is not None:
+                room.publish_nowait(message)
+            elif message.settle is not None:
                 message.settle(Receipt())
         except (trio.WouldBlock, trio.ClosedResourceError):
             return self._registry.publish(name, message)

@@ -35,6 +35,9 @@ class Offer(enum.Enum):
     """Not taken, not dropped: the policy is to wait (`Overflow.BLOCK`)."""
 
 
+_WRITTEN, _QUEUED = Offer.WRITTEN, Offer.QUEUED  # a member of an Enum costs 0.1 us to look up
+
+
 class Outbox:
     """Messages on their way to one connection. `deliver`, `take`, `offer`, `reply` and `control` never wait.
 
@@ -199,7 +202,7 @@ class Outbox:
         if written < len(chunk):
             # A view and no copy: all receivers share the bytes.
             self._flush_later().put_rest(memoryview(chunk)[written:] if written else chunk, messages)
-        return Offer.WRITTEN if written else Offer.QUEUED
+        return _WRITTEN if written else _QUEUED
 
     def _load(self, message: Prepared, overflow: Overflow | None = None) -> Load:
         framing = self._transport.format.framing

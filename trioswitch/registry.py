@@ -178,7 +178,7 @@ class Registry:
     def stores(self, name: str) -> bool:
         """Whether a room's messages are stored."""
         room = self.rooms.get(name)
-        return (room.policy if room is not None else self.options.policy(name)).history is Keep.STORED
+        return room.stores if room is not None else self.options.policy(name).history is Keep.STORED
 
     def connections_in(self, name: str) -> int:
         """Connections in the room; those of users who may come back within `leave_grace` included."""

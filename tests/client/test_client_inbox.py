@@ -116,4 +116,4 @@ class Letters(RuleBasedStateMachine):
 
 
 TestLetters = Letters.TestCase
-TestLetters.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestLetters.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)

@@ -590,4 +590,4 @@ class Recovery(RuleBasedStateMachine):
 
 
 TestRecovery = Recovery.TestCase
-TestRecovery.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
+TestRecovery.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)

@@ -170,7 +170,7 @@ async def compare(steps: list[Any], store: Store) -> None:
 many = st.lists(steps, max_size=40)
 
 
-@settings(max_examples=400, deadline=None, derandomize=True)
+@settings(max_examples=200, deadline=None, derandomize=True)
 @given(many)
 def test_the_memory_store(steps: list[Any]) -> None:
     trio.run(compare, steps, MemoryStore())

@@ -627,4 +627,4 @@ class QueueMachine(RuleBasedStateMachine):
 
 
 TestQueueMachine = QueueMachine.TestCase
-TestQueueMachine.settings = settings(max_examples=200, stateful_step_count=60)
+TestQueueMachine.settings = settings(max_examples=100, stateful_step_count=60)

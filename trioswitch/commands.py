@@ -205,12 +205,12 @@ class Commands:
     def _publish(self, connection: Connection, request_id: str | int | None, message: Prepared) -> Wait | None:
         name = message.room
         assert name is not None
-        room = self._registry.room_for(name)
-        if request_id is not None or (room is not None and room.stores):
-            message.settle = Acknowledge(connection, request_id)
-        if message.idempotency_key is not None and not self._retries.is_first("room", name, message):
-            return None
         try:
+            room = self._registry.room_for(name)
+            if request_id is not None or (room is not None and room.stores):
+                message.settle = Acknowledge(connection, request_id)
+            if message.idempotency_key is not None and not self._retries.is_first("room", name, message):
+                return None
             if room is not None:
                 room.publish_nowait(message)
             elif message.settle is not None:

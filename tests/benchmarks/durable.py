@@ -35,6 +35,8 @@ from trioswitch.stores.schema import open_connections
 LANGUAGE = Language("trioswitch.v1")
 PATIENCE = 120.0
 """Seconds after which a measurement is given up."""
+CORES = sorted(os.sched_getaffinity(0))
+"""What this process may use, before it leaves the first to the server."""
 AT_ONCE = 500
 """Handshakes under way at once: more would measure the backlog of the listener."""
 
@@ -119,8 +121,7 @@ def server(folder: Path, room: str) -> Iterator[int]:
 
 
 def _on_core(number: int, command: list[str]) -> list[str]:
-    cores = sorted(os.sched_getaffinity(0))
-    return ["taskset", "-c", str(cores[number]), *command] if len(cores) > 1 else command
+    return ["taskset", "-c", str(CORES[number]), *command] if len(CORES) > 1 else command
 
 
 def raw() -> dict[str, Any]:
@@ -261,8 +262,8 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--page", type=Path, help="a page whose marks `acks` and `crowd` get the tables")
     chosen = parser.parse_args()
-    if len(cores := sorted(os.sched_getaffinity(0))) > 1:
-        os.sched_setaffinity(0, cores[1:])
+    if len(CORES) > 1:
+        os.sched_setaffinity(0, CORES[1:])
     runs = 1 if chosen.quick else chosen.runs
     seconds, most, number = (0.5, 20, 100) if chosen.quick else (5.0, 200, 5000)
     measurements: dict[str, list[Callable[[], dict[str, Any]]]] = {

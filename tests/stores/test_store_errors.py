@@ -321,6 +321,31 @@ async def test_a_file_of_version_2(path: Path) -> None:
     assert schema(path) == schema(await new(path.with_name("new.db")))
 
 
+VERSION_3 = (
+    VERSION_2
+    + """
+ALTER TABLE inboxes ADD COLUMN at REAL NOT NULL DEFAULT 0;
+CREATE INDEX inboxes_age ON inboxes (at);
+CREATE TABLE all_inboxes (bytes INTEGER NOT NULL, forgotten INTEGER NOT NULL);
+INSERT INTO all_inboxes VALUES (1, 9);
+CREATE TRIGGER letters_added AFTER INSERT ON letters BEGIN UPDATE all_inboxes SET bytes = bytes + length(new.payload)| END;
+CREATE TRIGGER letters_gone AFTER DELETE ON letters BEGIN UPDATE all_inboxes SET bytes = bytes - length(old.payload)| END;
+PRAGMA user_version = 3;
+"""
+)
+
+
+async def test_a_file_of_version_3(path: Path) -> None:
+    run_sql(path, *(statement.replace("|", ";") for statement in VERSION_3.split(";")))
+    async with opened(path) as store:
+        assert await read(store) == Page("EPOCH", 3, 4, [Record(3, b"a", 40.0, None), Record(4, b"b", 50.0, 1e9)])
+        assert await store.append([message()]) == [Appended("EPOCH", 5, False)]
+        assert await letters(store) == [Kept(7, b"c", 50.0, None)]
+    async with opened(path) as store:
+        assert offsets(await read(store)) == [3, 4, 5]
+    assert schema(path) == schema(await new(path.with_name("new.db")))
+
+
 async def test_a_migration_that_fails_changes_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run_sql(path, *VERSION_1.split(";"))
     before = schema(path)

@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ steps = st.one_of(
     st.tuples(st.just("acknowledge"), st.sampled_from(["ann", "bob"]), st.integers(0, 6)),
     st.tuples(st.just("pass"), times),
     st.tuples(st.just("sweep")),
+    st.tuples(st.just("restart")),
     st.tuples(st.just("read"), pages),
     st.tuples(st.just("letters"), st.sampled_from(["ann", "bob"]), st.integers(0, 3), st.integers(0, 4)),
 )
@@ -91,8 +93,8 @@ class Model:
         return range(lowest, highest + 1), len(ones), records
 
 
-async def compare(steps: list[Any], store: Store) -> None:
-    model = Model()
+async def compare(steps: list[Any], open_it: Callable[[], Awaitable[Store]]) -> None:
+    model, store = Model(), await open_it()
 
     async def append(batch: list[Any]) -> None:
         appends, expected = [], []
@@ -130,6 +132,12 @@ async def compare(steps: list[Any], store: Store) -> None:
         for user, kept in model.kept.items():
             model.kept[user] = [one for one in kept if one.at >= model.now - INBOX_AGE]
 
+    async def restart() -> None:
+        nonlocal store
+        if store.durable:
+            await store.aclose()
+            store = await open_it()
+
     async def read(query: Any) -> None:
         room, after, limit, max_bytes = query
         if after is None:
@@ -155,16 +163,20 @@ async def compare(steps: list[Any], store: Store) -> None:
         "acknowledge": acknowledge,
         "pass": let_time_pass,
         "sweep": sweep,
+        "restart": restart,
         "read": read,
         "letters": letters,
     }
-    for name, *args in steps:
-        await do[name](*args)
-    for room in ROOMS:
-        await read((room, 0, 1000, 1 << 20))
-        await read((room, None, 1000, 1 << 20))
-    for user in ("ann", "bob"):
-        await letters(user, 0, 100)
+    try:
+        for name, *args in steps:
+            await do[name](*args)
+        for room in ROOMS:
+            await read((room, 0, 1000, 1 << 20))
+            await read((room, None, 1000, 1 << 20))
+        for user in ("ann", "bob"):
+            await letters(user, 0, 100)
+    finally:
+        await store.aclose()
 
 
 many = st.lists(steps, max_size=40)
@@ -173,18 +185,14 @@ many = st.lists(steps, max_size=40)
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(many)
 def test_the_memory_store(steps: list[Any]) -> None:
-    trio.run(compare, steps, MemoryStore())
+    async def open_it() -> Store:
+        return MemoryStore()
+
+    trio.run(compare, steps, open_it)
 
 
 @settings(max_examples=100, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(many)
 def test_the_sqlite_store(steps: list[Any]) -> None:
-    async def main(path: Path) -> None:
-        store = await SqliteStore.open(path)
-        try:
-            await compare(steps, store)
-        finally:
-            await store.aclose()
-
     with tempfile.TemporaryDirectory() as directory:
-        trio.run(main, Path(directory) / "store.db")
+        trio.run(compare, steps, partial(SqliteStore.open, Path(directory) / "store.db"))

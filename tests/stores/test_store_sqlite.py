@@ -233,6 +233,27 @@ async def test_the_table_holds_little_more_than_the_retention(path: Path) -> Non
         assert 20 <= count <= 20 + 64
 
 
+async def test_where_a_room_stands_is_known_after_a_restart_though_its_row_is_not_written_each_time(path: Path) -> None:
+    keep = Retention(3, 50.0)
+    async with opened(path) as store:
+        await fill(store, 5, retention=keep)
+        await store.append([message("late", at=90.0, retention=keep)])  # written: its time is not the greatest
+        await store.append([message("short", expires_at=101.0, at=99.0, retention=keep)])
+        await store.append([message("short", expires_at=101.0, retention=keep)])
+        assert store._writes._connections[0].execute("SELECT last FROM rooms").fetchall() == [(7,)]
+        before = [await read(store, now=now) for now in (100.0, 145.0, 149.5, 151.0)]
+        assert [(page.first, page.last, offsets(page)) for page in before[:1]] == [(6, 8, [6, 7, 8])]
+    async with opened(path) as store:
+        assert [await read(store, now=now) for now in (100.0, 145.0, 149.5, 151.0)] == before
+        await store.sweep(102.0, inf)
+    async with opened(path) as store:
+        page = await read(store)
+        assert (page.first, page.last, offsets(page)) == (6, 8, [6])
+        assert [one.offset for one in await store.append([message(retention=Retention(100, None))])] == [9]
+    async with opened(path) as store:
+        assert (await read(store)).first == 6  # the larger retention does not bring back what was gone
+
+
 # --- cancelling and closing
 
 

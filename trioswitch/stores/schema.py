@@ -66,6 +66,14 @@ MIGRATIONS: Final = (
         """CREATE TRIGGER letters_gone AFTER DELETE ON letters BEGIN
             UPDATE all_inboxes SET bytes = bytes - length(old.payload); END""",
     ),
+    (  # 4: a row of `rooms` is not written with each message any more; what it would say now follows from the newest one
+        """CREATE VIEW rooms_now AS
+            SELECT id, name, epoch, max(first, newest - size + 1) AS first, newest AS last, size, age, max(at, latest) AS at
+            FROM (SELECT *,
+                max(last, ifnull((SELECT max(offset) FROM messages WHERE room = id), 0)) AS newest,
+                ifnull((SELECT at FROM messages WHERE room = id ORDER BY offset DESC LIMIT 1), 0) AS latest
+            FROM rooms)""",
+    ),
 )
 """The statements that lead from each version to the next. What has been released is never changed."""
 VERSION: Final = len(MIGRATIONS)

@@ -45,7 +45,7 @@ class LettersQuery:
 
 @attrs.define(eq=False)
 class _Room:
-    """A row of `rooms`."""
+    """A row of `rooms_now`."""
 
     id: int
     name: str
@@ -61,15 +61,18 @@ class _Room:
     def oldest(self, now: float) -> float:
         return -inf if self.age is None else now - self.age
 
-    def add(self, append: Append) -> int:
+    def add(self, append: Append) -> bool:
+        """Count a message. Returns whether the row must be written, as it will not follow from the newest message."""
+        retention = append.retention
+        same = append.at >= self.at and retention.size == self.size and retention.age == self.age
         self.last += 1
-        self.size, self.age = append.retention.size, append.retention.age
+        self.size, self.age = retention.size, retention.age
         self.first = max(self.first, self.last - self.size + 1)
         self.at = max(self.at, append.at)
-        return self.last
+        return not same
 
 
-_ROOM: Final = "SELECT id, name, epoch, first, last, size, age, at FROM rooms WHERE"
+_ROOM: Final = "SELECT id, name, epoch, first, last, size, age, at FROM rooms_now WHERE"
 
 
 @attrs.define(eq=False)
@@ -118,15 +121,21 @@ class Writer:
         )
         appended: list[Appended] = []
         touched: dict[int, _Room] = {}
+        changed: dict[int, _Room] = {}
         messages: list[Row] = []
         keys: list[Row] = []
         for append in appends:
-            room = self._rooms.get(append.room) or self._make_room(append)
+            room = self._rooms.get(append.room)
+            if room is None:
+                room = self._make_room(append)
+                changed[room.id] = room
             if (offset := known.get((room.id, append.key))) is not None:
                 appended.append(Appended(room.epoch, offset, duplicate=True))
                 continue
-            offset = room.add(append)
+            if room.add(append):
+                changed[room.id] = room
             touched[room.id] = room
+            offset = room.last
             messages.append((room.id, offset, append.at, append.expires_at, append.payload))
             if append.key is not None:
                 known[room.id, append.key] = offset
@@ -134,7 +143,7 @@ class Writer:
             appended.append(Appended(room.epoch, offset, duplicate=False))
         self._rows.insert("messages", messages)
         self._rows.insert("room_keys", keys)
-        self._save(touched.values())
+        self._save(changed.values())
         self._trim(room for room in touched.values() if room.first - room.trimmed > SLACK)
         return appended
 
@@ -230,7 +239,7 @@ class Writer:
     def _sweep_rows(self, now: float, inbox_age: float) -> bool:
         return any(
             [
-                self._delete_before("messages", "expires_at", now),
+                self._delete_expired(now),
                 self._delete_before("letters", "expires_at", now),
                 self._delete_before("letters", "at", now - inbox_age),
                 self._delete_before("room_keys", "at", now - KEY_TIME),
@@ -238,6 +247,15 @@ class Writer:
                 self._forget_inboxes(now - inbox_age - POSITION_TIME),
             ]
         )
+
+    def _delete_expired(self, now: float) -> bool:
+        """Delete messages. The newest one of a room may be among them: the row takes over what followed from it."""
+        sql = (
+            "UPDATE rooms SET (first, last, at) = (SELECT first, last, at FROM rooms_now WHERE id = rooms.id) WHERE id IN"
+            f" (SELECT room FROM messages WHERE {_lowest('messages', 'expires_at')})"
+        )
+        self._connection.execute(sql, {"before": now, "step": SWEEP_STEP})
+        return self._delete_before("messages", "expires_at", now)
 
     def _forget_inboxes(self, before: float) -> bool:
         """Those that have no letters. What else is theirs goes first, for after a restart their ids may be given again."""
@@ -260,10 +278,7 @@ class Writer:
         before: float,
     ) -> bool:
         """Delete the lowest rows. There is an index for each of the columns."""
-        sql = (
-            f"DELETE FROM {table} WHERE {column} < :before AND {column} <= ifnull("
-            f"(SELECT {column} FROM {table} WHERE {column} IS NOT NULL ORDER BY {column} LIMIT 1 OFFSET :step), :before)"
-        )
+        sql = f"DELETE FROM {table} WHERE {_lowest(table, column)}"
         return self._connection.execute(sql, {"before": before, "step": SWEEP_STEP}).rowcount > SWEEP_STEP
 
     def sweep_rooms(self, steps: Sequence[tuple[int, float]]) -> list[int | None]:
@@ -272,16 +287,13 @@ class Writer:
 
     def _sweep_rooms(self, after: int, now: float) -> int | None:
         """Trim rooms by age, and forget those that have been empty for long."""
-        rows = self._connection.execute(
-            f"{_ROOM} id > ? AND (first <= last AND age IS NOT NULL OR first > last AND at + ifnull(age, 0) < ?)"
-            " ORDER BY id LIMIT ?",
-            (after, now - POSITION_TIME, SWEEP_ROOMS),
-        ).fetchall()
+        rows = self._connection.execute(f"{_ROOM} id > ? ORDER BY id LIMIT ?", (after, SWEEP_ROOMS)).fetchall()
         budget = SWEEP_STEP
         for row in rows:
             room = self._rooms.get(row[1]) or _Room(*row)
             if room.first > room.last:
-                self._forget_room(room)
+                if room.at + (room.age or 0.0) < now - POSITION_TIME:
+                    self._forget_room(room)
             elif (first := _first_kept(self._connection, room, now)) > room.first:
                 room.first, budget = min(first, room.first + budget), budget - (first - room.first)
                 self._save([room])
@@ -294,6 +306,14 @@ class Writer:
         self._rooms.pop(room.name, None)
         for table, column in (("rooms", "id"), ("messages", "room"), ("room_keys", "owner")):
             self._connection.execute(f"DELETE FROM {table} WHERE {column} = ?", (room.id,))
+
+
+def _lowest(table: str, column: str) -> str:
+    """Which rows of a table are below `before`, but of these only about `step`."""
+    return (
+        f"{column} < :before AND {column} <= ifnull("
+        f"(SELECT {column} FROM {table} WHERE {column} IS NOT NULL ORDER BY {column} LIMIT 1 OFFSET :step), :before)"
+    )
 
 
 def read_pages(connection: sqlite3.Connection, queries: Sequence[PageQuery]) -> list[Page]:

@@ -6,18 +6,22 @@ from datetime import UTC, datetime
 __all__ = ["timestamp", "wall_time"]
 
 _millisecond, _text = 0, ""
+_second, _date = 0, ""
 
 
 def timestamp() -> str:
     """Now, as ISO 8601 in UTC with milliseconds: `2026-11-20T22:41:04.123Z`.
 
-    The text is kept for as long as it is right: formatting takes 1 us, and a busy server asks for it more often.
+    The text is kept for as long as it is right, and its seconds, too: a busy server asks for it more often than they change
+    (`strftime` takes 2 us).
     """
-    global _millisecond, _text
+    global _millisecond, _text, _second, _date
     now = time.time_ns() // 1_000_000
     if now != _millisecond:
-        whole = datetime.fromtimestamp(now // 1000, UTC).strftime("%Y-%m-%dT%H:%M:%S")
-        _millisecond, _text = now, f"{whole}.{now % 1000:03}Z"
+        second = now // 1000
+        if second != _second:
+            _second, _date = second, datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+        _millisecond, _text = now, f"{_date}.{now % 1000:03}Z"
     return _text
 
 

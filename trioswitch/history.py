@@ -16,6 +16,7 @@ import trio
 from msgspec import UNSET
 
 from .config import Keep, RoomPolicy
+from .stores import Retention
 from .wire.messages import Event, Position, Recorded
 from .wire.prepared import Prepared, Window
 
@@ -49,6 +50,7 @@ class HistoryBudget:
     _busiest: "History | None" = attrs.field(default=None, init=False)
 
     def take(self, history: "History", size: int) -> None:
+        """Count bytes more, or fewer, of a history that has just taken a message."""
         self.used += size
         if self._busiest is not history:
             self._busiest = history
@@ -68,11 +70,13 @@ class HistoryBudget:
 class History:
     """Numbers a room's messages, and keeps the newest. `last` is the newest offset, 0 before the first message."""
 
-    __slots__ = ("_age", "_budget", "_gone", "_kept", "_replays", "_size", "epoch", "last")
+    __slots__ = ("_age", "_budget", "_gone", "_kept", "_replays", "_size", "epoch", "last", "retention")
 
     def __init__(self, policy: RoomPolicy, budget: HistoryBudget, epoch: str, last: int = 0) -> None:
         self.epoch = epoch
         self.last = last
+        self.retention = Retention(policy.history_size, policy.history_age)
+        """What the room keeps, in memory or in the store."""
         self._size = min(policy.history_size, IN_MEMORY) if policy.history is Keep.STORED else policy.history_size
         self._age = policy.history_age
         self._budget = budget
@@ -103,15 +107,16 @@ class History:
             offset = event.offset
             self.epoch, self.last = event.epoch, max(self.last, offset)
         self._keep(offset, now, message)
-        if len(self._kept) - self._gone > self._size:
-            self.drop_first()
 
     def _keep(self, offset: int, at: float, message: Prepared) -> None:
         if self._replays:
             self._replays.clear()
-        kept = self._kept
-        size = message.size + OVERHEAD if kept else message.size + OVERHEAD + ROOM_OVERHEAD
+        kept, size = self._kept, message.size + OVERHEAD
+        if not kept:
+            size += ROOM_OVERHEAD
         kept.append((offset, at, message))
+        if len(kept) - self._gone > self._size:
+            size -= self._remove_first()
         self._budget.take(self, size)
 
     def pass_over(self, messages: Sequence[Prepared]) -> None:
@@ -129,18 +134,23 @@ class History:
 
     def drop_first(self) -> None:
         """Forget the oldest message."""
+        size = self._remove_first()
+        if self._replays:
+            self._replays.clear()
+        if last := not self._kept:
+            size += ROOM_OVERHEAD
+        self._budget.give_back(self, size, last=last)
+
+    def _remove_first(self) -> int:
+        """Returns the bytes that its message took."""
         kept, gone = self._kept, self._gone
         size = kept[gone][2].size + OVERHEAD
         kept[gone] = _GONE
         self._gone = gone = gone + 1
-        if gone == len(kept):
-            size += ROOM_OVERHEAD
         if gone == len(kept) or gone > COMPACT:
             del kept[:gone]
             self._gone = 0
-        if self._replays:
-            self._replays.clear()
-        self._budget.give_back(self, size, last=not kept)
+        return size
 
     def _forget_old(self) -> None:
         if self._age is not None:

@@ -18,7 +18,7 @@ from .config import Keep, Options, RoomPolicy
 from .errors import StoreError, UnencodableData
 from .history import IN_MEMORY, History, HistoryBudget
 from .rooms import Room
-from .stores import Append, Page, Record, Retention, Store
+from .stores import Append, Page, Record, Store
 from .wire.messages import Recorded
 from .wire.prepared import Prepared
 from .wire.records import dump, load
@@ -198,7 +198,7 @@ class Journal:
 
 
 def _append(room: Room, message: Prepared, wall: float, now: float) -> Append:
-    event, policy = message.event, room.policy
+    event = message.event
     assert isinstance(event, Recorded)
     if room.history is None:
         raise StoreError(f"the history of {room.name!r} cannot be read")
@@ -208,7 +208,7 @@ def _append(room: Room, message: Prepared, wall: float, now: float) -> Append:
         at=wall,
         expires_at=None if message.expires_at is None else wall + message.expires_at - now,
         key=message.idempotency_key,
-        retention=Retention(policy.history_size, policy.history_age),
+        retention=room.history.retention,
     )
 
 

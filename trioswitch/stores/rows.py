@@ -54,7 +54,7 @@ class Rows:
 
     def insert(self, table: str, rows: Sequence[Row], otherwise: str = "") -> None:
         for part in _parts(rows):
-            sql = f"INSERT INTO {table} VALUES {_places(len(part), len(part[0]))} {otherwise}"
+            sql = f"INSERT OR ROLLBACK INTO {table} VALUES {_places(len(part), len(part[0]))} {otherwise}"
             self._connection.execute(sql, _flat(part))
 
 

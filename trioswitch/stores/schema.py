@@ -17,6 +17,9 @@ from ..errors import StoreError
 __all__ = ["VERSION", "Connections", "explain", "open_connections"]
 
 APPLICATION_ID: Final = int.from_bytes(b"tsw1")
+CHECKPOINT_PAGES: Final = 4000
+"""Pages of 4 KiB in the write-ahead log after which they go into the file: those that are written often go there once.
+As many are kept in memory, for otherwise the pages of 200 busy rooms were read again for each transaction."""
 PATIENCE: Final = 5.0
 """Seconds that a write waits for another program that writes to the file."""
 
@@ -122,6 +125,8 @@ def open_connections(path: Path) -> Connections:
         if writer.execute("PRAGMA journal_mode = WAL").fetchone() != ("wal",):
             raise StoreError(f"the store {path} is on a file system that cannot share memory, such as a network's")
         writer.execute("PRAGMA synchronous = FULL")
+        writer.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
+        writer.execute(f"PRAGMA cache_size = {CHECKPOINT_PAGES}")
         _migrate(writer, version)
         reader = _connect(path, opened, PATIENCE)
         reader.execute("PRAGMA query_only = ON")

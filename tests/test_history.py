@@ -528,6 +528,22 @@ async def test_who_waits_for_space_when_the_server_ends_is_told_that_nothing_was
     assert [type(outcome) for outcome in outcomes] == [StoreError] * 4
 
 
+@pytest.mark.parametrize("there", [True, False], ids=["its room is there", "its room would have to be made"])
+async def test_a_publish_that_meets_the_end_of_the_switch_is_answered(clock: MockClock, there: bool) -> None:
+    async with running(options(Keep.STORED), store=MemoryStore()) as app:
+        client = await app.connect()
+        await client.join("r")
+        app.switch._registry.abandon()
+        if not there:
+            app.switch._registry.rooms.clear()
+        for id in (1, None):
+            await client.send("message", room="r", data=1, id=id)
+            error = await client.receive_until(type="error")
+            assert error["code"] == "not_stored"
+            assert error.get("id") == id
+        assert (await client.ask("heartbeat"))["type"] == "ack"
+
+
 async def test_a_room_that_is_closed_while_it_is_loaded_takes_no_memory(clock: MockClock) -> None:
     class Slow(MemoryStore):
         seconds = 0.0

@@ -216,6 +216,7 @@ class Commands:
             elif message.settle is not None:
                 message.settle(Receipt())
         except (trio.WouldBlock, trio.ClosedResourceError):
+            message.settle = message.settle or Acknowledge(connection, request_id)
             return self._registry.publish(name, message)
         return None
 

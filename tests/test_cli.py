@@ -438,10 +438,21 @@ async def test_without_a_stderr_it_serves_all_the_same(tmp_path: Path, stderr: s
         (["serve", "--room", "x:colour=red"], "colour"),
         (["serve", "--room", "x:overflow=never"], "never"),
         (["serve", "--room", "x:announce=perhaps"], "perhaps"),
-        (["serve", "--room", "x:block-timeout=0"], "block_timeout"),
-        (["serve", "--room", "x:block-timeout=nan"], "block_timeout"),
-        (["serve", "--room", "x:announce-limit=-1"], "announce_limit"),
-        (["serve", "--room", "x:announce-limit=many"], "announce-limit"),
+        (
+            ["serve", "--room", "x:overflow=never"],
+            "overflow in 'x:overflow=never': 'never' is none of block, drop_oldest",
+        ),
+        (["serve", "--room", "x:block-timeout=0"], "block-timeout in 'x:block-timeout=0': must be > 0: 0.0"),
+        (["serve", "--room", "x:block-timeout=nan"], "block-timeout in"),
+        (
+            ["serve", "--room", "x:block-timeout=soon"],
+            "block-timeout in 'x:block-timeout=soon': 'soon' is not a number",
+        ),
+        (["serve", "--room", "x:announce-limit=-1"], "announce-limit in"),
+        (
+            ["serve", "--room", "x:history-size=many"],
+            "history-size in 'x:history-size=many': 'many' is not a whole number",
+        ),
     ],
 )
 def test_a_usage_error_names_what_is_wrong(
@@ -461,7 +472,7 @@ def test_a_usage_error_in_a_process_of_its_own() -> None:
     done = run("--linger", "-1")
     assert done.returncode == 2
     [sentence] = done.stderr.splitlines()
-    assert sentence.startswith("trioswitch: error: argument --linger: 'linger' must be >= 0: -1.0")
+    assert sentence.startswith("trioswitch: error: argument --linger: must be >= 0: -1.0")
     assert "Traceback" not in done.stderr
 
 
@@ -472,11 +483,16 @@ def test_a_certificate_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixtur
     garbage.write_text("no certificate")
     ours.cert_chain_pems[0].write_to_path(str(chain))
     other.private_key_pem.write_to_path(str(key))
-    for arguments in ([str(garbage)], [str(chain)], [str(chain), "--tls-key", str(key)]):
+    for arguments, why in (
+        ([str(garbage)], f"in '{garbage}': that is no PEM"),
+        ([str(chain)], f"in '{chain}': that is no PEM"),
+        ([str(chain), "--tls-key", str(garbage)], f"in '{chain}' and '{garbage}': that is no PEM"),
+        ([str(chain), "--tls-key", str(key)], f"in '{chain}' and '{key}': the key is another certificate's"),
+    ):
         with pytest.raises(SystemExit) as exit:
             main(["serve", "--tls-cert", *arguments])
         assert exit.value.code == 2
-        assert "argument --tls-cert: cannot read" in capsys.readouterr().err.splitlines()[-1]
+        assert f"argument --tls-cert: no certificate with its private key {why}" in capsys.readouterr().err
 
 
 def test_a_key_with_a_password_is_not_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

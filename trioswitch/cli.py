@@ -9,6 +9,7 @@ import signal
 import ssl
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, NoReturn, get_args
 
 import attrs
@@ -138,6 +139,13 @@ async def _serve_on(
 # --- the options
 
 
+class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Says what the default is, where there is one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return super()._get_help_string(action) if action.default not in (None, []) else action.help
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """One sentence, rather than all of the usage before it."""
@@ -152,7 +160,8 @@ def _parser() -> argparse.ArgumentParser:
         "serve",
         help="run the server",
         description="Run the server until SIGTERM or SIGINT; a second signal ends it at once.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=_Formatter,
+        usage="trioswitch serve [options]",
     )
     serve_command.set_defaults(run=None)
     add = serve_command.add_argument
@@ -204,7 +213,8 @@ def _options(chosen: argparse.Namespace) -> Options:
         try:
             Options(**{name: value})
         except (ValueError, TypeError) as error:
-            raise ValueError(f"argument --{name.replace('_', '-')}: {error.args[0]}") from None
+            sentence = error.args[0].removeprefix(f"'{name}' ")
+            raise ValueError(f"argument --{name.replace('_', '-')}: {sentence}") from None
     return Options(**values, policies=tuple(chosen.room))
 
 
@@ -212,13 +222,13 @@ def _room_policy(text: str) -> RoomPolicy:
     pattern, _, rest = text.rpartition(":")
     values: dict[str, Any] = {}
     readers: dict[str, Callable[[str], Any]] = {
-        "overflow": Overflow,
-        "block_timeout": float,
+        "overflow": partial(_one_of, Overflow),
+        "block_timeout": _number,
         "announce": _yes_or_no,
-        "announce_limit": int,
-        "history": _keep,
-        "history_size": int,
-        "history_age": float,
+        "announce_limit": _whole,
+        "history": partial(_one_of, Keep),
+        "history_size": _whole,
+        "history_age": _number,
     }
     for item in filter(None, rest.split(",")):
         key, _, value = item.partition("=")
@@ -234,7 +244,8 @@ def _room_policy(text: str) -> RoomPolicy:
     try:
         return RoomPolicy(pattern=pattern, **values)
     except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r}: {error.args[0]}") from None
+        name, sentence = error.args[0].split(" ", 1)  # see `config.option`
+        raise argparse.ArgumentTypeError(f"{name.strip(chr(39)).replace('_', '-')} in {text!r}: {sentence}") from None
 
 
 def _yes_or_no(text: str) -> bool:
@@ -243,11 +254,25 @@ def _yes_or_no(text: str) -> bool:
     return text == "yes"
 
 
-def _keep(text: str) -> Keep:
-    names = [keep.value for keep in Keep]
+def _one_of(choices: type[enum.Enum], text: str) -> enum.Enum:
+    names = [choice.value for choice in choices]
     if text not in names:
         raise ValueError(f"{text!r} is none of {', '.join(names)}")
-    return Keep(text)
+    return choices(text)
+
+
+def _whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is not a whole number") from None
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is not a number") from None
 
 
 def _port(text: str) -> int:
@@ -278,10 +303,14 @@ def _tls(certificate: str | None, key: str | None) -> ssl.SSLContext | None:
         return None
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.set_alpn_protocols(["http/1.1"])
+    files = repr(certificate) if key is None else f"{certificate!r} and {key!r}"
     try:
         context.load_cert_chain(certificate, key, password=_no_password)
-    except (OSError, ssl.SSLError) as error:
-        raise ValueError(f"argument --tls-cert: cannot read {certificate!r}: {error.strerror or error}") from None
+    except ssl.SSLError as error:
+        why = "the key is another certificate's" if error.reason == "KEY_VALUES_MISMATCH" else "that is no PEM"
+        raise ValueError(f"argument --tls-cert: no certificate with its private key in {files}: {why}") from None
+    except OSError as error:
+        raise ValueError(f"argument --tls-cert: cannot read {files}: {error.strerror or error}") from None
     return context
 
 

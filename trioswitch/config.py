@@ -46,8 +46,28 @@ DIRECT_OVERFLOW = (Overflow.DROP_OLDEST, Overflow.DROP_NEWEST, Overflow.DISCONNE
 """What there is for messages that belong to no room: nobody waits, conflates or catches up there."""
 
 
+def _whole(_options: Any, field: "attrs.Attribute[Any]", value: object) -> None:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"'{field.name}' must be a whole number: {value!r}")
+
+
+def _number(_options: Any, field: "attrs.Attribute[Any]", value: object) -> None:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise TypeError(f"'{field.name}' must be a number: {value!r}")
+
+
+def _flag(_options: Any, field: "attrs.Attribute[Any]", value: object) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"'{field.name}' must be True or False: {value!r}")
+
+
+_KINDS: dict[type, Any] = {bool: _flag, int: _whole, float: _number}
+
+
 def option(default: Any, help: str, *validators: Any) -> Any:
-    return attrs.field(default=default, validator=list(validators), metadata={"help": help})
+    """One of a class's options; it takes what its default is. The sentences of its errors begin with its quoted name."""
+    kind = () if default is None else (_KINDS[type(default)],)
+    return attrs.field(default=default, validator=[*kind, *validators], metadata={"help": help})
 
 
 @attrs.frozen(kw_only=True)
@@ -57,13 +77,13 @@ class RoomPolicy:
     pattern: str = "*"
     overflow: Overflow = attrs.field(default=Overflow.DROP_OLDEST, converter=Overflow)
     block_timeout: float = option(1.0, "seconds that a room waits for its slowest members under `block`", gt(0))
-    announce: bool = True
+    announce: bool = attrs.field(default=True, validator=_flag)
     """Whether joins and leaves are announced at all."""
     announce_limit: int = option(100, "users above which joins and leaves are not announced one by one", ge(0))
     history: Keep = attrs.field(default=Keep.NONE, converter=Keep)
     history_size: int = option(100, "messages that the history keeps", ge(1))
     history_age: float | None = option(
-        None, "seconds that the history keeps a message; without it, any time", optional(gt(0))
+        None, "seconds that the history keeps a message; without it, any time", optional([_number, gt(0)])
     )
 
     def matches(self, room: str) -> bool:
@@ -149,7 +169,7 @@ class Options:
     max_connections: int | None = option(
         None,
         "connections at most; more get 503. Default: the limit on open files, less 64 for everything else",
-        optional(ge(1)),
+        optional([_whole, ge(1)]),
     )
 
     @property

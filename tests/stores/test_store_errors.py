@@ -81,6 +81,7 @@ async def test_the_file_of_another_program(path: Path, statements: list[str]) ->
     content = content_of(path)
     assert await refused(path) == "belongs to another program"
     assert content_of(path) == content
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
 async def test_the_file_of_a_newer_version(path: Path) -> None:
@@ -104,7 +105,7 @@ async def test_no_directory(tmp_path: Path) -> None:
 
 async def test_a_directory(path: Path) -> None:
     os.mkdir(path)
-    assert "cannot be opened" in await refused(path)
+    assert await refused(path) == "cannot be opened: it is a directory"
 
 
 @contextmanager

@@ -112,7 +112,11 @@ def open_connections(path: Path) -> Connections:
     path = path.resolve()  # the lock must be the same by all names of the file
     if not path.parent.is_dir():
         raise StoreError(f"the store {path} cannot be opened: there is no directory {path.parent}")
+    if path.is_dir():
+        raise StoreError(f"the store {path} cannot be opened: it is a directory")
     with ExitStack() as opened, _explained(path):
+        writer = _connect(path, opened, PATIENCE)
+        _check(path, writer)  # nothing is put beside the file of another program
         lock = _connect(f"{path}-lock", opened)
         try:
             lock.execute("BEGIN EXCLUSIVE")
@@ -120,8 +124,7 @@ def open_connections(path: Path) -> Connections:
             if _primary(error) != sqlite3.SQLITE_BUSY:
                 raise
             raise StoreError(f"the store {path} is in use by another server") from error
-        writer = _connect(path, opened, PATIENCE)
-        version = _check(path, writer)
+        version = _check(path, writer)  # another server may have been here in between
         if writer.execute("PRAGMA journal_mode = WAL").fetchone() != ("wal",):
             raise StoreError(f"the store {path} is on a file system that cannot share memory, such as a network's")
         writer.execute("PRAGMA synchronous = FULL")

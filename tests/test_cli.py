@@ -432,10 +432,17 @@ async def test_without_a_stderr_it_serves_all_the_same(tmp_path: Path, stderr: s
         (["serve", "--ping-timeout", "0"], "--ping-timeout"),
         (["serve", "--handshake-timeout", "0"], "--handshake-timeout"),
         (["serve", "--close-timeout", "-1"], "--close-timeout"),
-        (["serve", "--room", "x"], "unknown key 'x'"),
+        (["serve", "--room", "x"], "'x' is not PATTERN:KEY=VALUE"),
         (["serve", "--room", "x:"], "PATTERN:KEY=VALUE"),
         (["serve", "--room", ":overflow=block"], "PATTERN:KEY=VALUE"),
-        (["serve", "--room", "x:colour=red"], "colour"),
+        (
+            ["serve", "--room", "x:colour=red"],
+            "unknown key 'colour' in 'x:colour=red': there are overflow, block-timeout",
+        ),
+        (["serve", "--room", "x:announce=no,announce=yes"], "announce stands twice"),
+        (["serve", "--romm", "x"], "unrecognized arguments: --romm x (trioswitch serve --help tells more)"),
+        (["connect", "ws://x", "--romm", "x"], "unrecognized arguments: --romm x"),
+        (["serve", "--linger", "-1"], "--linger: must be >= 0: -1.0 (trioswitch serve --help tells more)"),
         (["serve", "--room", "x:overflow=never"], "never"),
         (["serve", "--room", "x:announce=perhaps"], "perhaps"),
         (
@@ -484,15 +491,17 @@ def test_a_certificate_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixtur
     ours.cert_chain_pems[0].write_to_path(str(chain))
     other.private_key_pem.write_to_path(str(key))
     for arguments, why in (
-        ([str(garbage)], f"in '{garbage}': that is no PEM"),
-        ([str(chain)], f"in '{chain}': that is no PEM"),
-        ([str(chain), "--tls-key", str(garbage)], f"in '{chain}' and '{garbage}': that is no PEM"),
-        ([str(chain), "--tls-key", str(key)], f"in '{chain}' and '{key}': the key is another certificate's"),
+        ([str(garbage)], f"--tls-cert: there is no certificate (PEM) in '{garbage}'"),
+        ([str(key), "--tls-key", str(chain)], f"--tls-cert: there is no certificate (PEM) in '{key}'"),
+        ([str(chain)], f"--tls-cert: there is no private key (PEM) in '{chain}': name its file with --tls-key"),
+        ([str(chain), "--tls-key", str(garbage)], f"--tls-key: there is no private key (PEM) in '{garbage}'"),
+        ([str(chain), "--tls-key", "no.pem"], "--tls-key: cannot read 'no.pem': No such file or directory"),
+        ([str(chain), "--tls-key", str(key)], f"--tls-key: the private key in '{key}' is that of another certificate"),
     ):
         with pytest.raises(SystemExit) as exit:
             main(["serve", "--tls-cert", *arguments])
         assert exit.value.code == 2
-        assert f"argument --tls-cert: no certificate with its private key {why}" in capsys.readouterr().err
+        assert f"argument {why}" in capsys.readouterr().err
 
 
 def test_a_key_with_a_password_is_not_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

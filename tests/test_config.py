@@ -34,3 +34,14 @@ def test_an_option_takes_what_its_default_is(kind: Any, field: Any) -> None:
 def test_whole_numbers_are_seconds_too() -> None:
     assert Options(ping_interval=5, linger=0).ping_interval == 5
     assert RoomPolicy(history_age=60).history_age == 60
+
+
+def test_policies_are_what_the_type_says() -> None:
+    policy = RoomPolicy(history="memory")
+    assert Options(policies=policy).policies == Options(policies=[policy]).policies == (policy,)
+    with pytest.raises(TypeError, match="policies"):
+        Options(policies=["lobby"])
+    with pytest.raises(ValueError, match="'disk' is none of none, memory, stored"):
+        RoomPolicy(history="disk")
+    with pytest.raises(ValueError, match="'never' is none of block, drop_oldest"):
+        RoomPolicy(overflow="never")

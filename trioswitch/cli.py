@@ -10,6 +10,7 @@ import ssl
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, NoReturn, get_args
 
 import attrs
@@ -17,7 +18,7 @@ import trio
 
 from .bench.cli import add_bench
 from .client.terminal import add_connect
-from .config import Keep, Options, Overflow, RoomPolicy
+from .config import Keep, Options, Overflow, RoomPolicy, one_of
 from .entry import TransportName
 from .errors import ServeError, StoreError
 from .memory import collect_rarely, keep_freed_memory
@@ -39,7 +40,9 @@ class _Interrupted(Exception):
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line, and exit: 0 after a drain, 2 for a usage error, 1 for anything else."""
     parser = _parser()
-    chosen = parser.parse_args(arguments)
+    chosen, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        getattr(chosen, "parser", parser).error(f"unrecognized arguments: {' '.join(unknown)}")
     raise_file_limit()
     if chosen.run is not None:
         sys.exit(chosen.run(chosen))
@@ -49,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         if options.needs_store and chosen.store == "memory":
             raise ValueError("argument --room: history=stored needs --store sqlite:PATH")
     except ValueError as error:
-        parser.error(str(error))
+        chosen.parser.error(str(error))
     keep_freed_memory()
     collect_rarely()
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=chosen.log_level.upper())
@@ -162,8 +165,10 @@ def _parser() -> argparse.ArgumentParser:
         description="Run the server until SIGTERM or SIGINT; a second signal ends it at once.",
         formatter_class=_Formatter,
         usage="trioswitch serve [options]",
+        epilog="Messages of rooms whose name begins with chat survive a crash: --store sqlite:messages.db --room"
+        " 'chat*:history=stored,history-size=10000'. docs/options.md says more about each option.",
     )
-    serve_command.set_defaults(run=None)
+    serve_command.set_defaults(run=None, parser=serve_command)
     add = serve_command.add_argument
     add("--host", default="127.0.0.1", help="address to listen on")
     add("--port", type=_port, default=8765, help="TCP port; 0 takes a free one")
@@ -222,19 +227,24 @@ def _room_policy(text: str) -> RoomPolicy:
     pattern, _, rest = text.rpartition(":")
     values: dict[str, Any] = {}
     readers: dict[str, Callable[[str], Any]] = {
-        "overflow": partial(_one_of, Overflow),
+        "overflow": partial(one_of, Overflow),
         "block_timeout": _number,
         "announce": _yes_or_no,
         "announce_limit": _whole,
-        "history": partial(_one_of, Keep),
+        "history": partial(one_of, Keep),
         "history_size": _whole,
         "history_age": _number,
     }
     for item in filter(None, rest.split(",")):
-        key, _, value = item.partition("=")
+        key, equals, value = item.partition("=")
         name = key.strip().replace("-", "_")
+        if not equals:
+            raise argparse.ArgumentTypeError(f"{text!r} is not PATTERN:KEY=VALUE,...")
         if name not in readers:
-            raise argparse.ArgumentTypeError(f"unknown key {key!r} in {text!r}")
+            keys = ", ".join(readers).replace("_", "-")
+            raise argparse.ArgumentTypeError(f"unknown key {key!r} in {text!r}: there are {keys}")
+        if name in values:
+            raise argparse.ArgumentTypeError(f"{key} stands twice in {text!r}")
         try:
             values[name] = readers[name](value.strip())
         except ValueError as error:
@@ -252,13 +262,6 @@ def _yes_or_no(text: str) -> bool:
     if text not in ("yes", "no"):
         raise ValueError(f"{text!r} is not yes or no")
     return text == "yes"
-
-
-def _one_of(choices: type[enum.Enum], text: str) -> enum.Enum:
-    names = [choice.value for choice in choices]
-    if text not in names:
-        raise ValueError(f"{text!r} is none of {', '.join(names)}")
-    return choices(text)
 
 
 def _whole(text: str) -> int:
@@ -303,15 +306,29 @@ def _tls(certificate: str | None, key: str | None) -> ssl.SSLContext | None:
         return None
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.set_alpn_protocols(["http/1.1"])
-    files = repr(certificate) if key is None else f"{certificate!r} and {key!r}"
     try:
         context.load_cert_chain(certificate, key, password=_no_password)
-    except ssl.SSLError as error:
-        why = "the key is another certificate's" if error.reason == "KEY_VALUES_MISMATCH" else "that is no PEM"
-        raise ValueError(f"argument --tls-cert: no certificate with its private key in {files}: {why}") from None
-    except OSError as error:
-        raise ValueError(f"argument --tls-cert: cannot read {files}: {error.strerror or error}") from None
+    except (OSError, ssl.SSLError) as error:
+        raise ValueError(_what_is_wrong(certificate, key, error)) from None
     return context
+
+
+def _what_is_wrong(certificate: str, key: str | None, error: OSError) -> str:
+    """Why a certificate and its key cannot be used, with the flag and the file that are to blame."""
+    flag, path = "--tls-cert", certificate
+    try:
+        if b"CERTIFICATE-----" not in Path(path).read_bytes():
+            return f"argument {flag}: there is no certificate (PEM) in {path!r}"
+        if key is not None:
+            flag, path = "--tls-key", key
+        if b"PRIVATE KEY-----" not in Path(path).read_bytes():
+            hint = ": name its file with --tls-key" if key is None else ""
+            return f"argument {flag}: there is no private key (PEM) in {path!r}{hint}"
+    except OSError as unreadable:
+        return f"argument {flag}: cannot read {path!r}: {unreadable.strerror or unreadable}"
+    if isinstance(error, ssl.SSLError) and error.reason == "KEY_VALUES_MISMATCH":
+        return f"argument {flag}: the private key in {path!r} is that of another certificate"
+    return f"argument --tls-cert: cannot use {certificate!r}: {error.strerror or error}"
 
 
 def _no_password() -> str:

@@ -5,12 +5,15 @@
 
 import enum
 import fnmatch
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, TypeVar
 
 import attrs
-from attrs.validators import ge, gt, in_, le, optional
+from attrs.validators import deep_iterable, ge, gt, in_, instance_of, le, optional
 
-__all__ = ["Keep", "Options", "Overflow", "RoomPolicy"]
+__all__ = ["Keep", "Options", "Overflow", "RoomPolicy", "one_of"]
+
+_Choice = TypeVar("_Choice", bound=enum.Enum)
 
 KIB, MIB = 1024, 1024 * 1024
 
@@ -46,6 +49,26 @@ DIRECT_OVERFLOW = (Overflow.DROP_OLDEST, Overflow.DROP_NEWEST, Overflow.DISCONNE
 """What there is for messages that belong to no room: nobody waits, conflates or catches up there."""
 
 
+def one_of(kind: type[_Choice], value: _Choice | str) -> _Choice:
+    """A choice by its value. Raises ValueError with a sentence."""
+    if value not in list(kind) and value not in [choice.value for choice in kind]:
+        raise ValueError(f"{value!r} is none of {', '.join(choice.value for choice in kind)}")
+    return kind(value)
+
+
+def _overflow(value: Overflow | str) -> Overflow:
+    return one_of(Overflow, value)
+
+
+def _keep(value: Keep | str) -> Keep:
+    return one_of(Keep, value)
+
+
+def _policies(policies: "Iterable[RoomPolicy] | RoomPolicy") -> "tuple[RoomPolicy, ...]":
+    """Several of them, or one."""
+    return (policies,) if isinstance(policies, RoomPolicy) else tuple(policies)
+
+
 def _whole(_options: Any, field: "attrs.Attribute[Any]", value: object) -> None:
     if not isinstance(value, int) or isinstance(value, bool):
         raise TypeError(f"'{field.name}' must be a whole number: {value!r}")
@@ -75,12 +98,12 @@ class RoomPolicy:
     """How rooms whose name matches `pattern` (shell-style: `*`, `?`, `[a-z]`) treat slow members, announcements, history."""
 
     pattern: str = "*"
-    overflow: Overflow = attrs.field(default=Overflow.DROP_OLDEST, converter=Overflow)
+    overflow: Overflow = attrs.field(default=Overflow.DROP_OLDEST, converter=_overflow)
     block_timeout: float = option(1.0, "seconds that a room waits for its slowest members under `block`", gt(0))
     announce: bool = attrs.field(default=True, validator=_flag)
     """Whether joins and leaves are announced at all."""
     announce_limit: int = option(100, "users above which joins and leaves are not announced one by one", ge(0))
-    history: Keep = attrs.field(default=Keep.NONE, converter=Keep)
+    history: Keep = attrs.field(default=Keep.NONE, converter=_keep)
     history_size: int = option(100, "messages that the history keeps", ge(1))
     history_age: float | None = option(
         None, "seconds that the history keeps a message; without it, any time", optional([_number, gt(0)])
@@ -109,7 +132,7 @@ class Options:
     )
     direct_overflow: Overflow = attrs.field(
         default=Overflow.DROP_NEWEST,
-        converter=Overflow,
+        converter=_overflow,
         validator=in_(DIRECT_OVERFLOW),
         metadata={
             "help": "what happens to a direct, group or broadcast message for a full outbox",
@@ -122,7 +145,9 @@ class Options:
     window_bytes: int = option(
         256 * KIB, "bytes that a room hands out at once at most; a larger message goes alone", ge(1)
     )
-    policies: tuple[RoomPolicy, ...] = ()
+    policies: tuple[RoomPolicy, ...] = attrs.field(
+        default=(), converter=_policies, validator=deep_iterable(instance_of(RoomPolicy))
+    )
     """Policies for rooms by name pattern: the first that matches holds, `RoomPolicy()` where none does."""
     max_message_bytes: int = option(
         1 * MIB, "bytes in one message from a client; a larger one closes with 1009", ge(125)

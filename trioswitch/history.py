@@ -23,7 +23,7 @@ from .wire.prepared import Prepared, Window
 __all__ = ["History", "HistoryBudget"]
 
 OVERHEAD: Final = 1024
-"""Bytes that a message takes in memory beside its own: event, objects and encoded copies (measured, short ones in one format: 1.0 KB)."""
+"""Bytes that a message takes in memory beside its own: event, objects, encoded copies (measured, in one format: 1.0 KB)."""
 ROOM_OVERHEAD: Final = 4096
 """Bytes that a room takes which is kept for its history alone (measured: 4.5 KB)."""
 IN_MEMORY: Final = 1000

@@ -237,9 +237,14 @@ def _tcp_listener(family: int, name: Any) -> socket.socket:
 
 
 def _unix_listener(path: str) -> socket.socket:
+    if os.path.exists(path):
+        if not stat.S_ISSOCK(os.stat(path).st_mode):
+            raise ServeError(f"cannot listen on the Unix socket {path!r}: there is something else, which is left alone")
+        if _answers(path):
+            raise ServeError(f"cannot listen on the Unix socket {path!r}: another server does")
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        if os.path.exists(path) and stat.S_ISSOCK(os.stat(path).st_mode) and not _answers(path):
+        if os.path.exists(path):
             os.unlink(path)  # left behind by a server that was killed
         listener.bind(path)
         listener.listen(BACKLOG)

@@ -28,7 +28,7 @@ async def let_in(request: trioswitch.ConnectRequest) -> trioswitch.Identity:
     """Believe the `?name=` that a client gives. An application with accounts would look at a cookie or a token here."""
     name = request.query.get("name", "").strip()
     if not 1 <= len(name) <= 40:
-        raise trioswitch.Refused("give a `name` of 1 to 40 characters")
+        raise trioswitch.Refused("say who you are: connect to /ws?name=YOU, with 1 to 40 characters")
     log.info("%r comes from %s", name, request.remote)
     return trioswitch.Identity(user=name)
 

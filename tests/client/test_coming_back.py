@@ -2,6 +2,7 @@
 
 import ssl
 from collections.abc import Callable
+from functools import partial
 from random import Random
 from typing import Any
 
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from support import listening
 from trio.testing import MockClock
 
+from trioswitch import ConnectRequest, Identity
 from trioswitch.client import (
     CannotConnect,
     ClientClosed,
@@ -25,6 +27,7 @@ from trioswitch.client import (
     open_client,
 )
 from trioswitch.client.backoff import Backoff
+from trioswitch.client.link import Address
 
 # --- waiting
 
@@ -463,3 +466,64 @@ async def test_a_certificate_is_checked() -> None:
                     pass
             async with open_client(url, ssl_context=trusting) as client, client.room("r") as room:
                 assert (await room.publish(1)).dropped == 0
+
+
+async def test_ws_for_wss_and_the_other_way_round() -> None:
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    trustme.CA().issue_cert("localhost").configure_cert(context)
+    with trio.fail_after(PATIENCE):
+        async with listening(host="localhost", ssl_context=context) as (_switch, server):
+            with pytest.raises(CannotConnect, match=f"localhost:{server.port} hung up: it may want wss://"):
+                async with open_client(f"ws://localhost:{server.port}/ws"):
+                    pass
+        async with listening(host="localhost") as (_switch, server):
+            with pytest.raises(CannotConnect, match="it does not speak TLS: it may want ws://"):
+                async with open_client(f"wss://localhost:{server.port}/ws"):
+                    pass
+
+
+# --- URLs
+
+
+async def test_a_url_may_have_any_characters() -> None:
+    paths: list[str] = []
+    names: list[str] = []
+
+    async def let_in(request: ConnectRequest) -> Identity:
+        paths.append(request.path)
+        names.append(request.query["name"])
+        return Identity(user=None)
+
+    with trio.fail_after(PATIENCE):
+        async with listening(hooks={"on_connect": let_in}) as (_switch, server):
+            for name in ("J\u00fcrgen", "Ada Lovelace", "a%20b", "50%25", "x=y/z?"):
+                async with open_client(f"ws://localhost:{server.port}/ws?name={name}"):
+                    pass
+    assert names == ["J\u00fcrgen", "Ada Lovelace", "a b", "50%", "x=y/z?"]
+    assert Address.parse("ws://b\u00fccher.example/w s").host == "xn--bcher-kva.example"
+    assert Address.parse("ws://b\u00fccher.example/w s").target == "/w%20s"
+    with pytest.raises(ValueError, match="has no valid host"):
+        Address.parse("ws://" + "x" * 64 + "/")
+
+
+@pytest.mark.parametrize("token", ["", "\u00fc", "a\nb"])
+async def test_a_token_that_is_none(token: str) -> None:
+    with pytest.raises(ValueError, match="printable ASCII"):
+        async with open_client("ws://localhost:1/", token):
+            pass
+
+
+@pytest.mark.parametrize(("status", "body"), [(200, b"hello"), (404, b"<!DOCTYPE HTML>\n<title>none</title>")])
+async def test_a_server_that_speaks_http_only(status: int, body: bytes) -> None:
+    async def answer(stream: trio.SocketStream) -> None:
+        await stream.receive_some()
+        await stream.send_all(b"HTTP/1.1 %d X\r\nContent-Length: %d\r\n\r\n%b" % (status, len(body), body))
+
+    with trio.fail_after(PATIENCE):
+        async with trio.open_nursery() as nursery:
+            (listener,) = await nursery.start(partial(trio.serve_tcp, answer, 0, host="127.0.0.1"))
+            port = listener.socket.getsockname()[1]
+            with pytest.raises(CannotConnect, match=f"the server answered {status} as one where there is no WebSocket"):
+                async with open_client(f"ws://127.0.0.1:{port}/"):
+                    pass
+            nursery.cancel_scope.cancel()

@@ -61,8 +61,8 @@ async def open_client(
     `keep_trying`), and Rejected when the server does not want the client: that cancels the block. What the block raises comes
     out as it is. Leaving the block closes with 1000, within `close_timeout`.
     """
-    if token is not None and not (token.isascii() and token.isprintable()):
-        raise ValueError("a token has printable ASCII characters only")
+    if token is not None and not (token and token.isascii() and token.isprintable()):
+        raise ValueError("a token has printable ASCII characters only, and at least one")
     address = Address.parse(url)
     options, random, scope = options or ClientOptions(), random or Random(), trio.CancelScope()
     session = Session(Inbox(Buffer(options.buffer_messages, options.buffer_bytes)), user_id)

@@ -30,7 +30,9 @@ class ConnectionLost(ClientError):
     """`code` and `reason` are those of the closing handshake; 1006 where there was none. `after` as in CannotConnect."""
 
     def __init__(self, code: int, reason: str, after: float | None = None) -> None:
-        super().__init__(f"the connection was lost: {code} {reason}".rstrip())
+        super().__init__(
+            f"the connection was lost: {code} {reason or ('it broke off' if code == 1006 else '')}".rstrip()
+        )
         self.code = code
         self.reason = reason
         self.after = after

@@ -7,10 +7,10 @@ of life; and it sees the end of a connection in the middle of the handshake, for
 import os
 import socket
 import ssl
-import urllib.parse
 from collections.abc import Awaitable, Callable, Mapping
 from math import inf
 from typing import Any
+from urllib.parse import quote, urlsplit
 
 import attrs
 import msgspec
@@ -25,6 +25,10 @@ __all__ = ["Address", "Link", "OpenStream", "with_link"]
 OpenStream = Callable[[], Awaitable[trio.abc.Stream]]
 """Opens a stream to the server. Raises OSError."""
 _CHUNK = 64 * 1024
+_AS_IT_IS = "%/?:@!$&'()*+,;="
+"""What a path or a query may have (RFC 3986, section 3.4), and `%`: what is escaped already stays as it is."""
+_NO_TLS = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE")
+"""What OpenSSL says of an answer in plain text: the second from version 3.2 on."""
 _FINAL = (401, 403)
 """HTTP statuses that tell a client not to come back."""
 
@@ -40,16 +44,22 @@ class Address:
     @classmethod
     def parse(cls, url: str) -> "Address":
         """Raises ValueError with a sentence."""
-        parts = urllib.parse.urlsplit(url)
+        parts = urlsplit(url)
         if parts.scheme not in ("ws", "wss") or not parts.hostname:
             raise ValueError(f"{url!r} is no WebSocket URL, like ws://host:8765/ws")
         try:
             port = parts.port
         except ValueError:
             raise ValueError(f"{url!r} has no valid port") from None
+        try:
+            host = parts.hostname.encode("idna").decode()
+        except UnicodeError:
+            raise ValueError(f"{url!r} has no valid host") from None
         secure = parts.scheme == "wss"
-        target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-        return cls(parts.hostname, (443 if secure else 80) if port is None else port, target, secure)
+        target = quote(parts.path or "/", safe=_AS_IT_IS) + (
+            f"?{quote(parts.query, safe=_AS_IT_IS)}" if parts.query else ""
+        )
+        return cls(host, (443 if secure else 80) if port is None else port, target, secure)
 
     @property
     def name(self) -> str:
@@ -182,7 +192,9 @@ async def with_link(
         raise _translated(refusal)
     if lost is not None:
         return lost
-    raise CannotConnect(f"{address.name} {'does not answer' if deadline.cancelled_caught else 'hung up'}")
+    if deadline.cancelled_caught:
+        raise CannotConnect(f"{address.name} does not answer")
+    raise CannotConnect(f"{address.name} hung up" if address.secure else f"{address.name} hung up: it may want wss://")
 
 
 async def _opened(address: Address, open_stream: OpenStream) -> trio.abc.Stream:
@@ -199,6 +211,8 @@ async def _opened(address: Address, open_stream: OpenStream) -> trio.abc.Stream:
 def _why(cause: BaseException) -> str:
     if isinstance(cause, ssl.SSLCertVerificationError):
         return f"its certificate is no good: {cause.verify_message}"
+    if isinstance(cause, ssl.SSLError) and cause.reason in _NO_TLS:
+        return "it does not speak TLS: it may want ws://"
     if isinstance(cause, OSError) and not isinstance(cause, (socket.gaierror, ssl.SSLError)) and cause.errno:
         return os.strerror(cause.errno)  # its own text has the address once more
     return getattr(cause, "strerror", None) or str(cause) or "the connection broke"
@@ -242,4 +256,6 @@ def _translated(refusal: trio_websocket.ConnectionRejected) -> CannotConnect | R
     if status in _FINAL:
         return Rejected(status, said)
     after = dict(refusal.headers).get(b"retry-after", b"")
+    if status < 400 or said.startswith("<"):
+        said = "as one where there is no WebSocket"
     return CannotConnect(f"the server answered {status} {said}".rstrip(), float(after) if after.isdigit() else None)

@@ -8,6 +8,7 @@ import argparse
 import json
 import os
 import signal
+import ssl
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
@@ -53,6 +54,7 @@ def add_connect(commands: Any) -> None:
     add("--room", action="append", default=[], metavar="ROOM", help="a room to join; the last one is the current one")
     add("--user", metavar="NAME", help="who you are, where the server asks for no token")
     add("--token", help="token, where the server asks for one")
+    add("--ca", metavar="FILE", help="certificates (PEM) to trust, rather than those of the system")
     add(
         "--history",
         type=_count,
@@ -80,7 +82,8 @@ async def _main(chosen: argparse.Namespace) -> int:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_cancel_at_signal, signals, scope)
             try:
-                async with open_client(chosen.url, chosen.token, chosen.user) as client:
+                context = None if chosen.ca is None else _trusting(chosen.ca)
+                async with open_client(chosen.url, chosen.token, chosen.user, ssl_context=context) as client:
                     if interactive:
                         terminal.note("* /help tells the commands")
                     await terminal.run(client, chosen.room, lines(0))
@@ -304,6 +307,14 @@ def _url(text: str) -> str:
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
     return text
+
+
+def _trusting(path: str) -> ssl.SSLContext:
+    """Raises ValueError."""
+    try:
+        return ssl.create_default_context(cafile=path)
+    except OSError as error:
+        raise ValueError(f"--ca: cannot read certificates from {path!r}: {error.strerror or error}") from None
 
 
 def _count(text: str) -> int:

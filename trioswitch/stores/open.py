@@ -34,7 +34,8 @@ def check_url(url: str) -> str:
     """The same, if it names a store. Raises ValueError."""
     scheme, _, path = url.partition(":")
     if scheme == "sqlite" and path.startswith("//"):
-        raise ValueError(f"unknown store {url!r}: did you mean sqlite:{path.lstrip('/')}?")
+        relative = path.lstrip("/")
+        raise ValueError(f"unknown store {url!r}: did you mean sqlite:/{relative} or, from here, sqlite:{relative}?")
     if path == ":memory:":
         raise ValueError(f"unknown store {url!r}: what is in memory only is called memory")
     if url != "memory" and not (scheme == "sqlite" and path):

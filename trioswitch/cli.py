@@ -226,6 +226,7 @@ def _options(chosen: argparse.Namespace) -> Options:
 def _room_policy(text: str) -> RoomPolicy:
     pattern, _, rest = text.rpartition(":")
     values: dict[str, Any] = {}
+    spelled: dict[str, str] = {}
     readers: dict[str, Callable[[str], Any]] = {
         "overflow": partial(one_of, Overflow),
         "block_timeout": _number,
@@ -245,6 +246,7 @@ def _room_policy(text: str) -> RoomPolicy:
             raise argparse.ArgumentTypeError(f"unknown key {key!r} in {text!r}: there are {keys}")
         if name in values:
             raise argparse.ArgumentTypeError(f"{key} stands twice in {text!r}")
+        spelled[name] = key.strip()
         try:
             values[name] = readers[name](value.strip())
         except ValueError as error:
@@ -255,7 +257,7 @@ def _room_policy(text: str) -> RoomPolicy:
         return RoomPolicy(pattern=pattern, **values)
     except ValueError as error:
         name, sentence = error.args[0].split(" ", 1)  # see `config.option`
-        raise argparse.ArgumentTypeError(f"{name.strip(chr(39)).replace('_', '-')} in {text!r}: {sentence}") from None
+        raise argparse.ArgumentTypeError(f"{spelled[name[1:-1]]} in {text!r}: {sentence}") from None
 
 
 def _yes_or_no(text: str) -> bool:
@@ -326,9 +328,10 @@ def _what_is_wrong(certificate: str, key: str | None, error: OSError) -> str:
             return f"argument {flag}: there is no private key (PEM) in {path!r}{hint}"
     except OSError as unreadable:
         return f"argument {flag}: cannot read {path!r}: {unreadable.strerror or unreadable}"
-    if isinstance(error, ssl.SSLError) and error.reason == "KEY_VALUES_MISMATCH":
+    reason = error.reason if isinstance(error, ssl.SSLError) else None
+    if reason in ("KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH", "NO_CERTIFICATE_ASSIGNED"):
         return f"argument {flag}: the private key in {path!r} is that of another certificate"
-    return f"argument --tls-cert: cannot use {certificate!r}: {error.strerror or error}"
+    return f"argument --tls-cert: cannot use {certificate!r}: {reason or error.strerror or error}"
 
 
 def _no_password() -> str:

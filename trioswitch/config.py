@@ -104,7 +104,7 @@ class RoomPolicy:
     """Whether joins and leaves are announced at all."""
     announce_limit: int = option(100, "users above which joins and leaves are not announced one by one", ge(0))
     history: Keep = attrs.field(default=Keep.NONE, converter=_keep)
-    history_size: int = option(100, "messages that the history keeps", ge(1))
+    history_size: int = option(100, "messages that the history keeps", ge(1), le(2**63 - 1))
     history_age: float | None = option(
         None, "seconds that the history keeps a message; without it, any time", optional([_number, gt(0)])
     )

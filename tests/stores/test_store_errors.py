@@ -139,6 +139,18 @@ async def test_a_directory_that_may_not_be_written(public: Path) -> None:
         assert await refused(public) == "cannot be opened: it is no file, or permission is denied"
 
 
+async def test_a_directory_that_may_not_be_entered(public: Path) -> None:
+    allow(public.parent, 0o000)
+    with unprivileged():
+        assert await refused(public) == "cannot be opened: it is no file, or permission is denied"
+        there = public / "below" / "store.db"
+        assert (await refused(there)).startswith("cannot be opened: there is no directory")
+
+
+async def test_a_name_that_is_too_long(tmp_path: Path) -> None:
+    assert "cannot be opened" in await refused(tmp_path / ("x" * 300))
+
+
 async def test_a_file_that_may_not_be_written(public: Path) -> None:
     async with opened(public):
         pass

@@ -254,6 +254,24 @@ async def test_where_a_room_stands_is_known_after_a_restart_though_its_row_is_no
         assert (await read(store)).first == 6  # the larger retention does not bring back what was gone
 
 
+async def test_a_step_of_a_sweep_costs_the_same_however_much_there_is_to_do(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trioswitch.stores.tables.SWEEP_STEP", 50)
+    costs: list[int] = []
+    async with opened(path) as store:
+        for messages in (200, 4000):
+            await store.append([message(expires_at=101.0 + n / 1e6) for n in range(messages)])
+            steps: list[None] = []
+            store._writes._connections[0].set_progress_handler(lambda steps=steps: steps.append(None), 100)
+            assert await store._writes.run(store._writer.sweep_rows, [(200.0, inf)]) == [True]
+            store._writes._connections[0].set_progress_handler(None, 0)
+            costs.append(len(steps))
+            await store.sweep(200.0, inf)
+            assert offsets(await read(store)) == []
+    assert 0 < costs[1] < 2 * costs[0]
+
+
 # --- cancelling and closing
 
 

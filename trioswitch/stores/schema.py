@@ -4,6 +4,7 @@ One server at a time: it holds an exclusive SQLite lock on an empty file beside 
 lets go of when the process dies, however it dies. Others may read the file, and back it up, while the server runs.
 """
 
+import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -110,9 +111,9 @@ class Connections:
 def open_connections(path: Path) -> Connections:
     """Open a store's file, or make it. Blocks. Raises StoreError."""
     path = path.resolve()  # the lock must be the same by all names of the file
-    if not path.parent.is_dir():
+    if not os.path.isdir(path.parent):  # `Path.is_dir` raises where a directory on the way is closed
         raise StoreError(f"the store {path} cannot be opened: there is no directory {path.parent}")
-    if path.is_dir():
+    if os.path.isdir(path):
         raise StoreError(f"the store {path} cannot be opened: it is a directory")
     with ExitStack() as opened, _explained(path):
         writer = _connect(path, opened, PATIENCE)
@@ -154,9 +155,11 @@ def _connect(path: Path | str, opened: ExitStack, patience: float = 0.0) -> sqli
 
 def _check(path: Path, connection: sqlite3.Connection) -> int:
     """The version of the file, 0 for an empty one. Writes nothing: the file may be another program's."""
-    (application,) = connection.execute("PRAGMA application_id").fetchone()
-    (version,) = connection.execute("PRAGMA user_version").fetchone()
-    (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    sql = (
+        "SELECT application_id, user_version, (SELECT count(*) FROM sqlite_master)"
+        " FROM pragma_application_id, pragma_user_version"
+    )  # one statement: another server may be making the file
+    application, version, tables = connection.execute(sql).fetchone()
     if application != APPLICATION_ID and (application or version or tables):
         raise StoreError(f"the store {path} belongs to another program")
     if version > VERSION:

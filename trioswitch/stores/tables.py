@@ -21,6 +21,9 @@ SLACK: Final = 64
 SWEEP_STEP: Final = 1000
 """Rows that a sweep deletes in one transaction, about: appends must not wait long for it."""
 SWEEP_ROOMS: Final = 100
+"""Rooms that a sweep trims in one transaction at most ..."""
+SWEEP_WINDOW: Final = 1000
+"""... and those among which it looks for them."""
 GREATEST: Final = 2**63 - 1
 
 
@@ -287,7 +290,10 @@ class Writer:
 
     def _sweep_rooms(self, after: int, now: float) -> int | None:
         """Trim rooms by age, and forget those that have been empty for long."""
-        rows = self._connection.execute(f"{_ROOM} id > ? ORDER BY id LIMIT ?", (after, SWEEP_ROOMS)).fetchall()
+        sql = "SELECT max(id) FROM (SELECT id FROM rooms WHERE id > ? ORDER BY id LIMIT ?)"
+        upto: int | None = self._connection.execute(sql, (after, SWEEP_WINDOW)).fetchone()[0]
+        sql = f"{_ROOM} id > ? AND id <= ? AND (age IS NOT NULL OR first > last) ORDER BY id LIMIT ?"
+        rows = self._connection.execute(sql, (after, upto, SWEEP_ROOMS)).fetchall()
         budget = SWEEP_STEP
         for row in rows:
             room = self._rooms.get(row[1]) or _Room(*row)
@@ -300,7 +306,7 @@ class Writer:
                 self._trim([room])
                 if budget <= 0:
                     return room.id - 1
-        return rows[-1][0] if rows else None
+        return int(rows[-1][0]) if len(rows) == SWEEP_ROOMS else upto
 
     def _forget_room(self, room: _Room) -> None:
         self._rooms.pop(room.name, None)
@@ -309,9 +315,12 @@ class Writer:
 
 
 def _lowest(table: str, column: str) -> str:
-    """Which rows of a table are below `before`, but of these only about `step`."""
+    """Which rows of a table are below `before`, but of these only about `step`.
+
+    The index is to be used for the second bound, which is the lower one: with the first each step went through all rows.
+    """
     return (
-        f"{column} < :before AND {column} <= ifnull("
+        f"+{column} < :before AND {column} <= ifnull("
         f"(SELECT {column} FROM {table} WHERE {column} IS NOT NULL ORDER BY {column} LIMIT 1 OFFSET :step), :before)"
     )
 

@@ -45,7 +45,7 @@ class Retention:
     age: float | None
 
 
-@attrs.define(kw_only=True)  # frozen, one takes four times as long to make
+@attrs.define(kw_only=True)  # frozen, one takes twice as long to make
 class Append:
     """A message for a room. `retention` is the room's from now on."""
 

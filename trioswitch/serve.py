@@ -237,22 +237,28 @@ def _tcp_listener(family: int, name: Any) -> socket.socket:
 
 
 def _unix_listener(path: str) -> socket.socket:
-    if os.path.exists(path):
-        if not stat.S_ISSOCK(os.stat(path).st_mode):
-            raise ServeError(f"cannot listen on the Unix socket {path!r}: there is something else, which is left alone")
-        if _answers(path):
-            raise ServeError(f"cannot listen on the Unix socket {path!r}: another server does")
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         if os.path.exists(path):
-            os.unlink(path)  # left behind by a server that was killed
+            _make_way(path)
         listener.bind(path)
         listener.listen(BACKLOG)
         listener.setblocking(False)
     except OSError as error:
         listener.close()
+        if isinstance(error, ServeError):
+            raise
         raise ServeError(f"cannot listen on the Unix socket {path!r}: {error.strerror or error}") from None
     return listener
+
+
+def _make_way(path: str) -> None:
+    """Remove what a server left behind that was killed. Raises ServeError for anything else."""
+    if not stat.S_ISSOCK(os.stat(path).st_mode):
+        raise ServeError(f"cannot listen on the Unix socket {path!r}: there is something else, which is left alone")
+    if _answers(path):
+        raise ServeError(f"cannot listen on the Unix socket {path!r}: another server does")
+    os.unlink(path)
 
 
 def _remove(path: str, made: os.stat_result) -> None:

@@ -2,6 +2,9 @@
 
 Each step of a statement hands over Python's lock, and getting it back from a busy event loop takes up to 5 ms: row by row, 200
 messages took 200 ms where they take 20 (measured with a loop that never waits).
+
+An insertion that fails ends the transaction (OR ROLLBACK). Only the statement is undone by default, and for that SQLite copies
+each page that one of many rows touches into a temporary file first: an eighth of what an acknowledged publish cost.
 """
 
 import sqlite3

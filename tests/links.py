@@ -13,7 +13,7 @@ from raw import CLOSE, PING, PONG, TEXT, frame, upgrade
 
 from trioswitch import Switch
 from trioswitch.errors import Cause, PeerGone
-from trioswitch.transport.channels import ByteChannel
+from trioswitch.transport.streams import ByteChannel
 
 __all__ = ["Link", "Pipe"]
 

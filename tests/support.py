@@ -12,7 +12,7 @@ import trio.testing
 import trio_websocket
 
 import trioswitch
-from trioswitch.transport.channels import StreamChannel
+from trioswitch.transport.streams import StreamChannel
 
 PATIENCE = 20.0
 """Seconds that a test waits for something that must come: on the mock clock they pass at once."""

@@ -19,7 +19,7 @@ from support import App, connected, listening, settled
 from trio.testing import MockClock, lockstep_stream_pair, memory_stream_pair
 
 from trioswitch import Cause, Connection, ConnectRequest, Identity, Options, Overflow, Refused, RoomPolicy, open_switch
-from trioswitch.transport.channels import SocketChannel
+from trioswitch.transport.streams import SocketChannel
 
 LIMIT = 1000
 SMALL = Options(max_message_bytes=LIMIT, max_fragments=5)

@@ -147,7 +147,7 @@ def test_without_the_extra_there_is_a_sentence() -> None:
         import importlib.util as util
         find_spec = util.find_spec
         util.find_spec = lambda name, *rest: None if name in ("numpy", "rich") else find_spec(name, *rest)
-        from trioswitch.cli import main
+        from trioswitch.cli.main import main
         assert not {"numpy", "rich", "matplotlib"} & set(sys.modules)
         main(["bench", "echo", "ws://127.0.0.1:1/ws"])
     """

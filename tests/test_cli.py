@@ -20,7 +20,7 @@ from raw import CLOSE, RawPeer, frame, upgrade
 from support import Client, connected
 
 from trioswitch import __version__
-from trioswitch.cli import main
+from trioswitch.cli.main import main
 
 GENEROUS = 30.0
 """Seconds for what takes one at most: the machine may be busy."""

@@ -18,7 +18,7 @@ from trio.testing import MockClock
 
 import trioswitch
 from trioswitch import Cause, Keep, Options, Overflow, RoomPolicy
-from trioswitch.cli import _parser
+from trioswitch.cli.main import _parser
 from trioswitch.wire import messages
 from trioswitch.wire.protocols import JSON, JSON_CODEC, PROTOCOLS
 

@@ -124,7 +124,7 @@ async def test_a_room_without_history_says_that_nothing_is_recovered(clock: Mock
 async def test_age_and_expiry_hold_in_the_history(clock: MockClock, keep: Keep, monkeypatch: Any) -> None:
     wall = 1_000_000.0
     started = trio.current_time()
-    monkeypatch.setattr("trioswitch.journal.wall_time", lambda: wall + trio.current_time() - started)
+    monkeypatch.setattr("trioswitch.durability.store_writer.wall_time", lambda: wall + trio.current_time() - started)
     async with app_with(keep, history_age=100) as app:
         await app.switch.publish("r", "old")
         await trio.sleep(60)

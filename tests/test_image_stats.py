@@ -16,9 +16,9 @@ import pytest
 import trio
 from support import PATIENCE, connected
 
+from trioswitch._util.process import keep_freed_memory
 from trioswitch.bench import speed
 from trioswitch.bench.speed_report import Mode, Report
-from trioswitch.memory import keep_freed_memory
 
 EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "image_stats"
 MSGPACK = ["trioswitch.v1.msgpack"]

@@ -577,7 +577,7 @@ async def test_connections_are_limited_by_the_files_that_may_be_open() -> None:
     program = """
 import resource
 resource.setrlimit(resource.RLIMIT_NOFILE, (74, 74))
-from trioswitch.cli import main
+from trioswitch.cli.main import main
 main()
 """
     async with served(command=(sys.executable, "-X", "dev", "-c", program, "serve")) as server:

@@ -2,7 +2,7 @@
 
 import gc
 
-from trioswitch.memory import RARELY, collect_rarely
+from trioswitch._util.process import RARELY, collect_rarely
 
 
 def test_only_full_collections_are_rarer() -> None:

@@ -16,15 +16,17 @@ from websockets.protocol import State
 from websockets.uri import parse_uri
 
 from trioswitch import Options, Overflow
+from trioswitch.connections.outbox import Offer, Outbox
 from trioswitch.errors import Cause, PeerGone
 from trioswitch.metrics import Drop, Traffic
-from trioswitch.outbox import Offer, Outbox
-from trioswitch.transport import Transport
+from trioswitch.transport.port import Transport
+from trioswitch.wire.formats import Chunk, Format, Framing
 from trioswitch.wire.frames import Compressor
 from trioswitch.wire.messages import Event, Message
-from trioswitch.wire.prepared import Chunk, Format, Framing, Prepared, Window
+from trioswitch.wire.prepared import Prepared
 from trioswitch.wire.protocols import JSON, JSON_BATCH
-from trioswitch.wire.protocols import ClientProtocol as Protocol
+from trioswitch.wire.protocols.port import ClientProtocol as Protocol
+from trioswitch.wire.windows import Window
 
 
 class FakeTransport(Transport):

@@ -33,8 +33,8 @@ from trio.testing import MockClock
 
 import trioswitch
 from trioswitch import ConnectRequest, Identity, Options, Overflow, Position, Refused, RoomPolicy, StoreError, Switch
-from trioswitch.stores import Append, Appended, InboxLimits, Kept, Letter, Page, Posted
 from trioswitch.stores.memory import MemoryStore
+from trioswitch.stores.port import Append, Appended, InboxLimits, Kept, Letter, Page, Posted
 from trioswitch.wire.messages import DirectMessage, Message
 from trioswitch.wire.records import load
 
@@ -1185,7 +1185,10 @@ async def run(setting: Setting, program: Sequence[Step]) -> None:
     def wall_time() -> float:
         return WALL + trio.current_time() - started
 
-    with patch("trioswitch.journal.wall_time", wall_time), patch("trioswitch.inbox.wall_time", wall_time):
+    with (
+        patch("trioswitch.durability.store_writer.wall_time", wall_time),
+        patch("trioswitch.durability.inbox.wall_time", wall_time),
+    ):
         async with trio.open_nursery() as nursery:
             world = World(setting, nursery)
             await world.start()

@@ -6,9 +6,10 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from trioswitch import Receipt, Refused, StoreError, retries
-from trioswitch.retries import MAX_WAITING, Retries
-from trioswitch.stores import KEY_TIME
+from trioswitch import Receipt, Refused, StoreError
+from trioswitch.durability import idempotency as retries
+from trioswitch.durability.idempotency import MAX_WAITING, Retries
+from trioswitch.stores.port import KEY_TIME
 from trioswitch.wire.messages import Message
 from trioswitch.wire.prepared import Outcome, Prepared
 

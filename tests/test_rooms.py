@@ -9,9 +9,9 @@ from support import Client, running, settled
 from trio.testing import MockClock, lockstep_stream_pair
 
 from trioswitch import Options, Overflow, Receipt, RoomPolicy
-from trioswitch.members import Member, Tally
-from trioswitch.rooms import Room
-from trioswitch.wire.prepared import Window
+from trioswitch.rooms.members import Member, Tally
+from trioswitch.rooms.room import Room
+from trioswitch.wire.windows import Window
 
 
 async def data_until(client: Client, last: Any) -> list[Any]:

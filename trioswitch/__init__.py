@@ -4,18 +4,18 @@ Rooms, groups and users over WebSocket, with bounded, batched outboxes. Run it w
 it: `async with trioswitch.open_switch() as switch` (`docs/embedding.md`).
 """
 
-from .auth import Identity
+from .auth.identity import Identity
 from .config import Keep, Options, Overflow, RoomPolicy
-from .connection import Connection
-from .delivery import Delivery
+from .connections.connection import Connection
+from .connections.request import ConnectRequest
+from .durability.recovery import HistoryPage
 from .errors import Cause, Refused, ServeError, StoreError, TrioswitchError, UnencodableData, UnknownConnection
 from .metrics import OutboxStatistics, RoomStatistics, SwitchStatistics
-from .recovery import HistoryPage
+from .publishing import Delivery
+from .rooms.subscription import Subscription
 from .serve import Server, serve
 from .stores.open import open_store
-from .subscription import Subscription
 from .switch import Switch, open_switch
-from .transport import ConnectRequest
 from .version import __version__
 from .web import Page, Pages
 from .wire import messages

@@ -7,16 +7,16 @@ from typing import Any
 import trio
 from msgspec import UNSET
 
-from .answers import Acknowledge, tell_history, tell_joined
-from .auth import Identity
-from .clock import timestamp
-from .connection import Connection, Handler
+from ._util.clock import timestamp
+from .auth.identity import Identity
+from .connections.connection import Connection, Handler
+from .durability.idempotency import Retries, owned_key
+from .durability.inbox import Inbox
+from .durability.recovery import Recovery
+from .durability.sessions import Sessions
 from .errors import Cause, Refused, StoreError
-from .inbox import Inbox
-from .recovery import Recovery
-from .registry import Registry
-from .retries import Retries, owned_key
-from .sessions import Sessions
+from .replies import Acknowledge, tell_history, tell_joined
+from .rooms.registry import Registry
 from .wire.messages import (
     Ack,
     Authenticate,

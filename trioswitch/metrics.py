@@ -2,14 +2,11 @@
 
 import enum
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import attrs
 
-from .wire.frames import CompressionStatistics
-from .wire.prepared import Prepared
-
-__all__ = ["Account", "Drop", "OutboxStatistics", "RoomStatistics", "SwitchStatistics", "Traffic"]
+__all__ = ["CompressionStatistics", "Drop", "OutboxStatistics", "RoomStatistics", "SwitchStatistics", "Traffic"]
 
 
 class Drop(enum.Enum):
@@ -32,6 +29,21 @@ class Drop(enum.Enum):
     """It was waiting when the connection, or the switch, ended."""
     CRASHED = "crashed"
     """The room failed while it handed the message out."""
+
+
+@attrs.frozen
+class CompressionStatistics:
+    """What permessage-deflate did: `tried` compressions, of which `used` made the message smaller, in bytes before and after."""
+
+    tried: int
+    used: int
+    bytes_before: int
+    bytes_after: int
+
+    @property
+    def ratio(self) -> float:
+        """The share of bytes that compression saved in the messages that it was used for, 0.0 to 1.0 (as in seed 000)."""
+        return 1.0 - self.bytes_after / self.bytes_before if self.bytes_before else 0.0
 
 
 @attrs.frozen
@@ -130,28 +142,3 @@ class Traffic:
 
     def drops_of(self, room: str) -> dict[str, int]:
         return {cause.value: count for cause, count in self._by_room[room].items()}
-
-
-class Account:
-    """What one outbox wrote and dropped."""
-
-    __slots__ = ("batches_sent", "bytes_sent", "messages_dropped", "messages_sent", "traffic")
-
-    def __init__(self, traffic: Traffic) -> None:
-        self.traffic = traffic
-        self.messages_sent = self.batches_sent = self.bytes_sent = self.messages_dropped = 0
-
-    def drop(self, messages: Sequence[Prepared], cause: Drop) -> None:
-        self.messages_dropped += len(messages)
-        rooms: dict[str | None, int] = {}
-        for message in messages:
-            rooms[message.room] = rooms.get(message.room, 0) + 1
-        for room, count in rooms.items():
-            self.traffic.dropped(room, cause, count)
-
-    def close(self) -> None:
-        """Add it up to the totals, once."""
-        self.traffic.messages_sent += self.messages_sent
-        self.traffic.batches_sent += self.batches_sent
-        self.traffic.bytes_sent += self.bytes_sent
-        self.messages_sent = self.batches_sent = self.bytes_sent = 0

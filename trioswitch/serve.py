@@ -13,10 +13,10 @@ from typing import Any, Final
 import attrs
 import trio
 
-from .entry import RETRY_AFTER, TransportName
+from .admission import RETRY_AFTER, TransportName
 from .errors import ServeError
 from .switch import Switch
-from .transport.channels import ByteChannel, SocketChannel, address
+from .transport.streams import ByteChannel, SocketChannel, address
 from .transport.tls import TlsChannel
 from .web import Pages, Site
 from .wire.handshake import response

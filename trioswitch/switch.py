@@ -9,24 +9,24 @@ from typing import Any, Unpack
 import trio
 import trio_websocket
 
+from ._util.supervision import supervise
+from .admission import Entry, OnConnect, OnDisconnect, OtherRequest, TransportName
 from .commands import Authenticator, Commands
 from .config import Options
-from .connection import Handler
-from .delivery import Delivery, Settled, check_name, event_of, log_loss, prepare
-from .entry import Entry, OnConnect, OnDisconnect, OtherRequest, TransportName
+from .connections.connection import Handler
+from .connections.heartbeats import Heartbeats
+from .durability.idempotency import Retries
+from .durability.inbox import Inbox
+from .durability.recovery import HistoryPage, Recovery
+from .durability.sessions import Sessions
 from .errors import Cause, Refused
-from .heartbeats import Heartbeats
-from .inbox import Inbox
 from .metrics import OutboxStatistics, RoomStatistics, SwitchStatistics
-from .recovery import HistoryPage, Recovery
-from .registry import Registry
-from .retries import Retries
-from .sessions import Sessions
-from .stores import Store
+from .publishing import Delivery, Settled, check_name, event_of, log_loss, prepare
+from .rooms.registry import Registry
+from .rooms.subscription import Subscription
 from .stores.memory import MemoryStore
-from .subscription import Subscription
-from .supervise import supervise
-from .transport.channels import ByteChannel, StreamChannel
+from .stores.port import Store
+from .transport.streams import ByteChannel, StreamChannel
 from .wire.messages import COMMANDS, MAX_PAGE, DirectMessage, Event, GroupMessage, Position, Reconnect
 from .wire.prepared import Receipt
 

@@ -35,8 +35,8 @@ from typing import Any, Final, TypeVar, TypeVarTuple
 import attrs
 import trio
 
+from ._util.process import keep_freed_memory
 from .errors import TrioswitchError
-from .memory import keep_freed_memory
 
 __all__ = ["MissingExtra", "WorkerDied", "Workers", "WorkersStatistics", "open_workers"]
 

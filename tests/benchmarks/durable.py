@@ -30,7 +30,7 @@ from store import rate
 from trioswitch import __version__
 from trioswitch.bench.host import machine
 from trioswitch.bench.wire import Language, Scanner, request
-from trioswitch.stores.schema import open_connections
+from trioswitch.stores.sqlite.schema import open_connections
 
 LANGUAGE = Language("trioswitch.v1")
 PATIENCE = 120.0

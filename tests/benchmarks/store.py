@@ -17,9 +17,9 @@ from time import perf_counter
 import trio
 from report import between_marks
 
-from trioswitch.stores import Append, Retention
-from trioswitch.stores.schema import open_connections
-from trioswitch.stores.sqlite import SqliteStore
+from trioswitch.stores.port import Append, Retention
+from trioswitch.stores.sqlite.schema import open_connections
+from trioswitch.stores.sqlite.store import SqliteStore
 
 SECONDS = 2.0
 """Of each measurement."""

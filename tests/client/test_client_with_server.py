@@ -14,16 +14,7 @@ from support import listening, settled
 
 import trioswitch
 from trioswitch import Identity, Options, Overflow, Refused, RoomPolicy
-from trioswitch.client import (
-    CannotConnect,
-    Client,
-    ClientOptions,
-    Gap,
-    Message,
-    Rejected,
-    RequestFailed,
-    open_client,
-)
+from trioswitch.client import CannotConnect, Client, ClientOptions, Gap, Message, Rejected, RequestFailed, open_client
 from trioswitch.stores.open import open_store
 
 PATIENCE = 20.0

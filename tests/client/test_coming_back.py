@@ -16,16 +16,7 @@ from support import listening
 from trio.testing import MockClock
 
 from trioswitch import ConnectRequest, Identity
-from trioswitch.client import (
-    CannotConnect,
-    ClientClosed,
-    ClientError,
-    Gap,
-    Rejected,
-    RequestFailed,
-    State,
-    open_client,
-)
+from trioswitch.client import CannotConnect, ClientClosed, ClientError, Gap, Rejected, RequestFailed, State, open_client
 from trioswitch.client.backoff import Backoff
 from trioswitch.client.link import Address
 

@@ -9,16 +9,7 @@ from client_support import PATIENCE, Peer, connected, in_room, reading, received
 from trio.testing import MockClock
 
 from trioswitch import UnencodableData
-from trioswitch.client import (
-    Announcement,
-    ClientError,
-    ConnectionLost,
-    Gap,
-    Position,
-    Presence,
-    Receipt,
-    RequestFailed,
-)
+from trioswitch.client import Announcement, ClientError, ConnectionLost, Gap, Position, Presence, Receipt, RequestFailed
 from trioswitch.client.inbox import ACK_EVERY
 
 

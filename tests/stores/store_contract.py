@@ -7,7 +7,7 @@ import pytest
 import trio
 from store_support import bounds, fill, letter, letters, message, newest, offsets, read, upto
 
-from trioswitch.stores import KEY_TIME, POSITION_TIME, Appended, Kept, Page, Posted, Record, Retention, Store
+from trioswitch.stores.port import KEY_TIME, POSITION_TIME, Appended, Kept, Page, Posted, Record, Retention, Store
 
 
 class StoreContract:

@@ -1,6 +1,6 @@
 """Short ways to ask a store for something."""
 
-from trioswitch.stores import Append, InboxLimits, Kept, Letter, Page, Retention, Store
+from trioswitch.stores.port import Append, InboxLimits, Kept, Letter, Page, Retention, Store
 
 ENDLESS = Retention(1000, None)
 PLENTY = 1 << 20

@@ -12,9 +12,9 @@ import trio
 from store_support import fill, letter, letters, message, newest, offsets, read, upto
 
 from trioswitch.errors import StoreError
-from trioswitch.stores import POSITION_TIME, Appended, Kept, Page, Posted, Record
-from trioswitch.stores.schema import MIGRATIONS, VERSION
-from trioswitch.stores.sqlite import SqliteStore
+from trioswitch.stores.port import POSITION_TIME, Appended, Kept, Page, Posted, Record
+from trioswitch.stores.sqlite.schema import MIGRATIONS, VERSION
+from trioswitch.stores.sqlite.store import SqliteStore
 
 
 @pytest.fixture
@@ -161,7 +161,7 @@ async def test_a_file_that_may_not_be_written(public: Path) -> None:
 
 
 async def test_a_file_that_another_program_has_locked(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trioswitch.stores.schema.PATIENCE", 0.01)
+    monkeypatch.setattr("trioswitch.stores.sqlite.schema.PATIENCE", 0.01)
     async with opened(path) as store:
         await fill(store, 1)
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
@@ -253,7 +253,7 @@ async def test_a_file_that_becomes_read_only(path: Path) -> None:
 
 
 async def test_another_program_writes(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trioswitch.stores.schema.PATIENCE", 0.01)
+    monkeypatch.setattr("trioswitch.stores.sqlite.schema.PATIENCE", 0.01)
     async with opened(path) as store:
         await fill(store, 1)
         with closing(sqlite3.connect(path, isolation_level=None)) as other:
@@ -362,7 +362,7 @@ async def test_a_file_of_version_3(path: Path) -> None:
 async def test_a_migration_that_fails_changes_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run_sql(path, *VERSION_1.split(";"))
     before = schema(path)
-    monkeypatch.setattr("trioswitch.stores.schema.MIGRATIONS", (*MIGRATIONS[:2], ("CREATE TABLE rooms (x)",)))
+    monkeypatch.setattr("trioswitch.stores.sqlite.schema.MIGRATIONS", (*MIGRATIONS[:2], ("CREATE TABLE rooms (x)",)))
     assert await refused(path) == "failed: table rooms already exists"
     assert schema(path) == before
     monkeypatch.undo()

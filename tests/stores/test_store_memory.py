@@ -6,9 +6,9 @@ import pytest
 from store_contract import StoreContract
 from store_support import fill, message
 
-from trioswitch.stores import Retention, Store
 from trioswitch.stores.memory import MemoryStore
 from trioswitch.stores.open import open_store
+from trioswitch.stores.port import Retention, Store
 
 
 class TestMemoryStore(StoreContract):

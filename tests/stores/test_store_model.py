@@ -12,9 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from store_support import upto
 
-from trioswitch.stores import Append, Letter, Retention, Store
 from trioswitch.stores.memory import MemoryStore
-from trioswitch.stores.sqlite import SqliteStore
+from trioswitch.stores.port import Append, Letter, Retention, Store
+from trioswitch.stores.sqlite.store import SqliteStore
 
 ROOMS = {"a": Retention(3, None), "b": Retention(100, 20.0), "c": Retention(80, 8.0), "empty": Retention(1, None)}
 INBOX_AGE = 25.0

@@ -17,9 +17,9 @@ from store_support import ENDLESS, bounds, fill, letter, letters, message, newes
 from trio.testing import wait_all_tasks_blocked
 
 from trioswitch.errors import StoreError
-from trioswitch.stores import Posted, Retention, Store
 from trioswitch.stores.open import open_store
-from trioswitch.stores.sqlite import SqliteStore
+from trioswitch.stores.port import Posted, Retention, Store
+from trioswitch.stores.sqlite.store import SqliteStore
 
 PATIENCE = 20.0
 
@@ -211,7 +211,7 @@ async def test_a_request_that_fails_fails_alone(path: Path) -> None:
 
 
 async def test_many_rooms(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trioswitch.stores.tables.CACHED_ROOMS", 100)
+    monkeypatch.setattr("trioswitch.stores.sqlite.tables.CACHED_ROOMS", 100)
     async with opened(path) as store:
         for number in range(1, 4):
             appended = await store.append([message(room=f"room{room}", key=f"k{number}") for room in range(1500)])
@@ -257,7 +257,7 @@ async def test_where_a_room_stands_is_known_after_a_restart_though_its_row_is_no
 async def test_a_step_of_a_sweep_costs_the_same_however_much_there_is_to_do(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trioswitch.stores.tables.SWEEP_STEP", 50)
+    monkeypatch.setattr("trioswitch.stores.sqlite.tables.SWEEP_STEP", 50)
     costs: list[int] = []
     async with opened(path) as store:
         for messages in (200, 4000):
@@ -312,7 +312,7 @@ async def test_closing_goes_on_when_it_is_cancelled(path: Path) -> None:
 async def test_a_disk_that_hangs_does_not_keep_the_server(
     path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("trioswitch.stores.lane.CLOSE_TIME", 0.01)
+    monkeypatch.setattr("trioswitch.stores.sqlite.thread.CLOSE_TIME", 0.01)
     store = await SqliteStore.open(path)
     async with held_up(store):
         await store.aclose()

@@ -11,7 +11,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from trioswitch.wire.batch import PROMOTE_AFTER, BatchQueue, Taken
 from trioswitch.wire.messages import Message
-from trioswitch.wire.prepared import Entry, Load, Prepared
+from trioswitch.wire.prepared import Prepared
+from trioswitch.wire.windows import QueuedMessage, QueuedWindow
 
 KIB = 1024
 
@@ -33,11 +34,13 @@ def queue(max_messages: int = 10, max_bytes: int = KIB, linger: float = 0.0) -> 
     return BatchQueue(max_messages, max_bytes, linger)
 
 
-def add(to: BatchQueue, message: Prepared, *, size: int = 1, at: float = 0.0, conflate: bool = False) -> Entry | None:
-    return to.add(Entry(message, size, at, conflate))
+def add(
+    to: BatchQueue, message: Prepared, *, size: int = 1, at: float = 0.0, conflate: bool = False
+) -> QueuedMessage | None:
+    return to.add(QueuedMessage(message, size, at, conflate))
 
 
-def messages(entries: list[Entry]) -> list[Prepared]:
+def messages(entries: list[QueuedMessage]) -> list[Prepared]:
     return [entry.message for entry in entries]
 
 
@@ -299,7 +302,7 @@ class TestConflation:
         waiting = queue()
         message = self.keyed()
         add(waiting, message, conflate=True)
-        assert waiting.replaced_by(Entry(other, 1, 0.0, True)) is None
+        assert waiting.replaced_by(QueuedMessage(other, 1, 0.0, True)) is None
         assert add(waiting, other, conflate=True) is None
         assert take(waiting) == [message, other]
 
@@ -307,10 +310,10 @@ class TestConflation:
         waiting = queue()
         plain, keyed, plain_too = self.keyed(), self.keyed(), self.keyed()
         add(waiting, plain)
-        assert waiting.replaced_by(Entry(keyed, 1, 0.0, True)) is None
+        assert waiting.replaced_by(QueuedMessage(keyed, 1, 0.0, True)) is None
         assert add(waiting, keyed, conflate=True) is None
-        assert waiting.replaced_by(Entry(plain_too, 1, 0.0, False)) is None
-        would_go = waiting.replaced_by(Entry(plain_too, 1, 0.0, True))
+        assert waiting.replaced_by(QueuedMessage(plain_too, 1, 0.0, False)) is None
+        would_go = waiting.replaced_by(QueuedMessage(plain_too, 1, 0.0, True))
         assert would_go is not None
         assert would_go.message is keyed
         assert add(waiting, plain_too) is None
@@ -332,7 +335,7 @@ class TestConflation:
                 waiting.clear()
             case "expire":
                 waiting.take(1.0)
-        assert waiting.replaced_by(Entry(new, 1, 0.0, True)) is None
+        assert waiting.replaced_by(QueuedMessage(new, 1, 0.0, True)) is None
         assert add(waiting, new, conflate=True) is None
         assert take(waiting) == [new]
 
@@ -433,7 +436,7 @@ class QueueMachine(RuleBasedStateMachine):
             expires_at=None if expires_in is None else self.now + expires_in,
         )
         new = Waiting(message, size, self.now, conflate and key is not None)
-        entry = Entry(message, size, self.now, new.conflate)
+        entry = QueuedMessage(message, size, self.now, new.conflate)
         old = self.find_replaced(new)
         would_go = self.queue.replaced_by(entry)
         assert (would_go and would_go.message) == (old and old.message)
@@ -479,7 +482,7 @@ class QueueMachine(RuleBasedStateMachine):
     def extend(self, priorities: list[int], room: str | None, keys: list[str | None], conflate: bool) -> None:
         """As if each were added by itself, whoever else has the same load in a queue."""
         sent = [prepared(priority, room=room, key=key) for priority, key in zip(priorities, keys, strict=False)]
-        entries = [Entry(message, 1, self.now, conflate and message.key is not None) for message in sent]
+        entries = [QueuedMessage(message, 1, self.now, conflate and message.key is not None) for message in sent]
         expected = []
         for message, entry in zip(sent, entries, strict=True):
             new = Waiting(message, 1, self.now, entry.conflate)
@@ -488,7 +491,7 @@ class QueueMachine(RuleBasedStateMachine):
                 expected.append(old.message)
             self.put(new, old)
         self.added += sent
-        assert messages(self.queue.extend(Load(entries))) == expected
+        assert messages(self.queue.extend(QueuedWindow(entries))) == expected
         assert messages(entries) == sent
 
     @rule(

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from trioswitch.errors import BadInput, Cause, UnencodableData
 from trioswitch.wire import messages
 from trioswitch.wire.messages import COMMANDS, Command, Custom, Error, Event, Message
-from trioswitch.wire.protocols import JSON, JSON_BATCH, MSGPACK, PROTOCOLS, ClientProtocol, choose
+from trioswitch.wire.protocols import JSON, JSON_BATCH, MSGPACK, PROTOCOLS, choose
+from trioswitch.wire.protocols.port import ClientProtocol
 
 Encode = Callable[[Any], bytes]
 

@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from wire_support import BINARY, JUDGES, PING, TEXT, Seen, incompressible, judge_websockets
 
+from trioswitch.metrics import CompressionStatistics
 from trioswitch.wire import frames
-from trioswitch.wire.frames import CompressionStatistics, Compressor, frame
+from trioswitch.wire.frames import Compressor, frame
 
 BORDERS = [0, 1, 124, 125, 126, 127, 65534, 65535, 65536, 65537]
 WINDOWS = list(range(9, 16))

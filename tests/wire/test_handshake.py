@@ -17,7 +17,8 @@ from wsproto.extensions import PerMessageDeflate as WsprotoDeflate
 
 from trioswitch.wire import frames
 from trioswitch.wire.handshake import DEFLATE_BITS, MAX_HEAD, Handshake, Rejected, is_upgrade, response
-from trioswitch.wire.protocols import JSON, JSON_BATCH, MSGPACK, ClientProtocol
+from trioswitch.wire.protocols import JSON, JSON_BATCH, MSGPACK
+from trioswitch.wire.protocols.port import ClientProtocol
 
 Offer = ClientPerMessageDeflateFactory
 

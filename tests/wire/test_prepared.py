@@ -11,10 +11,13 @@ from hypothesis import strategies as st
 from wire_support import BINARY, TEXT, Seen, incompressible, judge_websockets, judge_wsproto, server_frames
 
 from trioswitch.errors import UnencodableData
+from trioswitch.wire.formats import Chunk, Format, Framing
 from trioswitch.wire.frames import Compressor
 from trioswitch.wire.messages import Ack, Error, Message
-from trioswitch.wire.prepared import Chunk, Format, Framing, Prepared, Window, pack
-from trioswitch.wire.protocols import JSON, JSON_BATCH, JSON_CODEC, MSGPACK, MSGPACK_CODEC, ClientProtocol, Codec
+from trioswitch.wire.prepared import Prepared
+from trioswitch.wire.protocols import JSON, JSON_BATCH, JSON_CODEC, MSGPACK, MSGPACK_CODEC
+from trioswitch.wire.protocols.port import ClientProtocol, Codec
+from trioswitch.wire.windows import Window, pack
 
 TIME = "2026-11-20T12:00:00.000Z"
 MIN_BYTES = 200

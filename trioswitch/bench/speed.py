@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
-from ..memory import keep_freed_memory
+from .._util.process import keep_freed_memory
 from .target import BenchError
 
 if TYPE_CHECKING:

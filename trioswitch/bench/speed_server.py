@@ -12,9 +12,9 @@ import attrs
 import numpy as np
 import trio
 
-from ..connection import Connection
+from .._util.process import keep_freed_memory
+from ..connections.connection import Connection
 from ..errors import Refused
-from ..memory import keep_freed_memory
 from ..serve import serve
 from ..switch import open_switch
 from ..workers import Workers, open_workers

@@ -14,7 +14,7 @@ from typing import Final
 import attrs
 import trio
 
-from . import (
+from .port import (
     KEY_TIME,
     POSITION_TIME,
     Append,

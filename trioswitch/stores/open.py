@@ -4,9 +4,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from . import Store
 from .memory import MemoryStore
-from .sqlite import SqliteStore
+from .port import Store
+from .sqlite.store import SqliteStore
 
 __all__ = ["check_url", "open_store"]
 

@@ -7,13 +7,13 @@ import outcome
 import trio
 
 from ..errors import Cause, PeerGone
+from ..wire.formats import Chunk, Format
 from ..wire.frames import PING, frame
 from ..wire.handshake import MAX_HEAD, Rejected
-from ..wire.prepared import Chunk, Format
 from ..wire.websocket import WebSocketCodec
-from . import Take, Transport
-from .channels import ByteChannel, SocketChannel
+from .port import Take, Transport
 from .reactor import Reactor
+from .streams import ByteChannel, SocketChannel
 
 __all__ = ["NativeTransport", "read_head"]
 

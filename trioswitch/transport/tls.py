@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import Final
 
 from ..errors import Cause, PeerGone
-from .channels import READ_SIZE, SocketChannel
+from .streams import READ_SIZE, SocketChannel
 
 __all__ = ["TlsChannel"]
 

@@ -12,8 +12,8 @@ import trio
 from trio_websocket import ConnectionClosed, WebSocketConnection
 
 from ..errors import Cause, PeerGone
-from ..wire.prepared import Chunk, Format
-from . import Transport
+from ..wire.formats import Chunk, Format
+from .port import Transport
 
 __all__ = ["TrioWebsocketTransport"]
 

@@ -7,7 +7,7 @@ from email.utils import formatdate
 import attrs
 import h11
 
-from ..transport.channels import ByteChannel
+from ..transport.streams import ByteChannel
 from ..version import __version__
 from ..wire.handshake import MAX_HEAD
 

@@ -18,7 +18,8 @@ from math import inf
 
 import attrs
 
-from .prepared import URGENT, Entry, Load
+from .prepared import URGENT
+from .windows import QueuedMessage, QueuedWindow
 
 __all__ = ["PROMOTE_AFTER", "BatchQueue", "Taken"]
 
@@ -29,8 +30,8 @@ PROMOTE_AFTER = 8
 class Taken:
     """The next batch, and what was found expired on the way to it."""
 
-    batch: list[Entry]
-    expired: list[Entry]
+    batch: list[QueuedMessage]
+    expired: list[QueuedMessage]
 
 
 class BatchQueue:
@@ -40,14 +41,14 @@ class BatchQueue:
         self._max_messages = max_messages
         self._max_bytes = max_bytes
         self._linger = linger
-        self._lanes: dict[int, deque[Entry]] = {}
+        self._lanes: dict[int, deque[QueuedMessage]] = {}
         self._passed: dict[int, int] = {}  # how often in a row a lane was passed over
-        self._keyed: dict[tuple[str | None, str | None], Entry] = {}  # what conflates, by room and key
+        self._keyed: dict[tuple[str | None, str | None], QueuedMessage] = {}  # what conflates, by room and key
         self._rooms: dict[str | None, int] = {}  # messages by room: where there is none, none is looked for
         self.count = 0
         self.bytes = 0
 
-    def add(self, entry: Entry) -> Entry | None:
+    def add(self, entry: QueuedMessage) -> QueuedMessage | None:
         """Add a message. Returns the one that it replaces, where it conflates.
 
         It takes the other's place in the queue, so that a key which changes all the time is not pushed back for ever;
@@ -56,7 +57,7 @@ class BatchQueue:
         message, replaced = entry.message, None
         if entry.conflate:
             # It is changed when it is replaced, and others may have it in their queues.
-            entry = Entry(message, entry.size, entry.queued_at, conflate=True)
+            entry = QueuedMessage(message, entry.size, entry.queued_at, conflate=True)
             replaced = self._replace(entry)
             if replaced is not None and replaced.message.priority == message.priority and not message.recorded:
                 return replaced
@@ -64,16 +65,16 @@ class BatchQueue:
         self._added(message.room, 1, entry.size)
         return replaced
 
-    def extend(self, load: Load) -> list[Entry]:
+    def extend(self, queued: QueuedWindow) -> list[QueuedMessage]:
         """Add messages of one room. Returns those that they replace."""
-        if load.conflate:
-            return [replaced for entry in load.entries if (replaced := self.add(entry)) is not None]
-        for priority, entries in load.lanes.items():
+        if queued.conflate:
+            return [replaced for entry in queued.entries if (replaced := self.add(entry)) is not None]
+        for priority, entries in queued.lanes.items():
             self._lane(priority).extend(entries)
-        self._added(load.room, len(load.entries), load.size)
+        self._added(queued.room, len(queued.entries), queued.size)
         return []
 
-    def _lane(self, priority: int) -> deque[Entry]:
+    def _lane(self, priority: int) -> deque[QueuedMessage]:
         lane = self._lanes.get(priority)
         if lane is None:
             lane = self._lanes[priority] = deque()
@@ -85,15 +86,15 @@ class BatchQueue:
         self.bytes += size
         self._rooms[room] = self._rooms.get(room, 0) + count
 
-    def replaced_by(self, entry: Entry) -> Entry | None:
+    def replaced_by(self, entry: QueuedMessage) -> QueuedMessage | None:
         """The waiting message that adding this one would replace."""
         return self._keyed.get((entry.message.room, entry.message.key)) if entry.conflate else None
 
-    def _replace(self, entry: Entry) -> Entry | None:
+    def _replace(self, entry: QueuedMessage) -> QueuedMessage | None:
         name = (entry.message.room, entry.message.key)
         old = self._keyed.get(name)
         if old is not None and old.message.priority == entry.message.priority and not entry.message.recorded:
-            replaced = Entry(old.message, old.size, old.queued_at)
+            replaced = QueuedMessage(old.message, old.size, old.queued_at)
             self.bytes += entry.size - old.size
             old.message, old.size = entry.message, entry.size
             return replaced
@@ -103,12 +104,12 @@ class BatchQueue:
         self._keyed[name] = entry
         return old
 
-    def evict(self, room: str | None, priority: int, count: int = 1, size: int = 0) -> list[Entry]:
+    def evict(self, room: str | None, priority: int, count: int = 1, size: int = 0) -> list[QueuedMessage]:
         """Remove messages of this room until `count` and `size` bytes are gone, or there are no more of `priority` or below.
 
         The lowest priority goes first, and of that the oldest.
         """
-        gone: list[Entry] = []
+        gone: list[QueuedMessage] = []
         for level in reversed(self._lanes):
             lane = self._lanes[level]
             while level <= priority and (count > 0 or size > 0) and (entry := self._pop_first(lane, room)) is not None:
@@ -117,7 +118,7 @@ class BatchQueue:
                 size -= entry.size
         return gone
 
-    def _pop_first(self, lane: deque[Entry], room: str | None) -> Entry | None:
+    def _pop_first(self, lane: deque[QueuedMessage], room: str | None) -> QueuedMessage | None:
         if lane and self._rooms.get(room):
             for index, entry in enumerate(lane):
                 if entry.message.room == room:
@@ -126,9 +127,9 @@ class BatchQueue:
                     return entry
         return None
 
-    def evict_all(self, room: str | None) -> list[Entry]:
+    def evict_all(self, room: str | None) -> list[QueuedMessage]:
         """Remove every message of this room."""
-        gone: list[Entry] = []
+        gone: list[QueuedMessage] = []
         if not self._rooms.get(room):
             return gone
         for priority, lane in self._lanes.items():
@@ -138,7 +139,7 @@ class BatchQueue:
             self._removed(entry)
         return gone
 
-    def clear(self) -> list[Entry]:
+    def clear(self) -> list[QueuedMessage]:
         """Remove everything."""
         gone = [entry for lane in self._lanes.values() for entry in lane]
         self._lanes.clear()
@@ -185,7 +186,7 @@ class BatchQueue:
         }
         return taken
 
-    def _fill(self, lane: deque[Entry], now: float, taken: Taken, space: int, limit: int) -> int:
+    def _fill(self, lane: deque[QueuedMessage], now: float, taken: Taken, space: int, limit: int) -> int:
         """Move what fits from one lane into the batch, up to `limit` messages in all; returns the space that is left."""
         while lane and len(taken.batch) < limit:
             entry = lane[0]
@@ -201,7 +202,7 @@ class BatchQueue:
             self._removed(entry)
         return space
 
-    def _removed(self, entry: Entry) -> None:
+    def _removed(self, entry: QueuedMessage) -> None:
         room = entry.message.room
         self.count -= 1
         self.bytes -= entry.size

@@ -8,9 +8,9 @@ whatever the number of receivers.
 import struct
 import zlib
 
-import attrs
+from ..metrics import CompressionStatistics
 
-__all__ = ["BINARY", "PING", "TEXT", "CompressionStatistics", "Compressor", "frame"]
+__all__ = ["BINARY", "PING", "TEXT", "Compressor", "frame"]
 
 TEXT, BINARY, PING = 0x1, 0x2, 0x9
 _FIN, _RSV1 = 0x80, 0x40
@@ -24,21 +24,6 @@ def frame(opcode: int, payload: bytes, *, compressed: bool = False) -> bytes:
     if size < 65536:
         return bytes((head, 126, size >> 8, size & 255)) + payload
     return struct.pack("!BBQ", head, 127, size) + payload
-
-
-@attrs.frozen
-class CompressionStatistics:
-    """What permessage-deflate did: `tried` compressions, of which `used` made the message smaller, in bytes before and after."""
-
-    tried: int
-    used: int
-    bytes_before: int
-    bytes_after: int
-
-    @property
-    def ratio(self) -> float:
-        """The share of bytes that compression saved in the messages that it was used for, 0.0 to 1.0 (as in seed 000)."""
-        return 1.0 - self.bytes_after / self.bytes_before if self.bytes_before else 0.0
 
 
 class Compressor:

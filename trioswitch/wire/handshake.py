@@ -22,7 +22,8 @@ from websockets.typing import Subprotocol
 from websockets.utils import accept_key
 
 from ..errors import Refused
-from .protocols import JSON, PROTOCOLS, ClientProtocol
+from .protocols import JSON, PROTOCOLS
+from .protocols.port import ClientProtocol
 from .websocket import Deflate, WebSocketCodec
 
 __all__ = ["DEFLATE_BITS", "MAX_HEAD", "Handshake", "Rejected", "is_upgrade", "response"]

@@ -1,56 +1,20 @@
-"""One message, encoded at most once for each (protocol, framing, compression), whatever the number of receivers."""
+"""A prepared message: one message, encoded at most once for each format, whatever the number of receivers."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import attrs
 from msgspec import UNSET
 
 from ..errors import TrioswitchError, UnencodableData
-from .frames import BINARY, TEXT, Compressor, frame
+from .formats import Framing, Payload
 from .messages import Ack, Error, Event, Published, Recorded
-from .protocols import ClientProtocol, Codec
+from .protocols.port import Codec
 
-__all__ = [
-    "URGENT", "Chunk", "Entry", "Format", "Framing", "Load", "Outcome", "Prepared", "Receipt", "Window", "pack", "size_of",
-]  # fmt: skip
+__all__ = ["URGENT", "Outcome", "Prepared", "Receipt"]
 
 URGENT = 5
 """Messages of a priority above this one are written at once."""
-
-Payload = bytes | str
-Chunk = bytes | tuple[Payload, ...]
-"""What one write takes: frames joined into bytes, or the payloads, for a transport that frames by itself."""
-
-
-@attrs.frozen(eq=False)
-class Framing:
-    """From an encoded message to the bytes of its frame."""
-
-    codec: Codec
-    framed: bool
-    """False for a transport that takes payloads and frames them by itself."""
-    deflate_bits: int
-    """The window size that the client negotiated for permessage-deflate, 0 without."""
-    compressor: Compressor
-
-    def frame(self, payload: bytes, *, compress: bool = True) -> Payload:
-        if not self.framed:
-            return payload.decode() if self.codec.text else payload
-        opcode = TEXT if self.codec.text else BINARY
-        if self.deflate_bits and compress and (data := self.compressor.deflate(payload, self.deflate_bits)) is not None:
-            return frame(opcode, data, compressed=True)
-        return frame(opcode, payload)
-
-
-@attrs.frozen(eq=False)
-class Format:
-    """What the bytes for a connection look like. Connections that share a Format share every encoded byte."""
-
-    protocol: ClientProtocol
-    framing: Framing
-    batch_messages: int
-    batch_bytes: int
 
 
 @attrs.frozen(repr=False)
@@ -201,114 +165,3 @@ class Prepared:
     def weight(self, framing: Framing) -> int:
         """What it counts against a connection's bounds, in bytes."""
         return len(self.frame(framing)) if framing.framed else len(self.payload(framing.codec))
-
-    def entry(self, framing: Framing, now: float, conflate: bool) -> "Entry":
-        """What waits for it in a queue; it conflates if it has a key."""
-        return Entry(self, self.weight(framing), now, conflate and self.key is not None)
-
-
-def pack(messages: Sequence[Prepared], format: Format, timestamp: str, *, shared: bool) -> Chunk:
-    """What one write takes for these messages: their frames, or batch envelopes where the protocol has them.
-
-    An envelope that only one connection gets (not `shared`) is not compressed, and a message that is worth compressing
-    is not put into one, so that the cost of compression never grows with the number of receivers.
-    """
-    framing = format.framing
-    if len(messages) == 1 and framing.framed:
-        return messages[0].frame(framing)  # type: ignore[return-value]  # framed: bytes
-    if not format.protocol.batches or len(messages) == 1:
-        return _joined([message.frame(framing) for message in messages], framing)
-    codec, parts = framing.codec, list[Payload]()
-    run, run_bytes = list[Prepared](), 0
-
-    def end_run() -> None:
-        nonlocal run, run_bytes
-        if len(run) > 1:
-            batch = codec.batch([message.payload(codec) for message in run], timestamp)
-            parts.append(framing.frame(batch, compress=shared))
-        elif run:
-            parts.append(run[0].frame(framing))
-        run, run_bytes = [], 0
-
-    for message in messages:
-        size = len(message.payload(codec))
-        if not shared and framing.deflate_bits and size >= framing.compressor.min_bytes:
-            end_run()
-            parts.append(message.frame(framing))
-            continue
-        if len(run) == format.batch_messages or run_bytes + size > format.batch_bytes:
-            end_run()
-        run.append(message)
-        run_bytes += size
-    end_run()
-    return _joined(parts, framing)
-
-
-def size_of(chunk: Chunk | memoryview) -> int:
-    return sum(map(len, chunk)) if isinstance(chunk, tuple) else len(chunk)
-
-
-def _joined(parts: list[Payload], framing: Framing) -> Chunk:
-    if not framing.framed:
-        return tuple(parts)
-    return b"".join(parts) if len(parts) > 1 else parts[0]  # type: ignore[arg-type, return-value]  # framed: all bytes
-
-
-@attrs.define(eq=False)
-class Entry:
-    """A message that waits: its bytes in the connection's format count against the bounds."""
-
-    message: Prepared
-    size: int
-    queued_at: float
-    conflate: bool = False
-    """Whether it takes the place of a waiting message with the same room and key."""
-
-
-class Load:
-    """Messages of one room on their way into outboxes, in order, and what each of these wants to know of them all."""
-
-    __slots__ = ("conflate", "entries", "lanes", "priority", "room", "size")
-
-    def __init__(self, entries: Sequence[Entry]) -> None:
-        self.entries = entries
-        self.room = entries[0].message.room
-        self.size = sum([entry.size for entry in entries])
-        self.lanes: dict[int, list[Entry]] = {}
-        """The same by priority."""
-        for entry in entries:
-            self.lanes.setdefault(entry.message.priority, []).append(entry)
-        self.priority = min(self.lanes)
-        """The lowest."""
-        self.conflate = any(entry.conflate for entry in entries)
-
-
-class Window:
-    """What a room hands out at once: its messages, and one chunk for each format among the members.
-
-    Where they have to wait, one load for each framing: members that are behind share it, too.
-    """
-
-    __slots__ = ("_chunks", "_loads", "excluded", "messages", "timestamp")
-
-    def __init__(self, messages: list[Prepared], timestamp: str, excluded: frozenset[str] = frozenset()) -> None:
-        self.messages = messages
-        self.timestamp = timestamp
-        self.excluded = excluded
-        """Who does not get all of it."""
-        self._chunks: dict[Format, Chunk] = {}
-        self._loads: dict[Framing, Load] = {}
-
-    def chunk(self, format: Format) -> Chunk:
-        chunk = self._chunks.get(format)
-        if chunk is None:
-            chunk = self._chunks[format] = pack(self.messages, format, self.timestamp, shared=True)
-        return chunk
-
-    def load(self, framing: Framing, clock: Callable[[], float], *, conflate: bool) -> Load:
-        """All of it, to be queued. The time and `conflate` are those of the first member that asks: there is one policy."""
-        load = self._loads.get(framing)
-        if load is None:
-            now = clock()
-            load = self._loads[framing] = Load([message.entry(framing, now, conflate) for message in self.messages])
-        return load

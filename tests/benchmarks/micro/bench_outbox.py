@@ -6,9 +6,9 @@ import pytest
 from support import Sink, chat, in_trio, outbox_on
 
 from trioswitch.config import Overflow
-from trioswitch.outbox import Offer
+from trioswitch.connections.outbox import Offer
 from trioswitch.wire.batch import BatchQueue
-from trioswitch.wire.prepared import Entry, Window
+from trioswitch.wire.windows import QueuedMessage, Window
 
 NOW = "2026-01-01T00:00:00.000000Z"
 COUNTS = pytest.mark.parametrize("count", [1, 16, 256])
@@ -65,7 +65,7 @@ def bench_take_full(benchmark: Any, count: int) -> None:
 @COUNTS
 @pytest.mark.parametrize("priorities", [1, 3])
 def bench_take(benchmark: Any, count: int, priorities: int) -> None:
-    entries = [Entry(chat(priority=number % priorities), 120, 0.0) for number in range(count)]
+    entries = [QueuedMessage(chat(priority=number % priorities), 120, 0.0) for number in range(count)]
 
     def queue_and_take() -> int:
         queue = BatchQueue(64, 65536, 0.0)

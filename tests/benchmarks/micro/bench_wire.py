@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 from support import CHAT, chat, codec, format_of, masked
 
-from trioswitch.wire.prepared import Window, pack
-from trioswitch.wire.protocols import JSON, JSON_BATCH, MSGPACK, ClientProtocol
+from trioswitch.wire.protocols import JSON, JSON_BATCH, MSGPACK
+from trioswitch.wire.protocols.port import ClientProtocol
+from trioswitch.wire.windows import Window, pack
 
 PROTOCOLS = pytest.mark.parametrize("protocol", [JSON, JSON_BATCH, MSGPACK], ids=lambda protocol: protocol.subprotocol)
 COUNTS = pytest.mark.parametrize("count", [1, 16, 256])

@@ -8,13 +8,15 @@ import trio
 
 from trioswitch.bench.wire import TEXT, frame
 from trioswitch.config import Options
+from trioswitch.connections.outbox import Outbox
 from trioswitch.metrics import Traffic
-from trioswitch.outbox import Outbox
+from trioswitch.wire.formats import Format, Framing
 from trioswitch.wire.frames import Compressor
 from trioswitch.wire.handshake import Handshake
 from trioswitch.wire.messages import ChatMessage
-from trioswitch.wire.prepared import Format, Framing, Prepared
-from trioswitch.wire.protocols import JSON, MSGPACK, ClientProtocol
+from trioswitch.wire.prepared import Prepared
+from trioswitch.wire.protocols import JSON, MSGPACK
+from trioswitch.wire.protocols.port import ClientProtocol
 from trioswitch.wire.websocket import WebSocketCodec
 
 _COMMAND = {

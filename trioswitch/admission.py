@@ -1,0 +1,365 @@
+"""From a channel of bytes to a running connection: the request's head, admission, the handshake, the conversation."""
+
+import logging
+import resource
+import secrets
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from typing import Final, Literal
+from urllib.parse import parse_qsl
+
+import attrs
+import trio
+import trio_websocket
+
+from ._util.clock import timestamp
+from .auth.identity import ANONYMOUS, Identity
+from .commands import Authenticator, Commands
+from .connections.connection import Connection, Make
+from .connections.heartbeats import Heartbeats
+from .connections.request import ConnectRequest
+from .durability.inbox import Inbox
+from .durability.sessions import Sessions
+from .errors import Cause, PeerGone, Refused
+from .rooms.registry import Registry
+from .transport.native import NativeTransport, read_head
+from .transport.streams import ByteChannel, PrefixedStream, address
+from .transport.trio_websocket import TrioWebsocketTransport
+from .version import __version__
+from .wire.handshake import Handshake, Rejected, is_upgrade, response
+from .wire.messages import Connected
+from .wire.prepared import Prepared
+from .wire.protocols import choose
+from .wire.protocols.port import ClientProtocol
+
+__all__ = ["Entry", "OnConnect", "OnDisconnect", "OtherRequest", "TransportName"]
+
+_log = logging.getLogger(__name__)
+
+OnConnect = Callable[[ConnectRequest], Awaitable[Identity | None]]
+"""Called before a client is let in. Returns who it is (None: anonymous), or raises Refused."""
+OnDisconnect = Callable[[Connection, Cause], Awaitable[None]]
+"""Called when a client that was let in is gone, always; it has `hook_timeout` seconds."""
+OtherRequest = Callable[[ByteChannel, bytes], Awaitable[None]]
+"""Answers a request that is no WebSocket upgrade: gets the channel, which is closed afterwards, and the bytes read from it."""
+TransportName = Literal["native", "trio-websocket"]
+
+PATHS: Final = frozenset({"/", "/ws"})
+WELCOME_PRIORITY: Final = 10
+FILE_RESERVE: Final = 64
+"""Open files that are kept for everything but connections."""
+_REFUSALS = {401: Cause.UNAUTHORISED, 403: Cause.FORBIDDEN}
+RETRY_AFTER: Final = 5
+"""Seconds after which a client that was refused for lack of room may try again."""
+PARTING: Final = 1.0
+"""Seconds that a peer has to read an answer after which the connection is closed."""
+
+
+@attrs.define(eq=False)
+class Entry:
+    """Lets clients in, and runs their connections. One for each switch."""
+
+    registry: Registry
+    sessions: Sessions
+    inbox: Inbox
+    commands: Commands
+    heartbeats: Heartbeats
+    on_connect: OnConnect | None
+    on_disconnect: OnDisconnect | None
+    authenticate: Authenticator | None
+    max_connections: int = attrs.field(init=False)
+    _emptied: trio.Event = attrs.field(factory=trio.Event, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        limit = self.registry.options.max_connections
+        self.max_connections = _connections_by_files() if limit is None else limit
+
+    # --- ways in
+
+    async def serve_channel(
+        self, channel: ByteChannel, other: OtherRequest | None, transport: TransportName = "native"
+    ) -> None:
+        """Serve whoever is at the other end until it is gone; closes the channel. Raises nothing but Cancelled."""
+        try:
+            conversation = None
+            try:
+                conversation = await self._let_in(channel, other, transport)
+            except Refused as refused:
+                await self._answer(channel, response(refused.status, refused.message + "\n", _headers(refused)))
+            except trio.TooSlowError:
+                await self._answer(channel, response(408, "the handshake took too long\n"))
+            if conversation is not None:
+                await conversation()
+        except* PeerGone:
+            _log.debug("%s went before its handshake was over", channel.remote)
+        except* Exception:  # whatever a peer does, it must not end the nursery that it shares with all others
+            _log.exception("serving %s failed", channel.remote)
+        finally:
+            await channel.aclose()
+
+    async def _let_in(
+        self, channel: ByteChannel, other: OtherRequest | None, transport: TransportName
+    ) -> Callable[[], Awaitable[None]] | None:
+        """From the first byte to the end of the handshake. Returns what serves the client from then on.
+
+        It returns, rather than going on by itself, so that nothing of the handshake is kept for as long as the client is.
+        """
+        deadline = trio.current_time() + self.registry.options.handshake_timeout
+        with trio.fail_at(deadline):
+            head, rest = await read_head(channel)
+            if is_upgrade(head):
+                return await self._shake_hands(channel, head, rest, transport, deadline)
+        if other is None:
+            raise Rejected(426, "this is a WebSocket server", [("Upgrade", "websocket")])
+        with trio.move_on_at(deadline):
+            await other(channel, head + rest)
+            await self._part(channel)
+        return None
+
+    async def _shake_hands(
+        self, channel: ByteChannel, head: bytes, rest: bytes, transport: TransportName, deadline: float
+    ) -> Callable[[], Awaitable[None]] | None:
+        options = self.registry.options
+        handshake = Handshake(
+            compression=options.compression,
+            incoming_context_takeover=options.incoming_context_takeover,
+            max_message_bytes=options.max_message_bytes,
+        )
+        handshake.receive(head)
+        if handshake.path not in PATHS:
+            raise Rejected(404, f"there is no WebSocket at {handshake.path!r}: it is at /ws")
+        request = _connect_request(handshake.path, handshake.query, handshake.headers, channel.remote)
+        try:
+            identity = await self._admit(request)
+        except Refused as refused:
+            cause = _told_by_closing(request, refused)
+            if cause is None:
+                raise
+            answer, codec = handshake.accept(options.max_fragments)
+            await self._answer(channel, answer + codec.close(cause.code, refused.message))
+            return None
+        if transport != "native":
+            stream = PrefixedStream(head + rest, channel)
+            return partial(self._serve_by_trio_websocket, stream, request, identity, deadline)
+        answer, codec = handshake.accept(options.max_fragments)
+        await channel.write(answer)
+        format = self.registry.format(handshake.protocol, framed=True, deflate_bits=codec.deflate_bits)
+        native = NativeTransport(channel, codec, format, rest, self.registry.reactor)
+        return partial(self._converse, self._connection(request, identity, lambda _: native))
+
+    async def _serve_by_trio_websocket(
+        self, stream: trio.abc.Stream, connect: ConnectRequest, identity: Identity | None, deadline: float
+    ) -> None:
+        async with trio.open_nursery() as nursery:
+            accepted = None
+            with trio.move_on_at(deadline):  # trio-websocket answers what it does not like by itself, and then waits on
+                request = await trio_websocket.wrap_server_stream(
+                    nursery, stream, max_message_size=self.registry.options.max_message_bytes
+                )
+                accepted = await self._accept(request)
+            if accepted is not None:
+                await self._converse_by_trio_websocket(accepted, connect, identity)
+            nursery.cancel_scope.cancel()
+
+    async def serve_request(self, request: trio_websocket.WebSocketRequest) -> None:
+        """Serve a client whose request trio-websocket has read, until it is gone. Raises nothing but Cancelled."""
+        remote = request.remote
+        where = remote if isinstance(remote, str) else address((str(remote.address), remote.port))
+        try:
+            await self._serve_request(request, where)
+        except* (PeerGone, trio.TooSlowError, trio.BrokenResourceError, trio_websocket.ConnectionClosed):
+            _log.debug("%s went before its handshake was over", where)
+        except* Exception:
+            _log.exception("serving %s failed", where)
+
+    async def _serve_request(self, request: trio_websocket.WebSocketRequest, where: str) -> None:
+        path, _, query = request.path.partition("?")
+        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in request.headers}
+        connect = _connect_request(path, dict(parse_qsl(query)), headers, where)
+        with trio.fail_after(self.registry.options.handshake_timeout):
+            try:
+                identity = await self._admit(connect)
+            except Refused as refused:
+                if (cause := _told_by_closing(connect, refused)) is not None:
+                    await (await request.accept()).aclose(cause.code, refused.message)
+                    return
+                fields = [(name.encode(), value.encode()) for name, value in _headers(refused)]
+                body = f"{refused.message}\n".encode()
+                await request.reject(refused.status, extra_headers=fields, body=body)
+                return
+            accepted = await self._accept(request)
+        await self._converse_by_trio_websocket(accepted, connect, identity)
+
+    @staticmethod
+    async def _accept(
+        request: trio_websocket.WebSocketRequest,
+    ) -> tuple[trio_websocket.WebSocketConnection, ClientProtocol]:
+        """Raises PeerGone."""
+        protocol = choose(request.proposed_subprotocols)
+        named = protocol.subprotocol in request.proposed_subprotocols
+        try:
+            return await request.accept(subprotocol=protocol.subprotocol if named else None), protocol
+        except (trio.BrokenResourceError, trio_websocket.ConnectionClosed):
+            raise PeerGone(Cause.VANISHED) from None
+
+    @staticmethod
+    async def _answer(channel: ByteChannel, data: bytes) -> None:
+        """Tell a peer that is not let in why, if it listens for a moment."""
+        with trio.move_on_after(PARTING):
+            await channel.write(data)
+            await Entry._part(channel)
+
+    @staticmethod
+    async def _part(channel: ByteChannel) -> None:
+        """Let the peer read the last that was written: to close while bytes of it are unread would reset the connection."""
+        with trio.move_on_after(PARTING):
+            await channel.end_writing()
+            while await channel.read():
+                pass
+
+    # --- admission
+
+    async def _admit(self, request: ConnectRequest) -> Identity | None:
+        """Who the client is; None: it has yet to authenticate itself. Raises Refused."""
+        try:
+            self._check_room()
+            identity: Identity | None = ANONYMOUS
+            if self.authenticate is not None:
+                identity = await self._check_token(self.authenticate, request.token)
+            if self.on_connect is not None:
+                identity = await self.on_connect(request) or identity
+            self._check_room()  # again: hooks take their time
+        except Refused as refused:
+            self.registry.refused += 1
+            _log.info("refused %s: %s", request.remote, refused.message)
+            raise
+        except Exception:
+            self.registry.refused += 1
+            _log.exception("a hook failed for %s", request.remote)
+            raise Refused("internal error", status=500, code="internal") from None
+        return identity
+
+    def _check_room(self) -> None:
+        if self.registry.draining:
+            raise Refused("the server is going away", status=503)
+        if len(self.registry.connections) >= self.max_connections:
+            raise Refused("the server is full", status=503)
+
+    @staticmethod
+    async def _check_token(authenticate: Authenticator, token: str | None) -> Identity | None:
+        if token is None:
+            return None
+        try:
+            return await authenticate(token)
+        except Refused as refused:
+            raise Refused(refused.message, status=401, code="unauthorised") from None
+
+    # --- the conversation
+
+    async def _converse_by_trio_websocket(
+        self,
+        accepted: tuple[trio_websocket.WebSocketConnection, ClientProtocol],
+        connect: ConnectRequest,
+        identity: Identity | None,
+    ) -> None:
+        websocket, protocol = accepted
+        format = self.registry.format(protocol, framed=False, deflate_bits=0)
+        connection = self._connection(
+            connect,
+            identity,
+            lambda client: TrioWebsocketTransport(
+                websocket,
+                format,
+                start_soon=client.start_soon,
+                ping_timeout=self.registry.options.ping_timeout,
+                heard=client.was_heard,
+                lost=client.was_lost,
+            ),
+        )
+        await self._converse(connection)
+
+    def _connection(self, request: ConnectRequest, identity: Identity | None, make: Make) -> Connection:
+        registry = self.registry
+        return Connection(secrets.token_urlsafe(9), request, identity, registry.options, registry.traffic, make)
+
+    async def _converse(self, connection: Connection) -> None:
+        registry = self.registry
+        try:
+            await connection.run(self.commands.dispatch, self._opened)
+        finally:
+            self.heartbeats.remove(connection)
+            self.sessions.end(connection)
+            if not registry.connections:
+                self._emptied.set()
+                self._emptied = trio.Event()
+            if self.on_disconnect is not None:
+                await self._tell(self.on_disconnect, connection)
+
+    def _opened(self, connection: Connection) -> None:
+        options = self.registry.options
+        self.registry.add(connection)
+        self.sessions.begin(connection)
+        self.heartbeats.add(connection)
+        welcome = Connected(
+            connection_id=connection.id,
+            session=connection.session,
+            user_id=connection.user,
+            timestamp=timestamp(),
+            heartbeat=options.ping_interval,
+            max_message_bytes=options.max_message_bytes,
+            server=f"trioswitch/{__version__}",
+        )
+        connection.outbox.reply(Prepared(welcome, priority=WELCOME_PRIORITY))
+        if connection.identity is None:
+            connection.start_soon(self._await_identity, connection)
+        elif connection.identity.user is not None:
+            self.inbox.arrived(connection)
+        if self.registry.draining:
+            connection.close(Cause.DRAIN)
+        elif len(self.registry.connections) > self.max_connections:  # several came out of their hooks together
+            connection.close(Cause.OVERLOADED)
+
+    async def _await_identity(self, connection: Connection) -> None:
+        await trio.sleep(self.registry.options.handshake_timeout)
+        if connection.identity is None:
+            connection.close(Cause.UNAUTHORISED)
+
+    async def _tell(self, on_disconnect: OnDisconnect, connection: Connection) -> None:
+        assert connection.cause is not None
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + self.registry.options.hook_timeout) as scope:
+            try:
+                await on_disconnect(connection, connection.cause)
+            except Exception:
+                _log.exception("on_disconnect failed for connection %s", connection.id)
+        if scope.cancelled_caught:
+            _log.error("on_disconnect took too long for connection %s", connection.id)
+
+    async def wait_empty(self) -> None:
+        """Wait until no connection is left. Safe to cancel."""
+        while self.registry.connections:
+            await self._emptied.wait()
+
+
+def _connect_request(path: str, query: dict[str, str], headers: dict[str, str], remote: str) -> ConnectRequest:
+    scheme, _, credentials = headers.get("authorization", "").partition(" ")
+    token = credentials.strip() if scheme.lower() == "bearer" else query.get("token")
+    return ConnectRequest(path=path, query=query, headers=headers, remote=remote, token=token or None)
+
+
+def _told_by_closing(request: ConnectRequest, refused: Refused) -> Cause | None:
+    """A browser (it sends `Origin`) is not shown the HTTP status of a refused handshake, and its page would come back for
+    ever: it is let in, and closed with the code that says not to."""
+    return _REFUSALS.get(refused.status) if "origin" in request.headers else None
+
+
+def _headers(refused: Refused) -> Sequence[tuple[str, str]]:
+    """The header fields that belong to the HTTP answer."""
+    if isinstance(refused, Rejected):
+        return refused.headers
+    return {401: [("WWW-Authenticate", "Bearer")], 503: [("Retry-After", str(RETRY_AFTER))]}.get(refused.status, [])
+
+
+def _connections_by_files() -> int:
+    soft, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return sys.maxsize if soft == resource.RLIM_INFINITY else max(1, soft - FILE_RESERVE)

@@ -1,0 +1,348 @@
+"""`python -m trioswitch`: the commands, the options, the signals, the exit status."""
+
+import argparse
+import enum
+import logging
+import os
+import resource
+import signal
+import ssl
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NoReturn, get_args
+
+import attrs
+import trio
+
+from .._util.process import collect_rarely, keep_freed_memory
+from ..admission import TransportName
+from ..bench.cli import add_bench
+from ..client.terminal import add_connect
+from ..config import Keep, Options, Overflow, RoomPolicy, one_of
+from ..errors import ServeError, StoreError
+from ..serve import serve
+from ..stores.open import check_url, open_store
+from ..switch import Switch, open_switch
+from ..version import __version__
+from ..web import health, landing_page
+
+__all__ = ["main"]
+
+OK, FAILED, USAGE = 0, 1, 2
+
+
+class _Interrupted(Exception):
+    """A second signal came while the server drained."""
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line, and exit: 0 after a drain, 2 for a usage error, 1 for anything else."""
+    parser = _parser()
+    chosen, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        getattr(chosen, "parser", parser).error(f"unrecognized arguments: {' '.join(unknown)}")
+    raise_file_limit()
+    if chosen.run is not None:
+        sys.exit(chosen.run(chosen))
+    try:
+        options = _options(chosen)
+        context = _tls(chosen.tls_cert, chosen.tls_key)
+        if options.needs_store and chosen.store == "memory":
+            raise ValueError("argument --room: history=stored needs --store sqlite:PATH")
+    except ValueError as error:
+        chosen.parser.error(str(error))
+    keep_freed_memory()
+    collect_rarely()
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=chosen.log_level.upper())
+    try:
+        trio.run(_serve, options, chosen, context, strict_exception_groups=True)
+    except (Exception, KeyboardInterrupt, BaseExceptionGroup) as failure:
+        logging.getLogger(__name__).debug("it ends with", exc_info=failure)
+        _say(f"trioswitch: {_sentence(failure)}")
+        sys.exit(FAILED)
+    _say("", end="")  # a log line that could not be written must not become the exit status
+    sys.exit(OK)
+
+
+def _sentence(failure: BaseException) -> str:
+    """What to tell a person: where several things went wrong together, the one that explains the others."""
+    errors = list(_leaves(failure))
+    if any(isinstance(error, _Interrupted) for error in errors):
+        return "stopped at the second signal, before everything was written"
+    if any(isinstance(error, KeyboardInterrupt) for error in errors):
+        return "interrupted before the server was up"
+    text = str(errors[0]) or type(errors[0]).__name__
+    return text if isinstance(errors[0], (ServeError, StoreError)) else f"the server failed: {text}"
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        for inner in error.exceptions:
+            yield from _leaves(inner)
+    else:
+        yield error
+
+
+def _say(sentence: str, end: str = "\n") -> None:
+    """Write to stderr. Where nobody listens any more the server goes on, and its exit status stays what it is."""
+    if sys.stderr is None:
+        return
+    try:
+        print(sentence, end=end, file=sys.stderr, flush=True)
+    except OSError:
+        # What is left in the buffer would fail again at the interpreter's end, and make the exit status 120.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+
+
+async def _serve(options: Options, chosen: argparse.Namespace, context: ssl.SSLContext | None) -> None:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async with (
+            open_store(chosen.store) as store,
+            open_switch(options, store=store) as switch,
+            trio.open_nursery() as nursery,
+        ):
+            pages = {"/": landing_page(), "/health": health(switch)}
+            server = await nursery.start(_serve_on, switch, chosen, context, pages)
+            _say(f"trioswitch {__version__} listens on {' and '.join(server.urls)}")
+            await anext(signals)
+            server.stop()
+            nursery.start_soon(_interrupt, signals)
+            if not await switch.drain(chosen.drain_timeout):
+                left = len(switch.connections())
+                logging.getLogger(__name__).warning("%d connections were cut at the drain timeout", left)
+            nursery.cancel_scope.cancel()
+
+
+async def _interrupt(signals: Any) -> None:
+    await anext(signals)
+    raise _Interrupted
+
+
+async def _serve_on(
+    switch: Switch,
+    chosen: argparse.Namespace,
+    context: ssl.SSLContext | None,
+    pages: Any,
+    task_status: trio.TaskStatus[Any] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    await serve(
+        switch,
+        host=chosen.host,
+        port=chosen.port,
+        uds=chosen.uds,
+        ssl_context=context,
+        transport=chosen.transport,
+        pages=pages,
+        task_status=task_status,
+    )
+
+
+# --- the options
+
+
+class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Says what the default is, where there is one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return super()._get_help_string(action) if action.default not in (None, []) else action.help
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One sentence, rather than all of the usage before it."""
+        self.exit(USAGE, f"trioswitch: error: {message} ({self.prog} --help tells more)\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="trioswitch", description="A real-time push server on Trio.")
+    parser.add_argument("--version", action="version", version=f"trioswitch {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    serve_command = commands.add_parser(
+        "serve",
+        help="run the server",
+        description="Run the server until SIGTERM or SIGINT; a second signal ends it at once.",
+        formatter_class=_Formatter,
+        usage="trioswitch serve [options]",
+        epilog="Messages of rooms whose name begins with chat survive a crash: --store sqlite:messages.db --room"
+        " 'chat*:history=stored,history-size=10000'. docs/options.md says more about each option.",
+    )
+    serve_command.set_defaults(run=None, parser=serve_command)
+    add = serve_command.add_argument
+    add("--host", default="127.0.0.1", help="address to listen on")
+    add("--port", type=_port, default=8765, help="TCP port; 0 takes a free one")
+    add("--uds", metavar="PATH", help="listen on a Unix socket instead")
+    add("--tls-cert", metavar="FILE", help="certificate chain (PEM): speak TLS")
+    add("--tls-key", metavar="FILE", help="private key (PEM), if it is not in the certificate's file")
+    add("--transport", choices=get_args(TransportName), default="native", help="what carries the WebSockets")
+    add("--drain-timeout", type=_seconds, default=10.0, metavar="SECONDS", help="time for an orderly end")
+    add(
+        "--room", action="append", default=[], metavar="PATTERN:KEY=VALUE,...", type=_room_policy,
+        help="policy of rooms whose name matches, e.g. 'ticker.*:overflow=conflate,announce=no'; keys: overflow ("
+        + ", ".join(policy.value for policy in Overflow)
+        + "), block-timeout, announce, announce-limit, history ("
+        + ", ".join(keep.value for keep in Keep)
+        + "), history-size, history-age; the first that matches holds",
+    )  # fmt: skip
+    add(
+        "--store", type=_store, default="memory", metavar="URL",
+        help="where stored rooms and inboxes are kept: memory (lost with the process), or sqlite:PATH",
+    )  # fmt: skip
+    add("--log-level", choices=("debug", "info", "warning", "error"), default="info", help="what is logged, on stderr")
+    group = serve_command.add_argument_group("limits and batching")
+    for field in attrs.fields(Options):
+        if "help" in field.metadata:
+            group.add_argument(f"--{field.name.replace('_', '-')}", **_flag(field))
+    add_connect(commands)
+    add_bench(commands)
+    return parser
+
+
+def _flag(field: "attrs.Attribute[Any]") -> dict[str, Any]:
+    """An option's command-line flag, from its definition in `config`."""
+    default, text = field.default, field.metadata["help"].replace("%", "%%")
+    if isinstance(default, bool):
+        return {"action": argparse.BooleanOptionalAction, "default": default, "help": text}
+    if isinstance(default, enum.Enum):
+        choices = [choice.value for choice in type(default) if choice in field.metadata.get("choices", type(default))]
+        return {"choices": choices, "default": default.value, "help": text}
+    kind = float if isinstance(default, float) else int
+    return {"type": kind, "default": default, "help": text, "metavar": "SECONDS" if kind is float else "N"}
+
+
+def _options(chosen: argparse.Namespace) -> Options:
+    """Raises ValueError with a sentence that names the flag."""
+    values = {field.name: getattr(chosen, field.name) for field in attrs.fields(Options) if "help" in field.metadata}
+    for name, value in values.items():
+        try:
+            Options(**{name: value})
+        except (ValueError, TypeError) as error:
+            sentence = error.args[0].removeprefix(f"'{name}' ")
+            raise ValueError(f"argument --{name.replace('_', '-')}: {sentence}") from None
+    return Options(**values, policies=tuple(chosen.room))
+
+
+def _room_policy(text: str) -> RoomPolicy:
+    pattern, _, rest = text.rpartition(":")
+    values: dict[str, Any] = {}
+    spelled: dict[str, str] = {}
+    readers: dict[str, Callable[[str], Any]] = {
+        "overflow": partial(one_of, Overflow),
+        "block_timeout": _number,
+        "announce": _yes_or_no,
+        "announce_limit": _whole,
+        "history": partial(one_of, Keep),
+        "history_size": _whole,
+        "history_age": _number,
+    }
+    for item in filter(None, rest.split(",")):
+        key, equals, value = item.partition("=")
+        name = key.strip().replace("-", "_")
+        if not equals:
+            raise argparse.ArgumentTypeError(f"{text!r} is not PATTERN:KEY=VALUE,...")
+        if name not in readers:
+            keys = ", ".join(readers).replace("_", "-")
+            raise argparse.ArgumentTypeError(f"unknown key {key!r} in {text!r}: there are {keys}")
+        if name in values:
+            raise argparse.ArgumentTypeError(f"{key} stands twice in {text!r}")
+        spelled[name] = key.strip()
+        try:
+            values[name] = readers[name](value.strip())
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(f"{key} in {text!r}: {error}") from None
+    if not pattern or not values:
+        raise argparse.ArgumentTypeError(f"{text!r} is not PATTERN:KEY=VALUE,...")
+    try:
+        return RoomPolicy(pattern=pattern, **values)
+    except ValueError as error:
+        name, sentence = error.args[0].split(" ", 1)  # see `config.option`
+        raise argparse.ArgumentTypeError(f"{spelled[name[1:-1]]} in {text!r}: {sentence}") from None
+
+
+def _yes_or_no(text: str) -> bool:
+    if text not in ("yes", "no"):
+        raise ValueError(f"{text!r} is not yes or no")
+    return text == "yes"
+
+
+def _whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is not a whole number") from None
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is not a number") from None
+
+
+def _port(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"{text} is no port (0 to 65535)")
+    return int(text)
+
+
+def _store(text: str) -> str:
+    try:
+        return check_url(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not seconds >= 0:
+        raise argparse.ArgumentTypeError(f"{text} is less than 0")
+    return seconds
+
+
+def _tls(certificate: str | None, key: str | None) -> ssl.SSLContext | None:
+    """Raises ValueError."""
+    if certificate is None:
+        if key is not None:
+            raise ValueError("argument --tls-key: needs --tls-cert")
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.set_alpn_protocols(["http/1.1"])
+    try:
+        context.load_cert_chain(certificate, key, password=_no_password)
+    except (OSError, ssl.SSLError) as error:
+        raise ValueError(_what_is_wrong(certificate, key, error)) from None
+    return context
+
+
+def _what_is_wrong(certificate: str, key: str | None, error: OSError) -> str:
+    """Why a certificate and its key cannot be used, with the flag and the file that are to blame."""
+    flag, path = "--tls-cert", certificate
+    try:
+        if b"CERTIFICATE-----" not in Path(path).read_bytes():
+            return f"argument {flag}: there is no certificate (PEM) in {path!r}"
+        if key is not None:
+            flag, path = "--tls-key", key
+        if b"PRIVATE KEY-----" not in Path(path).read_bytes():
+            hint = ": name its file with --tls-key" if key is None else ""
+            return f"argument {flag}: there is no private key (PEM) in {path!r}{hint}"
+    except OSError as unreadable:
+        return f"argument {flag}: cannot read {path!r}: {unreadable.strerror or unreadable}"
+    reason = error.reason if isinstance(error, ssl.SSLError) else None
+    if reason in ("KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH", "NO_CERTIFICATE_ASSIGNED"):
+        return f"argument {flag}: the private key in {path!r} is that of another certificate"
+    return f"argument --tls-cert: cannot use {certificate!r}: {reason or error.strerror or error}"
+
+
+def _no_password() -> str:
+    """OpenSSL would ask on the terminal, and a server that is started by a machine would wait there for ever."""
+    raise ValueError("argument --tls-key: the private key is encrypted: give one without a password")
+
+
+def raise_file_limit() -> None:
+    """Let this process open as many files as it may: every connection is one."""
+    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    except (ValueError, OSError) as error:  # where `hard` is more than the kernel really gives
+        logging.getLogger(__name__).debug("the limit on open files stays: %s", error)

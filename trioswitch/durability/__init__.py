@@ -1,0 +1,1 @@
+"""What outlives a connection: stored messages, recovery, sessions, inboxes, idempotency keys."""

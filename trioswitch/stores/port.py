@@ -1,0 +1,209 @@
+"""The port of what is kept: the messages of rooms with history, and the inboxes of users who are away.
+
+    stores.memory    as long as the process lives
+    stores.sqlite    one file; what was acknowledged survives a crash and a power cut
+
+A store assigns offsets and seqs: 1, 2, 3 ... by room and by user. It reads no clock: `at`, `expires_at` and `now` are
+wall-clock seconds (`time.time()`), given by the caller. What expires at 5.0 is gone at 5.0. Bytes are of payloads.
+"""
+
+import abc
+from collections.abc import Iterable, Sequence
+from typing import Final, TypeVar
+
+import attrs
+
+__all__ = [
+    "KEY_TIME",
+    "POSITION_TIME",
+    "Append",
+    "Appended",
+    "InboxLimits",
+    "Kept",
+    "Letter",
+    "Page",
+    "Posted",
+    "Record",
+    "Retention",
+    "Store",
+    "within",
+]
+
+KEY_TIME: Final = 600.0
+"""Seconds after `at` that an idempotency key is remembered, at least; `sweep` forgets it some time later."""
+
+POSITION_TIME: Final = 7 * 86400.0
+"""Seconds that an empty room's epoch and newest offset, or an empty inbox, are remembered, at least, after the last message
+of it got too old. An inbox that is made later begins above every seq of those that were forgotten: no user gets one twice."""
+
+
+@attrs.frozen
+class Retention:
+    """What a room keeps: its newest `size` messages, but none that is older than `age` seconds (None: however old)."""
+
+    size: int
+    age: float | None
+
+
+@attrs.define(kw_only=True)  # frozen, one takes twice as long to make
+class Append:
+    """A message for a room. `retention` is the room's from now on."""
+
+    room: str
+    payload: bytes
+    at: float
+    expires_at: float | None
+    key: str | None
+    """The idempotency key: a second append to the room with the same key keeps nothing, and gets the first one's offset."""
+    retention: Retention
+
+
+@attrs.define
+class Appended:
+    """Where a message is."""
+
+    epoch: str
+    """A short string that is another one when the history of the room was lost."""
+    offset: int
+    duplicate: bool
+    """Whether it was there already; it may have been trimmed since."""
+
+
+@attrs.frozen
+class Record:
+    """A message that is kept in a room."""
+
+    offset: int
+    payload: bytes
+    at: float
+    expires_at: float | None
+
+
+@attrs.frozen
+class Page:
+    """Records of a room with rising offsets, and where the room stood when they were read.
+
+    What lies between `first` and `last` and is not there has expired: it counts as kept, for nobody has missed it.
+    """
+
+    epoch: str
+    first: int
+    """The oldest offset within the retention, `last + 1` when there is none: what is below it is gone."""
+    last: int
+    """The newest offset that was ever assigned, 0 before the first."""
+    records: list[Record]
+
+
+@attrs.frozen(kw_only=True)
+class Letter:
+    """A direct message for a user's inbox."""
+
+    user: str
+    payload: bytes
+    at: float
+    expires_at: float | None
+    key: str | None
+    """As in `Append`, by user."""
+
+
+@attrs.frozen(kw_only=True)
+class InboxLimits:
+    """What inboxes take. A letter that does not fit is not kept."""
+
+    letters: int
+    """In one inbox; what has expired does not count."""
+    bytes: int
+    """In one inbox, likewise."""
+    total_bytes: int
+    """In all inboxes together; here what has expired counts until it is swept."""
+
+
+@attrs.frozen
+class Posted:
+    """What became of a letter."""
+
+    seq: int
+    """Its number in the inbox; 0: it did not fit, nothing was kept."""
+    duplicate: bool
+
+
+@attrs.frozen
+class Kept:
+    """A letter that waits in an inbox."""
+
+    seq: int
+    payload: bytes
+    at: float
+    expires_at: float | None
+
+
+_Record = TypeVar("_Record", Record, Kept)
+
+
+class Store(abc.ABC):
+    """Keeps messages and letters. Made by `open_store`.
+
+    All calls may be made by many tasks at once and raise StoreError, after which the next call tries anew, or
+    trio.ClosedResourceError after `aclose`. Safe to cancel, but a cancelled write may have been done. Nothing bounds
+    the calls that wait: callers do. Names and keys are any Unicode text that UTF-8 can carry.
+    """
+
+    durable: bool
+    """Whether what it has committed outlives the process."""
+
+    @abc.abstractmethod
+    async def append(self, appends: Sequence[Append]) -> list[Appended]:
+        """Keep messages, in order, all or none of them: committed on return."""
+
+    @abc.abstractmethod
+    async def read(self, room: str, *, after: int, limit: int, max_bytes: int, now: float) -> Page:
+        """The oldest `limit` records with an offset above `after`, oldest first.
+
+        Ends at `max_bytes` of payload, but not before the first record. A room that does not exist is not made:
+        its page is `Page("", 1, 0, [])`.
+        """
+
+    @abc.abstractmethod
+    async def read_newest(self, room: str, *, limit: int, max_bytes: int, now: float) -> Page:
+        """As `read`, the newest `limit` records, oldest first; at `max_bytes` the older ones are left out."""
+
+    @abc.abstractmethod
+    async def post(self, letters: Sequence[Letter], *, limits: InboxLimits) -> list[Posted]:
+        """Put letters into inboxes, in order, each if it fits: committed on return."""
+
+    @abc.abstractmethod
+    async def letters(self, user: str, *, after: int, limit: int, max_bytes: int, now: float) -> list[Kept]:
+        """The oldest `limit` letters with a seq above `after`, oldest first. Ends at `max_bytes` as `read`."""
+
+    def may_have_letters(self, user: str) -> bool:
+        """Whether letters may wait for a user: without asking anybody, and never wrongly False.
+
+        It spares a look into the inbox at each arrival; an engine that cannot tell says True.
+        """
+        return True
+
+    @abc.abstractmethod
+    async def acknowledge(self, user: str, upto: int) -> None:
+        """Forget a user's letters up to this seq. Committed on return."""
+
+    @abc.abstractmethod
+    async def sweep(self, now: float, inbox_age: float) -> None:
+        """Forget what has expired or is too old, letters after `inbox_age` seconds, old keys, inboxes long empty.
+
+        To be called now and then, once a minute say; reads leave out what rooms should have forgotten without it.
+        """
+
+    @abc.abstractmethod
+    async def aclose(self) -> None:
+        """Finish what waits, then close. Closes when it is cancelled, too."""
+
+
+def within(records: Iterable[_Record], max_bytes: int) -> list[_Record]:
+    """For engines: the first records, or letters, as many as have `max_bytes` of payload together, at least one."""
+    taken: list[_Record] = []
+    for record in records:
+        max_bytes -= len(record.payload)
+        if max_bytes < 0 and taken:
+            break
+        taken.append(record)
+    return taken

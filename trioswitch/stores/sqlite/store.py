@@ -1,0 +1,105 @@
+"""The store in an SQLite file: what was acknowledged survives a crash of the process, and of the machine.
+
+One thread writes, in transactions of all that waits (`stores.lane`); another reads, and waits for no writer (WAL). A read sees
+all that was committed before it.
+
+Each transaction is written through to the disk (`synchronous = FULL`). Measured on a virtual disk (`tests/benchmarks/store.py`),
+medians: one message 0.1 ms, 200 messages together 1.0 ms; with NORMAL 0.01 and 0.65 ms. That is no option: after a power cut
+the newest acknowledged messages would be missing, and their offsets given again to others, which clients would then not miss.
+
+One server at a time has the file (`stores.schema`). Trimming is lazy: reads leave out what the retention does, and the writer
+deletes it, many messages at a time. The file does not shrink, but what is free in it is used again.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import attrs
+import trio
+
+from ..port import Append, Appended, InboxLimits, Kept, Letter, Page, Posted, Store
+from .schema import Connections, explain, open_connections
+from .tables import LettersQuery, PageQuery, Writer, read_letters, read_pages
+from .thread import Lane, LaneStatistics
+
+__all__ = ["SqliteStatistics", "SqliteStore"]
+
+READS: Final = 16
+"""Pages that are read before those who asked for them get them."""
+WRITES: Final = 100_000
+"""Requests in one transaction at most: in effect, all that wait."""
+
+
+@attrs.frozen
+class SqliteStatistics:
+    writes: LaneStatistics
+    reads: LaneStatistics
+
+
+class SqliteStore(Store):
+    """Made by `SqliteStore.open`, closed by `aclose`; belongs to its Trio thread."""
+
+    durable = True
+
+    def __init__(self, path: Path, connections: Connections) -> None:
+        self._users = connections.users
+        self._writer = Writer(connections.writer, connections.users)
+        self._pages = partial(read_pages, connections.reader)
+        self._letters = partial(read_letters, connections.reader)
+        explained = partial(explain, path)
+        self._reads = Lane([connections.reader], name=f"reader of {path}", begin="BEGIN", most=READS, explain=explained)
+        self._writes = Lane(
+            [connections.writer, connections.lock],
+            name=f"writer of {path}",
+            begin="BEGIN IMMEDIATE",
+            most=WRITES,
+            explain=explained,
+            forget=self._writer.forget,
+        )
+
+    @classmethod
+    async def open(cls, path: Path) -> "SqliteStore":
+        """Open a file, or make it; its directory must be there. Raises StoreError. Safe to cancel."""
+        return cls(path, await trio.to_thread.run_sync(open_connections, path))
+
+    async def append(self, appends: Sequence[Append]) -> list[Appended]:
+        return await self._writes.run(self._writer.append, appends)
+
+    async def read(self, room: str, *, after: int, limit: int, max_bytes: int, now: float) -> Page:
+        (page,) = await self._reads.run(self._pages, [PageQuery(room, after, limit, max_bytes, now)])
+        return page
+
+    async def read_newest(self, room: str, *, limit: int, max_bytes: int, now: float) -> Page:
+        (page,) = await self._reads.run(self._pages, [PageQuery(room, None, limit, max_bytes, now)])
+        return page
+
+    async def post(self, letters: Sequence[Letter], *, limits: InboxLimits) -> list[Posted]:
+        return await self._writes.run(self._writer.post, [(letter, limits) for letter in letters])
+
+    def may_have_letters(self, user: str) -> bool:
+        return user in self._users
+
+    async def letters(self, user: str, *, after: int, limit: int, max_bytes: int, now: float) -> list[Kept]:
+        (kept,) = await self._reads.run(self._letters, [LettersQuery(user, after, limit, max_bytes, now)])
+        return kept
+
+    async def acknowledge(self, user: str, upto: int) -> None:
+        await self._writes.run(self._writer.acknowledge, [(user, upto)])
+
+    async def sweep(self, now: float, inbox_age: float) -> None:
+        after: int | None = 0
+        while after is not None:
+            (after,) = await self._writes.run(self._writer.sweep_rooms, [(after, now)])
+        while any(await self._writes.run(self._writer.sweep_rows, [(now, inbox_age)])):
+            pass
+
+    def statistics(self) -> SqliteStatistics:
+        return SqliteStatistics(self._writes.statistics(), self._reads.statistics())
+
+    async def aclose(self) -> None:
+        try:
+            await self._reads.aclose()
+        finally:
+            await self._writes.aclose()

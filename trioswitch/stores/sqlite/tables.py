@@ -1,0 +1,377 @@
+"""What is read from and written to the tables: functions of many items each, called in a lane's thread and transaction."""
+
+import secrets
+import sqlite3
+from collections.abc import Collection, Iterable, Sequence
+from contextlib import closing
+from math import inf
+from typing import Final, Literal
+
+import attrs
+
+from ..port import KEY_TIME, POSITION_TIME, Append, Appended, InboxLimits, Kept, Letter, Page, Posted, Record, within
+from .rows import Row, Rows
+
+__all__ = ["LettersQuery", "PageQuery", "Writer", "read_letters", "read_pages"]
+
+CACHED_ROOMS: Final = 10_000
+"""Rooms whose row the writer knows by heart; then it starts anew."""
+SLACK: Final = 64
+"""Messages of a room beyond its retention after which they are deleted, so that not each append has to delete."""
+SWEEP_STEP: Final = 1000
+"""Rows that a sweep deletes in one transaction, about: appends must not wait long for it."""
+SWEEP_ROOMS: Final = 100
+"""Rooms that a sweep trims in one transaction at most ..."""
+SWEEP_WINDOW: Final = 1000
+"""... and those among which it looks for them."""
+GREATEST: Final = 2**63 - 1
+
+
+@attrs.frozen
+class PageQuery:
+    room: str
+    after: int | None
+    """None: the newest."""
+    limit: int
+    max_bytes: int
+    now: float
+
+
+@attrs.frozen
+class LettersQuery:
+    user: str
+    after: int
+    limit: int
+    max_bytes: int
+    now: float
+
+
+@attrs.define(eq=False)
+class _Room:
+    """A row of `rooms_now`."""
+
+    id: int
+    name: str
+    epoch: str
+    first: int
+    last: int
+    size: int
+    age: float | None
+    at: float
+    trimmed: int = 0
+    """Below it there are no messages in the table. Not in the row: 0 when nobody knows."""
+
+    def oldest(self, now: float) -> float:
+        return -inf if self.age is None else now - self.age
+
+    def add(self, append: Append) -> bool:
+        """Count a message. Returns whether the row must be written, as it will not follow from the newest message."""
+        retention = append.retention
+        same = append.at >= self.at and retention.size == self.size and retention.age == self.age
+        self.last += 1
+        self.size, self.age = retention.size, retention.age
+        self.first = max(self.first, self.last - self.size + 1)
+        self.at = max(self.at, append.at)
+        return not same
+
+
+_ROOM: Final = "SELECT id, name, epoch, first, last, size, age, at FROM rooms_now WHERE"
+
+
+@attrs.define(eq=False)
+class _Inbox:
+    """A row of `inboxes`."""
+
+    id: int
+    user: str
+    last: int
+    at: float
+    waiting: tuple[int, int] | None = None
+    """How many letters it has, and their bytes. Not in the row: None when nobody knows."""
+
+    def add(self, letter: Letter, all_bytes: int, limits: InboxLimits) -> bool:
+        """Count a letter, if it fits."""
+        assert self.waiting is not None
+        count, size = self.waiting[0] + 1, self.waiting[1] + len(letter.payload)
+        if count > limits.letters or size > limits.bytes or all_bytes + len(letter.payload) > limits.total_bytes:
+            return False
+        self.waiting = count, size
+        self.last += 1
+        self.at = max(self.at, letter.at)
+        return True
+
+
+class Writer:
+    """Writes. It alone does (the lock beside the file sees to that), so it may know rooms by heart."""
+
+    def __init__(self, connection: sqlite3.Connection, users: set[str]) -> None:
+        """`users` is kept up to date: all who have letters are in it before that is committed, and hardly anybody else."""
+        self._connection = connection
+        self._users = users
+        self._rows = Rows(connection)
+        self._rooms: dict[str, _Room] = {}
+
+    def forget(self) -> None:
+        """What was done since the last commit was undone."""
+        self._rooms.clear()
+
+    # --- rooms
+
+    def append(self, appends: Sequence[Append]) -> list[Appended]:
+        self._load({append.room for append in appends})
+        known = self._rows.known(
+            "room_keys", [(self._rooms[a.room].id, a.key) for a in appends if a.room in self._rooms]
+        )
+        appended: list[Appended] = []
+        touched: dict[int, _Room] = {}
+        changed: dict[int, _Room] = {}
+        messages: list[Row] = []
+        keys: list[Row] = []
+        for append in appends:
+            room = self._rooms.get(append.room)
+            if room is None:
+                room = self._make_room(append)
+                changed[room.id] = room
+            if (offset := known.get((room.id, append.key))) is not None:
+                appended.append(Appended(room.epoch, offset, duplicate=True))
+                continue
+            if room.add(append):
+                changed[room.id] = room
+            touched[room.id] = room
+            offset = room.last
+            messages.append((room.id, offset, append.at, append.expires_at, append.payload))
+            if append.key is not None:
+                known[room.id, append.key] = offset
+                keys.append((room.id, append.key, offset, append.at))
+            appended.append(Appended(room.epoch, offset, duplicate=False))
+        self._rows.insert("messages", messages)
+        self._rows.insert("room_keys", keys)
+        self._save(changed.values())
+        self._trim(room for room in touched.values() if room.first - room.trimmed > SLACK)
+        return appended
+
+    def _load(self, names: Collection[str]) -> None:
+        if len(self._rooms) > CACHED_ROOMS:
+            self._rooms.clear()
+        for row in self._rows.select(f"{_ROOM} name IN", [name for name in names if name not in self._rooms]):
+            self._rooms[row[1]] = _Room(*row)
+
+    def _make_room(self, append: Append) -> _Room:
+        retention, epoch = append.retention, secrets.token_urlsafe(6)
+        room = _Room(self._rows.next_id("rooms"), append.room, epoch, 1, 0, retention.size, retention.age, append.at)
+        self._rooms[append.room] = room
+        return room
+
+    def _save(self, rooms: Iterable[_Room]) -> None:
+        self._rows.insert(
+            "rooms",
+            [(room.id, room.name, room.epoch, room.first, room.last, room.size, room.age, room.at) for room in rooms],
+            "ON CONFLICT (id) DO UPDATE SET first = excluded.first, last = excluded.last, size = excluded.size,"
+            " age = excluded.age, at = excluded.at",
+        )
+
+    def _trim(self, rooms: Iterable[_Room]) -> None:
+        for room in rooms:
+            self._connection.execute("DELETE FROM messages WHERE room = ? AND offset < ?", (room.id, room.first))
+            room.trimmed = room.first
+
+    # --- inboxes
+
+    def post(self, letters: Sequence[tuple[Letter, InboxLimits]]) -> list[Posted]:
+        """Each letter with what its inbox takes."""
+        users = {letter.user for letter, _limits in letters}
+        rows = self._rows.select("SELECT id, user, last, at FROM inboxes WHERE user IN", list(users))
+        inboxes = {row[1]: _Inbox(*row) for row in rows}
+        known = self._rows.known(
+            "inbox_keys", [(inboxes[one.user].id, one.key) for one, _ in letters if one.user in inboxes]
+        )
+        all_bytes, forgotten = self._connection.execute("SELECT bytes, forgotten FROM all_inboxes").fetchone()
+        posted: list[Posted] = []
+        touched: dict[int, _Inbox] = {}
+        kept: list[Row] = []
+        keys: list[Row] = []
+        for letter, limits in letters:
+            inbox = inboxes.get(letter.user)
+            if inbox is None:
+                inbox = _Inbox(self._rows.next_id("inboxes"), letter.user, forgotten, letter.at, (0, 0))
+                inboxes[letter.user] = inbox
+            if (seq := known.get((inbox.id, letter.key))) is not None:
+                posted.append(Posted(seq, duplicate=True))
+                continue
+            if inbox.waiting is None:
+                inbox.waiting = self._waiting(inbox.id, letter.at)
+            if not inbox.add(letter, all_bytes, limits):
+                posted.append(Posted(0, duplicate=False))
+                continue
+            all_bytes += len(letter.payload)
+            touched[inbox.id] = inbox
+            kept.append((inbox.id, inbox.last, letter.at, letter.expires_at, letter.payload))
+            if letter.key is not None:
+                known[inbox.id, letter.key] = inbox.last
+                keys.append((inbox.id, letter.key, inbox.last, letter.at))
+            posted.append(Posted(inbox.last, duplicate=False))
+        saved = [(inbox.id, inbox.user, inbox.last, inbox.at) for inbox in touched.values()]
+        self._users.update(inbox.user for inbox in touched.values())
+        self._rows.insert("inboxes", saved, "ON CONFLICT (id) DO UPDATE SET last = excluded.last, at = excluded.at")
+        self._rows.insert("letters", kept)
+        self._rows.insert("inbox_keys", keys)
+        return posted
+
+    def _waiting(self, inbox: int, now: float) -> tuple[int, int]:
+        sql = (
+            "SELECT count(*), ifnull(sum(length(payload)), 0) FROM letters"
+            " WHERE inbox = ? AND (expires_at IS NULL OR expires_at > ?)"
+        )
+        count, size = self._connection.execute(sql, (inbox, now)).fetchone()
+        return count, size
+
+    def acknowledge(self, acknowledged: Sequence[tuple[str, int]]) -> list[None]:
+        """Users, each with the seq up to which its letters are to be forgotten."""
+        self._connection.executemany(
+            "DELETE FROM letters WHERE inbox = (SELECT id FROM inboxes WHERE user = ?) AND seq <= ?",
+            [(user, min(upto, GREATEST)) for user, upto in acknowledged],
+        )
+        return [None] * len(acknowledged)
+
+    # --- sweeping, in steps of SWEEP_STEP rows or so
+
+    def sweep_rows(self, times: Sequence[tuple[float, float]]) -> list[bool]:
+        """Each with the time that is now and the age of letters. Returns whether there may be more to do."""
+        return [self._sweep_rows(now, inbox_age) for now, inbox_age in times]
+
+    def _sweep_rows(self, now: float, inbox_age: float) -> bool:
+        return any(
+            [
+                self._delete_expired(now),
+                self._delete_before("letters", "expires_at", now),
+                self._delete_before("letters", "at", now - inbox_age),
+                self._delete_before("room_keys", "at", now - KEY_TIME),
+                self._delete_before("inbox_keys", "at", now - KEY_TIME),
+                self._forget_inboxes(now - inbox_age - POSITION_TIME),
+            ]
+        )
+
+    def _delete_expired(self, now: float) -> bool:
+        """Delete messages. The newest one of a room may be among them: the row takes over what followed from it."""
+        sql = (
+            "UPDATE rooms SET (first, last, at) = (SELECT first, last, at FROM rooms_now WHERE id = rooms.id) WHERE id IN"
+            f" (SELECT room FROM messages WHERE {_lowest('messages', 'expires_at')})"
+        )
+        self._connection.execute(sql, {"before": now, "step": SWEEP_STEP})
+        return self._delete_before("messages", "expires_at", now)
+
+    def _forget_inboxes(self, before: float) -> bool:
+        """Those that have no letters. What else is theirs goes first, for after a restart their ids may be given again."""
+        sql = (
+            "SELECT id, user, last, at FROM inboxes WHERE at < ? AND NOT EXISTS (SELECT 1 FROM letters WHERE inbox = id)"
+            " AND NOT EXISTS (SELECT 1 FROM inbox_keys WHERE owner = id) LIMIT ?"
+        )
+        inboxes = [_Inbox(*row) for row in self._connection.execute(sql, (before, SWEEP_STEP))]
+        if inboxes:
+            last = max(inbox.last for inbox in inboxes)
+            self._connection.execute("UPDATE all_inboxes SET forgotten = max(forgotten, ?)", (last,))
+            self._rows.delete("inboxes", [inbox.id for inbox in inboxes])
+            self._users.difference_update(inbox.user for inbox in inboxes)
+        return len(inboxes) == SWEEP_STEP
+
+    def _delete_before(
+        self,
+        table: Literal["messages", "letters", "room_keys", "inbox_keys"],
+        column: Literal["at", "expires_at"],
+        before: float,
+    ) -> bool:
+        """Delete the lowest rows. There is an index for each of the columns."""
+        sql = f"DELETE FROM {table} WHERE {_lowest(table, column)}"
+        return self._connection.execute(sql, {"before": before, "step": SWEEP_STEP}).rowcount > SWEEP_STEP
+
+    def sweep_rooms(self, steps: Sequence[tuple[int, float]]) -> list[int | None]:
+        """Each with the room after which to go on and the time that is now. Returns where to go on next, None: it is done."""
+        return [self._sweep_rooms(after, now) for after, now in steps]
+
+    def _sweep_rooms(self, after: int, now: float) -> int | None:
+        """Trim rooms by age, and forget those that have been empty for long."""
+        sql = "SELECT max(id) FROM (SELECT id FROM rooms WHERE id > ? ORDER BY id LIMIT ?)"
+        upto: int | None = self._connection.execute(sql, (after, SWEEP_WINDOW)).fetchone()[0]
+        sql = f"{_ROOM} id > ? AND id <= ? AND (age IS NOT NULL OR first > last) ORDER BY id LIMIT ?"
+        rows = self._connection.execute(sql, (after, upto, SWEEP_ROOMS)).fetchall()
+        budget = SWEEP_STEP
+        for row in rows:
+            room = self._rooms.get(row[1]) or _Room(*row)
+            if room.first > room.last:
+                if room.at + (room.age or 0.0) < now - POSITION_TIME:
+                    self._forget_room(room)
+            elif (first := _first_kept(self._connection, room, now)) > room.first:
+                room.first, budget = min(first, room.first + budget), budget - (first - room.first)
+                self._save([room])
+                self._trim([room])
+                if budget <= 0:
+                    return room.id - 1
+        return int(rows[-1][0]) if len(rows) == SWEEP_ROOMS else upto
+
+    def _forget_room(self, room: _Room) -> None:
+        self._rooms.pop(room.name, None)
+        for table, column in (("rooms", "id"), ("messages", "room"), ("room_keys", "owner")):
+            self._connection.execute(f"DELETE FROM {table} WHERE {column} = ?", (room.id,))
+
+
+def _lowest(table: str, column: str) -> str:
+    """Which rows of a table are below `before`, but of these only about `step`.
+
+    The index is to be used for the second bound, which is the lower one: with the first each step went through all rows.
+    """
+    return (
+        f"+{column} < :before AND {column} <= ifnull("
+        f"(SELECT {column} FROM {table} WHERE {column} IS NOT NULL ORDER BY {column} LIMIT 1 OFFSET :step), :before)"
+    )
+
+
+def read_pages(connection: sqlite3.Connection, queries: Sequence[PageQuery]) -> list[Page]:
+    return [_read_page(connection, query) for query in queries]
+
+
+def _read_page(connection: sqlite3.Connection, query: PageQuery) -> Page:
+    row = connection.execute(f"{_ROOM} name = ?", (query.room,)).fetchone()
+    if row is None:
+        return Page("", 1, 0, [])
+    room = _Room(*row)
+    first = _first_kept(connection, room, query.now)
+    after = first - 1 if query.after is None else max(first - 1, min(query.after, room.last))
+    rows = connection.execute(
+        "SELECT offset, payload, at, expires_at FROM messages WHERE room = ? AND offset > ? AND at >= ?"
+        f" AND (expires_at IS NULL OR expires_at > ?) ORDER BY offset {'DESC' if query.after is None else ''} LIMIT ?",
+        (room.id, after, room.oldest(query.now), query.now, query.limit),
+    )
+    with closing(rows):
+        records = within((Record(*row) for row in rows), query.max_bytes)
+    if query.after is None:
+        records.reverse()
+    return Page(room.epoch, first, room.last, records)
+
+
+def _first_kept(connection: sqlite3.Connection, room: _Room, now: float) -> int:
+    """The oldest offset within the retention: the one after the last of those that are too old in a row."""
+    oldest = room.oldest(now)
+    if room.age is None or room.first > room.last:
+        return room.first
+    if room.at < oldest:
+        return room.last + 1
+    sql = "SELECT offset FROM messages WHERE room = ? AND offset >= ? AND at >= ? ORDER BY offset LIMIT 1"
+    young = connection.execute(sql, (room.id, room.first, oldest)).fetchone()
+    below = room.last + 1 if young is None else young[0]
+    if below == room.first:
+        return below
+    sql = "SELECT max(offset) FROM messages WHERE room = ? AND offset >= ? AND offset < ?"
+    (old,) = connection.execute(sql, (room.id, room.first, below)).fetchone()
+    return room.first if old is None else int(old) + 1
+
+
+def read_letters(connection: sqlite3.Connection, queries: Sequence[LettersQuery]) -> list[list[Kept]]:
+    sql = (
+        "SELECT seq, payload, letters.at, expires_at FROM inboxes JOIN letters ON inbox = id"
+        " WHERE user = ? AND seq > ? AND (expires_at IS NULL OR expires_at > ?) ORDER BY seq LIMIT ?"
+    )
+    found: list[list[Kept]] = []
+    for query in queries:
+        with closing(connection.execute(sql, (query.user, query.after, query.now, query.limit))) as rows:
+            found.append(within((Kept(*row) for row in rows), query.max_bytes))
+    return found

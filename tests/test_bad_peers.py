@@ -777,7 +777,7 @@ async def test_a_handler_that_raises(
 ) -> None:
     async with running(transport=transport) as app, good_neighbours(app) as neighbours:
 
-        @app.switch.handler("fail")
+        @app.switch.handlers.on("fail")
         async def fail(connection: Connection, message: dict[str, Any]) -> None:
             raise error
 
@@ -797,7 +797,7 @@ async def test_a_handler_that_raises(
 async def test_a_handler_whose_answer_cannot_be_sent(clock: MockClock, transport: str) -> None:
     async with running(transport=transport) as app, good_neighbours(app):
 
-        @app.switch.handler("object")
+        @app.switch.handlers.on("object")
         async def answer_with_an_object(connection: Connection, message: dict[str, Any]) -> object:
             return object()
 
@@ -821,7 +821,7 @@ async def test_a_handler_that_hangs_goes_with_its_connection(clock: MockClock, t
     ended = trio.Event()
     async with running(SMALL, transport=transport) as app, good_neighbours(app) as neighbours:
 
-        @app.switch.handler("hang")
+        @app.switch.handlers.on("hang")
         async def hang(connection: Connection, message: dict[str, Any]) -> None:
             try:
                 await trio.sleep_forever()
@@ -847,7 +847,7 @@ async def test_a_handler_that_hangs_is_ended_by_a_kick(clock: MockClock, transpo
     options = Options(handler_queue=1, close_timeout=3)
     async with running(options, transport=transport) as app, good_neighbours(app):
 
-        @app.switch.handler("hang")
+        @app.switch.handlers.on("hang")
         async def hang(connection: Connection, message: dict[str, Any]) -> None:
             try:
                 await trio.sleep_forever()
@@ -872,7 +872,7 @@ async def test_a_peer_that_goes_while_its_handlers_are_full(clock: MockClock, tr
     options = Options(handler_queue=1)
     async with running(options, transport=transport) as app, good_neighbours(app) as neighbours:
 
-        @app.switch.handler("hang")
+        @app.switch.handlers.on("hang")
         async def hang(connection: Connection, message: dict[str, Any]) -> None:
             await trio.sleep_forever()
 

@@ -110,17 +110,17 @@ async def test_health_comes_back_by_itself(clock: MockClock) -> None:
     async with running(OPTIONS, store=store) as app:
         store.broken = True
         await trio.sleep(61)
-        assert app.switch.problem == "the disk is full"
+        assert app.switch.store_error == "the disk is full"
         store.broken = False
         await trio.sleep(61)
-        assert app.switch.problem is None
+        assert app.switch.store_error is None
 
 
 async def test_a_handler_that_could_not_store(clock: MockClock) -> None:
     store = Broken()
     async with running(OPTIONS, store=store) as app:
 
-        @app.switch.handler("roll")
+        @app.switch.handlers.on("roll")
         async def roll(_connection: Any, _fields: Any) -> None:
             await app.switch.publish("s", 1)
 

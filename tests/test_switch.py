@@ -239,24 +239,24 @@ async def test_handlers(clock: MockClock, transport: str) -> None:
     started, cancelled = trio.Event(), trio.Event()
     async with running(transport=transport) as app:
 
-        @app.switch.handler("double")
+        @app.switch.handlers.on("double")
         async def double(connection: Connection, message: dict[str, Any]) -> Any:
             await trio.sleep(1 / (1 + message["n"]))  # the later ones are quicker, and answered later all the same
             return message["n"] * 2
 
-        @app.switch.handler("refuse")
+        @app.switch.handlers.on("refuse")
         async def refuse(connection: Connection, message: dict[str, Any]) -> None:
             raise Refused("not you", code="nope")
 
-        @app.switch.handler("crash")
+        @app.switch.handlers.on("crash")
         async def crash(connection: Connection, message: dict[str, Any]) -> None:
             raise RuntimeError("a bug in the application")
 
-        @app.switch.handler("unencodable")
+        @app.switch.handlers.on("unencodable")
         async def unencodable(connection: Connection, message: dict[str, Any]) -> Any:
             return object()
 
-        @app.switch.handler("hang")
+        @app.switch.handlers.on("hang")
         async def hang(connection: Connection, message: dict[str, Any]) -> None:
             started.set()
             try:

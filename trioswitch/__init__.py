@@ -2,23 +2,39 @@
 
 Rooms, groups and users over WebSocket, with bounded, batched outboxes. Run it with `python -m trioswitch serve`, or embed
 it: `async with trioswitch.open_switch() as switch` (`docs/embedding.md`).
+
+Public modules beside this one: `trioswitch.messages`, `trioswitch.client`, `trioswitch.stores`, `trioswitch.web`.
 """
 
+from . import messages
+from .assembly import open_switch
 from .auth.identity import Identity
 from .config import Keep, Options, Overflow, RoomPolicy
 from .connections.connection import Connection
 from .connections.request import ConnectRequest
 from .durability.recovery import HistoryPage
-from .errors import Cause, Refused, ServeError, StoreError, TrioswitchError, UnencodableData, UnknownConnection
+from .errors import (
+    Cause,
+    DeliveryError,
+    HistoryNotAvailable,
+    InboxFull,
+    Refused,
+    RoomFull,
+    ServeError,
+    StoreError,
+    TooManyRetries,
+    TrioswitchError,
+    UnencodableData,
+    UnknownConnection,
+)
+from .handlers import Handlers
 from .metrics import OutboxStatistics, RoomStatistics, SwitchStatistics
-from .publishing import Delivery
 from .rooms.subscription import Subscription
-from .serve import Server, serve
-from .stores.open import open_store
-from .switch import Switch, open_switch
+from .serve import Server, serve, serve_until_signal
+from .stores import open_store
+from .switch import Switch
 from .version import __version__
 from .web import Page, Pages
-from .wire import messages
 from .wire.messages import Position
 from .wire.prepared import Receipt
 from .workers import MissingExtra, WorkerDied, Workers, WorkersStatistics, open_workers
@@ -27,9 +43,12 @@ __all__ = [
     "Cause",
     "ConnectRequest",
     "Connection",
-    "Delivery",
+    "DeliveryError",
+    "Handlers",
+    "HistoryNotAvailable",
     "HistoryPage",
     "Identity",
+    "InboxFull",
     "Keep",
     "MissingExtra",
     "Options",
@@ -40,6 +59,7 @@ __all__ = [
     "Position",
     "Receipt",
     "Refused",
+    "RoomFull",
     "RoomPolicy",
     "RoomStatistics",
     "ServeError",
@@ -48,6 +68,7 @@ __all__ = [
     "Subscription",
     "Switch",
     "SwitchStatistics",
+    "TooManyRetries",
     "TrioswitchError",
     "UnencodableData",
     "UnknownConnection",
@@ -60,4 +81,5 @@ __all__ = [
     "open_switch",
     "open_workers",
     "serve",
+    "serve_until_signal",
 ]

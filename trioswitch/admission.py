@@ -1,4 +1,4 @@
-"""From a channel of bytes to a running connection: the request's head, admission, the handshake, the conversation."""
+"""Admission: from a stream of bytes to a running connection. The request's head, the hooks, the handshake, the connection."""
 
 import logging
 import resource
@@ -15,25 +15,30 @@ import trio_websocket
 
 from ._util.clock import timestamp
 from .auth.identity import ANONYMOUS, Identity
-from .commands import Authenticator, Commands
-from .connections.connection import Connection, Make
+from .commands import Authenticator
+from .config import Options
+from .connections.connection import Connection, Services
+from .connections.directory import ConnectionDirectory
+from .connections.driver import ConnectionDriver, Execute, MakeTransport
 from .connections.heartbeats import Heartbeats
 from .connections.request import ConnectRequest
 from .durability.inbox import Inbox
 from .durability.sessions import Sessions
 from .errors import Cause, PeerGone, Refused
-from .rooms.registry import Registry
+from .metrics import Traffic
 from .transport.native import NativeTransport, read_head
+from .transport.reactor import Reactor
 from .transport.streams import ByteChannel, PrefixedStream, address
 from .transport.trio_websocket import TrioWebsocketTransport
 from .version import __version__
+from .wire.formats import Formats
 from .wire.handshake import Handshake, Rejected, is_upgrade, response
 from .wire.messages import Connected
 from .wire.prepared import Prepared
 from .wire.protocols import choose
 from .wire.protocols.port import ClientProtocol
 
-__all__ = ["Entry", "OnConnect", "OnDisconnect", "OtherRequest", "TransportName"]
+__all__ = ["Admission", "HttpHandler", "OnConnect", "OnDisconnect", "TransportName"]
 
 _log = logging.getLogger(__name__)
 
@@ -41,7 +46,7 @@ OnConnect = Callable[[ConnectRequest], Awaitable[Identity | None]]
 """Called before a client is let in. Returns who it is (None: anonymous), or raises Refused."""
 OnDisconnect = Callable[[Connection, Cause], Awaitable[None]]
 """Called when a client that was let in is gone, always; it has `hook_timeout` seconds."""
-OtherRequest = Callable[[ByteChannel, bytes], Awaitable[None]]
+HttpHandler = Callable[[ByteChannel, bytes], Awaitable[None]]
 """Answers a request that is no WebSocket upgrade: gets the channel, which is closed afterwards, and the bytes read from it."""
 TransportName = Literal["native", "trio-websocket"]
 
@@ -49,44 +54,52 @@ PATHS: Final = frozenset({"/", "/ws"})
 WELCOME_PRIORITY: Final = 10
 FILE_RESERVE: Final = 64
 """Open files that are kept for everything but connections."""
-_REFUSALS = {401: Cause.UNAUTHORISED, 403: Cause.FORBIDDEN}
+_CLOSED_WITH = {"unauthorised": Cause.UNAUTHORISED, "forbidden": Cause.FORBIDDEN}
+_STATUS = {"unauthorised": 401, "not_found": 404, "rate_limited": 429, "internal": 500, "unavailable": 503}
+"""HTTP status for the code of a Refused; 403 for any other."""
 RETRY_AFTER: Final = 5
 """Seconds after which a client that was refused for lack of room may try again."""
 PARTING: Final = 1.0
 """Seconds that a peer has to read an answer after which the connection is closed."""
 
 
-@attrs.define(eq=False)
-class Entry:
-    """Lets clients in, and runs their connections. One for each switch."""
+@attrs.define(eq=False, kw_only=True)
+class Admission:
+    """Admits clients, and runs their connections. One for each switch."""
 
-    registry: Registry
+    options: Options
+    traffic: Traffic
+    formats: Formats
+    reactor: Reactor | None
+    connections: ConnectionDirectory
     sessions: Sessions
     inbox: Inbox
-    commands: Commands
     heartbeats: Heartbeats
+    execute: Execute
+    services: Services
     on_connect: OnConnect | None
     on_disconnect: OnDisconnect | None
     authenticate: Authenticator | None
+    refused: int = attrs.field(default=0, init=False)
+    """Clients that were turned away."""
     max_connections: int = attrs.field(init=False)
-    _emptied: trio.Event = attrs.field(factory=trio.Event, init=False)
 
     def __attrs_post_init__(self) -> None:
-        limit = self.registry.options.max_connections
+        limit = self.options.max_connections
         self.max_connections = _connections_by_files() if limit is None else limit
 
     # --- ways in
 
     async def serve_channel(
-        self, channel: ByteChannel, other: OtherRequest | None, transport: TransportName = "native"
+        self, channel: ByteChannel, http_handler: HttpHandler | None, transport: TransportName = "native"
     ) -> None:
         """Serve whoever is at the other end until it is gone; closes the channel. Raises nothing but Cancelled."""
         try:
             conversation = None
             try:
-                conversation = await self._let_in(channel, other, transport)
-            except Refused as refused:
-                await self._answer(channel, response(refused.status, refused.message + "\n", _headers(refused)))
+                conversation = await self._let_in(channel, http_handler, transport)
+            except (Refused, Rejected) as refused:
+                await self._answer(channel, _response(refused))
             except trio.TooSlowError:
                 await self._answer(channel, response(408, "the handshake took too long\n"))
             if conversation is not None:
@@ -99,28 +112,28 @@ class Entry:
             await channel.aclose()
 
     async def _let_in(
-        self, channel: ByteChannel, other: OtherRequest | None, transport: TransportName
+        self, channel: ByteChannel, http_handler: HttpHandler | None, transport: TransportName
     ) -> Callable[[], Awaitable[None]] | None:
         """From the first byte to the end of the handshake. Returns what serves the client from then on.
 
         It returns, rather than going on by itself, so that nothing of the handshake is kept for as long as the client is.
         """
-        deadline = trio.current_time() + self.registry.options.handshake_timeout
+        deadline = trio.current_time() + self.options.handshake_timeout
         with trio.fail_at(deadline):
             head, rest = await read_head(channel)
             if is_upgrade(head):
                 return await self._shake_hands(channel, head, rest, transport, deadline)
-        if other is None:
+        if http_handler is None:
             raise Rejected(426, "this is a WebSocket server", [("Upgrade", "websocket")])
         with trio.move_on_at(deadline):
-            await other(channel, head + rest)
+            await http_handler(channel, head + rest)
             await self._part(channel)
         return None
 
     async def _shake_hands(
         self, channel: ByteChannel, head: bytes, rest: bytes, transport: TransportName, deadline: float
     ) -> Callable[[], Awaitable[None]] | None:
-        options = self.registry.options
+        options = self.options
         handshake = Handshake(
             compression=options.compression,
             incoming_context_takeover=options.incoming_context_takeover,
@@ -144,8 +157,8 @@ class Entry:
             return partial(self._serve_by_trio_websocket, stream, request, identity, deadline)
         answer, codec = handshake.accept(options.max_fragments)
         await channel.write(answer)
-        format = self.registry.format(handshake.protocol, framed=True, deflate_bits=codec.deflate_bits)
-        native = NativeTransport(channel, codec, format, rest, self.registry.reactor)
+        format = self.formats.get(handshake.protocol, framed=True, deflate_bits=codec.deflate_bits)
+        native = NativeTransport(channel, codec, format, rest, self.reactor)
         return partial(self._converse, self._connection(request, identity, lambda _: native))
 
     async def _serve_by_trio_websocket(
@@ -155,7 +168,7 @@ class Entry:
             accepted = None
             with trio.move_on_at(deadline):  # trio-websocket answers what it does not like by itself, and then waits on
                 request = await trio_websocket.wrap_server_stream(
-                    nursery, stream, max_message_size=self.registry.options.max_message_bytes
+                    nursery, stream, max_message_size=self.options.max_message_bytes
                 )
                 accepted = await self._accept(request)
             if accepted is not None:
@@ -177,16 +190,16 @@ class Entry:
         path, _, query = request.path.partition("?")
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in request.headers}
         connect = _connect_request(path, dict(parse_qsl(query)), headers, where)
-        with trio.fail_after(self.registry.options.handshake_timeout):
+        with trio.fail_after(self.options.handshake_timeout):
             try:
                 identity = await self._admit(connect)
             except Refused as refused:
                 if (cause := _told_by_closing(connect, refused)) is not None:
                     await (await request.accept()).aclose(cause.code, refused.message)
                     return
-                fields = [(name.encode(), value.encode()) for name, value in _headers(refused)]
-                body = f"{refused.message}\n".encode()
-                await request.reject(refused.status, extra_headers=fields, body=body)
+                status, headers_of_status = _status(refused)
+                fields = [(name.encode(), value.encode()) for name, value in headers_of_status]
+                await request.reject(status, extra_headers=fields, body=f"{refused.message}\n".encode())
                 return
             accepted = await self._accept(request)
         await self._converse_by_trio_websocket(accepted, connect, identity)
@@ -208,7 +221,7 @@ class Entry:
         """Tell a peer that is not let in why, if it listens for a moment."""
         with trio.move_on_after(PARTING):
             await channel.write(data)
-            await Entry._part(channel)
+            await Admission._part(channel)
 
     @staticmethod
     async def _part(channel: ByteChannel) -> None:
@@ -231,20 +244,20 @@ class Entry:
                 identity = await self.on_connect(request) or identity
             self._check_room()  # again: hooks take their time
         except Refused as refused:
-            self.registry.refused += 1
+            self.refused += 1
             _log.info("refused %s: %s", request.remote, refused.message)
             raise
         except Exception:
-            self.registry.refused += 1
+            self.refused += 1
             _log.exception("a hook failed for %s", request.remote)
-            raise Refused("internal error", status=500, code="internal") from None
+            raise Refused("internal error", code="internal") from None
         return identity
 
     def _check_room(self) -> None:
-        if self.registry.draining:
-            raise Refused("the server is going away", status=503)
-        if len(self.registry.connections) >= self.max_connections:
-            raise Refused("the server is full", status=503)
+        if self.connections.draining:
+            raise Refused("the server is going away", code="unavailable")
+        if len(self.connections) >= self.max_connections:
+            raise Refused("the server is full", code="unavailable")
 
     @staticmethod
     async def _check_token(authenticate: Authenticator, token: str | None) -> Identity | None:
@@ -253,7 +266,7 @@ class Entry:
         try:
             return await authenticate(token)
         except Refused as refused:
-            raise Refused(refused.message, status=401, code="unauthorised") from None
+            raise Refused(refused.message, code="unauthorised") from None
 
     # --- the conversation
 
@@ -264,7 +277,7 @@ class Entry:
         identity: Identity | None,
     ) -> None:
         websocket, protocol = accepted
-        format = self.registry.format(protocol, framed=False, deflate_bits=0)
+        format = self.formats.get(protocol, framed=False, deflate_bits=0)
         connection = self._connection(
             connect,
             identity,
@@ -272,38 +285,38 @@ class Entry:
                 websocket,
                 format,
                 start_soon=client.start_soon,
-                ping_timeout=self.registry.options.ping_timeout,
+                ping_timeout=self.options.ping_timeout,
                 heard=client.was_heard,
                 lost=client.was_lost,
             ),
         )
         await self._converse(connection)
 
-    def _connection(self, request: ConnectRequest, identity: Identity | None, make: Make) -> Connection:
-        registry = self.registry
-        return Connection(secrets.token_urlsafe(9), request, identity, registry.options, registry.traffic, make)
+    def _connection(
+        self, request: ConnectRequest, identity: Identity | None, make_transport: MakeTransport
+    ) -> ConnectionDriver:
+        id = secrets.token_urlsafe(9)
+        return ConnectionDriver(id, request, identity, self.options, self.traffic, self.services, make_transport)
 
-    async def _converse(self, connection: Connection) -> None:
-        registry = self.registry
+    async def _converse(self, connection: ConnectionDriver) -> None:
         try:
-            await connection.run(self.commands.dispatch, self._opened)
+            await connection.run(self.execute, self._opened)
         finally:
             self.heartbeats.remove(connection)
             self.sessions.end(connection)
-            if not registry.connections:
-                self._emptied.set()
-                self._emptied = trio.Event()
+            self.inbox.forget(connection)
+            self.connections.remove(connection)
             if self.on_disconnect is not None:
                 await self._tell(self.on_disconnect, connection)
 
-    def _opened(self, connection: Connection) -> None:
-        options = self.registry.options
-        self.registry.add(connection)
-        self.sessions.begin(connection)
+    def _opened(self, connection: ConnectionDriver) -> None:
+        options = self.options
+        self.connections.add(connection)
+        session = self.sessions.begin(connection)
         self.heartbeats.add(connection)
         welcome = Connected(
             connection_id=connection.id,
-            session=connection.session,
+            session=session,
             user_id=connection.user,
             timestamp=timestamp(),
             heartbeat=options.ping_interval,
@@ -315,30 +328,25 @@ class Entry:
             connection.start_soon(self._await_identity, connection)
         elif connection.identity.user is not None:
             self.inbox.arrived(connection)
-        if self.registry.draining:
+        if self.connections.draining:
             connection.close(Cause.DRAIN)
-        elif len(self.registry.connections) > self.max_connections:  # several came out of their hooks together
+        elif len(self.connections) > self.max_connections:  # several came out of their hooks together
             connection.close(Cause.OVERLOADED)
 
-    async def _await_identity(self, connection: Connection) -> None:
-        await trio.sleep(self.registry.options.handshake_timeout)
+    async def _await_identity(self, connection: ConnectionDriver) -> None:
+        await trio.sleep(self.options.handshake_timeout)
         if connection.identity is None:
             connection.close(Cause.UNAUTHORISED)
 
-    async def _tell(self, on_disconnect: OnDisconnect, connection: Connection) -> None:
+    async def _tell(self, on_disconnect: OnDisconnect, connection: ConnectionDriver) -> None:
         assert connection.cause is not None
-        with trio.CancelScope(shield=True, deadline=trio.current_time() + self.registry.options.hook_timeout) as scope:
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + self.options.hook_timeout) as scope:
             try:
-                await on_disconnect(connection, connection.cause)
+                await on_disconnect(connection.public, connection.cause)
             except Exception:
                 _log.exception("on_disconnect failed for connection %s", connection.id)
         if scope.cancelled_caught:
             _log.error("on_disconnect took too long for connection %s", connection.id)
-
-    async def wait_empty(self) -> None:
-        """Wait until no connection is left. Safe to cancel."""
-        while self.registry.connections:
-            await self._emptied.wait()
 
 
 def _connect_request(path: str, query: dict[str, str], headers: dict[str, str], remote: str) -> ConnectRequest:
@@ -348,16 +356,26 @@ def _connect_request(path: str, query: dict[str, str], headers: dict[str, str], 
 
 
 def _told_by_closing(request: ConnectRequest, refused: Refused) -> Cause | None:
-    """A browser (it sends `Origin`) is not shown the HTTP status of a refused handshake, and its page would come back for
-    ever: it is let in, and closed with the code that says not to."""
-    return _REFUSALS.get(refused.status) if "origin" in request.headers else None
+    """The cause with which a client is admitted and closed at once, because it would not see an HTTP status.
+
+    A browser (it sends `Origin`) does not show a page the status of a refused handshake, and the page would try again without
+    end.
+    """
+    if "origin" not in request.headers:
+        return None
+    return _CLOSED_WITH.get("forbidden" if _status(refused)[0] == 403 else refused.code)
 
 
-def _headers(refused: Refused) -> Sequence[tuple[str, str]]:
-    """The header fields that belong to the HTTP answer."""
-    if isinstance(refused, Rejected):
-        return refused.headers
-    return {401: [("WWW-Authenticate", "Bearer")], 503: [("Retry-After", str(RETRY_AFTER))]}.get(refused.status, [])
+def _status(refused: Refused) -> tuple[int, Sequence[tuple[str, str]]]:
+    """The HTTP status of a refusal, and the header fields that belong to it."""
+    status = _STATUS.get(refused.code, 403)
+    headers = {401: [("WWW-Authenticate", "Bearer")], 503: [("Retry-After", str(RETRY_AFTER))]}.get(status, [])
+    return status, headers
+
+
+def _response(refused: Refused | Rejected) -> bytes:
+    status, headers = (refused.status, refused.headers) if isinstance(refused, Rejected) else _status(refused)
+    return response(status, f"{refused.message}\n", headers)
 
 
 def _connections_by_files() -> int:

@@ -1,22 +1,28 @@
-"""The commands of clients, carried out. Each gets at most one answer: an `ack` or `error` where it has an `id`."""
+"""Executes the commands of clients. Each gets at most one answer: an `ack` or `error` where it has an `id`."""
 
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Sequence
 from itertools import islice
-from typing import Any
+from typing import Any, Final
 
 import trio
 from msgspec import UNSET
 
 from ._util.clock import timestamp
 from .auth.identity import Identity
-from .connections.connection import Connection, Handler
-from .durability.idempotency import Retries, owned_key
+from .config import Options
+from .connections.directory import ConnectionDirectory
+from .connections.driver import ConnectionDriver, Pending
+from .connections.groups import Groups
+from .durability.idempotency import owned_key
 from .durability.inbox import Inbox
 from .durability.recovery import Recovery
 from .durability.sessions import Sessions
-from .errors import Cause, Refused, StoreError
+from .errors import Cause, HistoryNotAvailable, Refused, StoreError
+from .handlers import Handlers
+from .publishing import Publisher
 from .replies import Acknowledge, tell_history, tell_joined
-from .rooms.registry import Registry
+from .rooms.directory import RoomDirectory
+from .rooms.presence import Presence
 from .wire.messages import (
     Ack,
     Authenticate,
@@ -32,46 +38,54 @@ from .wire.messages import (
     JoinRoom,
     LeaveRoom,
     Message,
-    Presence,
     Resume,
     SendChat,
     SendDirect,
     SendGroup,
     SendMessage,
 )
-from .wire.prepared import Prepared, Receipt
+from .wire.messages import (
+    Presence as PresenceQuery,
+)
+from .wire.prepared import Prepared
 
 __all__ = ["Authenticator", "Commands"]
 
-Wait = Coroutine[Any, Any, None]
-"""What the connection's task has to await before it goes on."""
-MAX_USERS = 1000
+MAX_USERS: Final = 1000
 """Users that an answer to `presence` names at most; its `count` has all of them."""
 Authenticator = Callable[[str], Awaitable[Identity]]
 """From a token to an identity. Raises Refused."""
 
 
 class Commands:
-    """Carries out commands on a registry. A method returns what has to be awaited, where the command has to wait."""
+    """Executes the commands of clients. A method returns what has to be awaited, where the command has to wait."""
 
     def __init__(
         self,
-        registry: Registry,
+        options: Options,
+        connections: ConnectionDirectory,
+        groups: Groups,
+        rooms: RoomDirectory,
+        presence: Presence,
+        publisher: Publisher,
         recovery: Recovery,
         sessions: Sessions,
         inbox: Inbox,
-        retries: Retries,
-        handlers: Mapping[str, Handler],
+        handlers: Handlers,
         authenticate: Authenticator | None,
     ) -> None:
-        self._registry = registry
+        self._options = options
+        self._connections = connections
+        self._groups = groups
+        self._rooms = rooms
+        self._presence = presence
+        self._publisher = publisher
         self._recovery = recovery
         self._sessions = sessions
         self._inbox = inbox
-        self._retries = retries
         self._handlers = handlers
         self._authenticate = authenticate
-        self._methods: dict[type[Command], Callable[[Connection, Any, int], Wait | None]] = {
+        self._methods: dict[type[Command], Callable[[ConnectionDriver, Any, int], Pending | None]] = {
             SendChat: self._chat,
             SendMessage: self._message,
             JoinRoom: self._join,
@@ -79,7 +93,7 @@ class Commands:
             SendDirect: self._direct,
             SendGroup: self._group,
             Heartbeat: self._heartbeat,
-            Presence: self._presence,
+            PresenceQuery: self._answer_presence,
             History: self._history,
             Resume: self._resume,
             InboxAck: self._inbox_ack,
@@ -87,26 +101,26 @@ class Commands:
             Custom: self._custom,
         }
 
-    def dispatch(self, connection: Connection, command: Command, size: int) -> Wait | None:
-        """Carry out one command, whose bytes were `size`. The caller awaits what this returns, if anything."""
+    def execute(self, connection: ConnectionDriver, command: Command, size: int) -> Pending | None:
+        """Execute one command of `size` bytes. The caller awaits what this returns, if anything."""
         if connection.identity is None and type(command) is not Authenticate:
             connection.reply_error("unauthorised", "authenticate first", command.id)
             return None
         try:
             return self._methods[type(command)](connection, command, size)
-        except Refused as refused:
-            connection.reply_error(refused.code, refused.message, command.id)
+        except (Refused, HistoryNotAvailable) as refused:
+            connection.reply_error(refused.code, str(refused), command.id)
             return None
 
     # --- rooms
 
-    def _join(self, connection: Connection, command: JoinRoom, _size: int) -> Wait | None:
+    def _join(self, connection: ConnectionDriver, command: JoinRoom, _size: int) -> Pending | None:
         identity = connection.identity
         assert identity is not None
         if not identity.may_join(command.room):
             raise Refused(f"you may not join {command.room!r}")
-        if command.room not in connection.rooms and len(connection.rooms) >= self._registry.options.max_rooms:
-            raise Refused(f"a connection may be in {self._registry.options.max_rooms} rooms", code="too_many_rooms")
+        if command.room not in connection.rooms and len(connection.rooms) >= self._options.max_rooms:
+            raise Refused(f"a connection may be in {self._options.max_rooms} rooms", code="too_many_rooms")
         self._name(connection, command.user_id)
         joined = self._recovery.join_nowait(connection, command.room, command.since, command.history or 0)
         if joined is None:
@@ -114,68 +128,71 @@ class Commands:
         tell_joined(connection, command, joined)
         return None
 
-    async def _join_later(self, connection: Connection, command: JoinRoom) -> None:
+    async def _join_later(self, connection: ConnectionDriver, command: JoinRoom) -> None:
         joined = await self._recovery.join(connection, command.room, command.since, command.history or 0)
         tell_joined(connection, command, joined)
 
     @staticmethod
-    async def _answered(connection: Connection, command: Command, work: Wait) -> None:
+    async def _answered(connection: ConnectionDriver, command: Command, work: Pending) -> None:
         """Await what a command waits for, and tell the client when it is refused."""
         try:
             await work
-        except Refused as refused:
-            connection.reply_error(refused.code, refused.message, command.id)
+        except (Refused, HistoryNotAvailable) as refused:
+            connection.reply_error(refused.code, str(refused), command.id)
+        except StoreError as error:
+            connection.reply_error("unavailable", str(error), command.id)
 
-    def _leave(self, connection: Connection, command: LeaveRoom, _size: int) -> None:
-        if not self._registry.leave(connection, command.room):
+    def _leave(self, connection: ConnectionDriver, command: LeaveRoom, _size: int) -> None:
+        if not self._presence.leave(connection, command.room):
             raise Refused(f"you are not in {command.room!r}", code="not_joined")
         if command.id is not None:
             connection.reply(Ack(id=command.id, room=command.room))
 
-    def _presence(self, connection: Connection, command: Presence, _size: int) -> None:
+    @staticmethod
+    def _check_may_look(connection: ConnectionDriver, command: PresenceQuery | History) -> str | int:
+        """Raises Refused unless the client may see what a room has, and can be answered. Returns the command's id."""
         identity = connection.identity
         assert identity is not None
         if not identity.may_join(command.room):
             raise Refused(f"you may not look into {command.room!r}")
         if command.id is None:
-            raise Refused("`presence` needs an `id` to be answered under", code="invalid")
-        online = self._registry.users_in(command.room)
+            raise Refused(f"`{command.TYPE}` needs an `id`, which its answer repeats", code="invalid")
+        return command.id
+
+    def _answer_presence(self, connection: ConnectionDriver, command: PresenceQuery, _size: int) -> None:
+        request_id = self._check_may_look(connection, command)
+        online = self._presence.users(command.room)
         connection.reply(
             Ack(
-                id=command.id,
+                id=request_id,
                 room=command.room,
                 users=sorted(islice(online, MAX_USERS)),
                 count=len(online),
                 online_count=len(online),
-                connections=self._registry.connections_in(command.room),
+                connections=self._presence.connections(command.room),
             )
         )
 
-    def _history(self, connection: Connection, command: History, _size: int) -> Wait | None:
-        identity = connection.identity
-        assert identity is not None
-        if not identity.may_join(command.room):
-            raise Refused(f"you may not look into {command.room!r}")
-        if command.id is None:
-            raise Refused("`history` needs an `id` to be answered under", code="invalid")
+    def _history(self, connection: ConnectionDriver, command: History, _size: int) -> Pending | None:
+        self._check_may_look(connection, command)
         page = self._recovery.page_nowait(command.room, command.since, command.limit)
         if page is None:
             return self._answered(connection, command, self._history_later(connection, command))
         tell_history(connection, command, page)
         return None
 
-    async def _history_later(self, connection: Connection, command: History) -> None:
+    async def _history_later(self, connection: ConnectionDriver, command: History) -> None:
         page = await self._recovery.page(command.room, command.since, command.limit)
         tell_history(connection, command, page)
 
-    def _chat(self, connection: Connection, command: SendChat, size: int) -> Wait | None:
+    def _chat(self, connection: ConnectionDriver, command: SendChat, size: int) -> Pending | None:
         self._check_publish(connection, command.room)
         user = self._name(connection, command.user_id)
         event = ChatMessage(room=command.room, content=command.content, user_id=user)
         message = Prepared(event, room=command.room, size=size, idempotency_key=_key(connection, command))
         return self._publish(connection, command.id, message)
 
-    def _message(self, connection: Connection, command: SendMessage, size: int) -> Wait | None:
+    def _message(self, connection: ConnectionDriver, command: SendMessage, size: int) -> Pending | None:
         self._check_publish(connection, command.room)
         event = Message(room=command.room, data=command.data, user_id=connection.user)
         if command.key is not None:
@@ -195,34 +212,22 @@ class Commands:
         return self._publish(connection, command.id, message)
 
     @staticmethod
-    def _check_publish(connection: Connection, room: str) -> None:
+    def _check_publish(connection: ConnectionDriver, room: str) -> None:
         if room not in connection.rooms:
             identity = connection.identity
             assert identity is not None
             if not identity.may_publish(room):
                 raise Refused(f"join {room!r} before you publish to it", code="not_joined")
 
-    def _publish(self, connection: Connection, request_id: str | int | None, message: Prepared) -> Wait | None:
-        name = message.room
-        assert name is not None
-        try:
-            room = self._registry.room_for(name)
-            if request_id is not None or (room is not None and room.stores):
-                message.settle = Acknowledge(connection, request_id)
-            if message.idempotency_key is not None and not self._retries.is_first("room", name, message):
-                return None
-            if room is not None:
-                room.publish_nowait(message)
-            elif message.settle is not None:
-                message.settle(Receipt())
-        except (trio.WouldBlock, trio.ClosedResourceError):
-            message.settle = message.settle or Acknowledge(connection, request_id)
-            return self._registry.publish(name, message)
-        return None
+    def _publish(self, connection: ConnectionDriver, request_id: str | int | None, message: Prepared) -> Pending | None:
+        assert message.room is not None
+        if request_id is not None or self._rooms.is_stored(message.room):
+            message.settle = Acknowledge(connection, request_id)
+        return self._publisher.publish(message.room, message)
 
     # --- users and groups
 
-    def _direct(self, connection: Connection, command: SendDirect, size: int) -> Wait | None:
+    def _direct(self, connection: ConnectionDriver, command: SendDirect, size: int) -> Pending | None:
         event = DirectMessage(to=command.to, user_id=connection.user, **_body(command))
         message = Prepared(
             event,
@@ -231,45 +236,40 @@ class Commands:
             settle=Acknowledge(connection, command.id),
             size=size,
         )
-        if not (self._registry.options.inbox_messages or self._registry.users.get(command.to)):
+        if not (self._options.inbox_messages or self._connections.of_user(command.to)):
             raise Refused(f"{command.to!r} is not here, and messages are not kept", code="not_available")
-        if not self._retries.is_first("user", command.to, message):
-            return None
-        try:
-            self._inbox.send_nowait(command.to, message)
-        except trio.WouldBlock:
-            return self._inbox.send(command.to, message)
-        return None
+        return self._publisher.send_to_user(command.to, message)
 
-    def _group(self, connection: Connection, command: SendGroup, _size: int) -> Wait:
-        users = self._registry.groups.get(command.group, set())
+    def _group(self, connection: ConnectionDriver, command: SendGroup, _size: int) -> Pending:
+        users = self._groups.users(command.group)
         if connection.user not in users:
             raise Refused(f"you are not in the group {command.group!r}")
         event = GroupMessage(group=command.group, user_id=connection.user, **_body(command))
-        return self._send(connection, command.id, self._registry.of_users(users), Prepared(event))
+        return self._send(connection, command.id, self._connections.of_users(users), Prepared(event))
 
     async def _send(
-        self, connection: Connection, request_id: str | int | None, receivers: list[Connection], message: Prepared
+        self,
+        connection: ConnectionDriver,
+        request_id: str | int | None,
+        receivers: Sequence[ConnectionDriver],
+        message: Prepared,
     ) -> None:
-        Acknowledge(connection, request_id)(await self._registry.send(receivers, message))
+        Acknowledge(connection, request_id)(await self._connections.send(receivers, message))
 
-    def _inbox_ack(self, connection: Connection, command: InboxAck, _size: int) -> Wait:
+    def _inbox_ack(self, connection: ConnectionDriver, command: InboxAck, _size: int) -> Pending:
         return self._answered(connection, command, self._acknowledge(connection, command))
 
-    async def _acknowledge(self, connection: Connection, command: InboxAck) -> None:
-        try:
-            await self._inbox.acknowledge(connection, command.upto)
-        except StoreError as error:
-            raise Refused(str(error), code="unavailable") from None
+    async def _acknowledge(self, connection: ConnectionDriver, command: InboxAck) -> None:
+        await self._inbox.acknowledge(connection, command.upto)
         if command.id is not None:
             connection.reply(Ack(id=command.id, upto=command.upto))
 
     # --- sessions
 
-    def _resume(self, connection: Connection, command: Resume, _size: int) -> Wait:
+    def _resume(self, connection: ConnectionDriver, command: Resume, _size: int) -> Pending:
         return self._answered(connection, command, self._resume_session(connection, command))
 
-    async def _resume_session(self, connection: Connection, command: Resume) -> None:
+    async def _resume_session(self, connection: ConnectionDriver, command: Resume) -> None:
         before = connection.user
         rooms = await self._sessions.resume(connection, command.session, command.rooms)
         if connection.user != before:
@@ -279,40 +279,40 @@ class Commands:
 
     # --- the rest
 
-    def _heartbeat(self, connection: Connection, command: Heartbeat, _size: int) -> None:
+    def _heartbeat(self, connection: ConnectionDriver, command: Heartbeat, _size: int) -> None:
         connection.reply(HeartbeatAck(timestamp=timestamp()))
         if command.id is not None:
             connection.reply(Ack(id=command.id))
 
-    def _custom(self, connection: Connection, command: Custom, _size: int) -> Wait | None:
-        handler = self._handlers.get(command.type)
-        if handler is None:
-            raise Refused(f"unknown type {command.type[:64]!r}", code="unknown_type")
-        return connection.handle(handler, command)
+    def _custom(self, connection: ConnectionDriver, command: Custom, _size: int) -> Pending | None:
+        return connection.handle(self._handlers.find(connection, command), command)
 
-    def _authenticate_by_message(self, connection: Connection, command: Authenticate, _size: int) -> Wait | None:
+    def _authenticate_by_message(
+        self, connection: ConnectionDriver, command: Authenticate, _size: int
+    ) -> Pending | None:
         if self._authenticate is None:
             raise Refused("this server does not use tokens", code="not_available")
         if connection.identity is not None:
             raise Refused("this connection is authenticated already", code="invalid")
         return self._check_token(self._authenticate, connection, command)
 
-    async def _check_token(self, authenticate: Authenticator, connection: Connection, command: Authenticate) -> None:
+    async def _check_token(
+        self, authenticate: Authenticator, connection: ConnectionDriver, command: Authenticate
+    ) -> None:
         try:
             identity = await authenticate(command.token)
         except Refused as refused:
             connection.reply_error("unauthorised", refused.message, command.id)
             connection.close(Cause.UNAUTHORISED)
             return
-        connection.identity = identity
+        connection.authenticate(identity)
         if identity.user is not None:
-            self._registry.rename(connection, identity.user)
-            connection.named = True
+            self._presence.change_user(connection, identity.user, declared=True)
             self._inbox.arrived(connection)
         if command.id is not None:
             connection.reply(Ack(id=command.id, user_id=connection.user))
 
-    def _name(self, connection: Connection, user: str | None) -> str:
+    def _name(self, connection: ConnectionDriver, user: str | None) -> str:
         """The user that a command speaks for: believed where the connection is anonymous, and its user from then on.
 
         Raises Refused where the identity names another, and for a second name while it is in rooms.
@@ -323,10 +323,9 @@ class Commands:
             return connection.user
         if identity.user is not None:
             raise Refused(f"you are {identity.user!r}, not {user!r}")
-        if connection.rooms and connection.named:  # each of its rooms would have to be told, each time
+        if connection.rooms and connection.has_declared_name:  # each of its rooms would have to be told, each time
             raise Refused("leave your rooms before you change your name")
-        self._registry.rename(connection, user)
-        connection.named = True
+        self._presence.change_user(connection, user, declared=True)
         self._inbox.arrived(connection)
         return user
 
@@ -339,11 +338,11 @@ def _body(command: SendDirect | SendGroup) -> dict[str, Any]:
     return body
 
 
-def _key(connection: Connection, command: SendChat | SendMessage | SendDirect) -> str | None:
+def _key(connection: ConnectionDriver, command: SendChat | SendMessage | SendDirect) -> str | None:
     """The key of a message. One without a name has another id on each connection: its keys are those of all like it."""
     if command.idempotency_key is None:
         return None
     try:
-        return owned_key(connection.user if connection.named else None, command.idempotency_key)
+        return owned_key(connection.user if connection.has_declared_name else None, command.idempotency_key)
     except ValueError as error:
         raise Refused(str(error), code="invalid") from None

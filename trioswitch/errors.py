@@ -1,28 +1,41 @@
 """What can go wrong, and why a connection ends.
 
 TrioswitchError
-|- Refused                a client is turned away: by a hook, or because it may not do what it asked for
-|- BadInput               the peer's fault: bytes that are no message of its protocol
+|- Refused                a hook, a handler or a permission turns a client away; the client sees the text
+|- BadInput               the peer's fault: bytes that are not a message of its protocol
 |- PeerGone               the connection is over: the peer closed it, vanished, or broke the protocol
+|- DeliveryError          a message was not published or kept; nothing is wrong with the store
+|  |- RoomFull            the room holds as much as it may, and the publisher did not wait
+|  |- InboxFull           the inbox of an offline user, or all inboxes together, hold as much as they may
+|  `- TooManyRetries      too many callers wait already for the outcome of one idempotency key
+|- HistoryNotAvailable    the room keeps no history
 |- UnencodableData        the caller's fault: data that the client protocols cannot carry
-|- UnknownConnection      no such connection (any more)
+|- UnknownConnection      there is no connection with this id, or it has ended
 |- ServeError             a listener cannot be opened: the port is taken, a certificate cannot be read ...
 `- StoreError             the store cannot be opened, read or written: the disk is full, the file is damaged ...
+
+Each that a client can be told has a `code`: the stable word in its `error` message (`docs/protocol.md`).
 """
 
 import enum
-import http
+from typing import ClassVar
 
 __all__ = [
     "BadInput",
     "Cause",
+    "DeliveryError",
+    "HistoryNotAvailable",
+    "InboxFull",
     "PeerGone",
     "Refused",
+    "RoomFull",
     "ServeError",
     "StoreError",
+    "TooManyRetries",
     "TrioswitchError",
     "UnencodableData",
     "UnknownConnection",
+    "code_of",
 ]
 
 
@@ -63,18 +76,16 @@ class TrioswitchError(Exception):
 
 
 class Refused(TrioswitchError):
-    """A client is turned away. Hooks raise it; its text is shown to the client.
+    """A client is turned away. Hooks and handlers raise it; the client sees its text.
 
-    `status` is the HTTP status where the handshake is not over yet (401, 403, 503 ...); `code` is the stable word in the
-    `error` message where it is.
+    `code` is the stable word in the client's `error` message. While the handshake lasts, it decides the HTTP status of the
+    answer: `unauthorised` 401, `forbidden` 403, `not_found` 404, `rate_limited` 429, `internal` 500, `unavailable` 503; any
+    other word 403.
     """
 
-    def __init__(self, message: str = "refused", *, status: int = 403, code: str = "forbidden") -> None:
+    def __init__(self, message: str = "refused", *, code: str = "forbidden") -> None:
         super().__init__(message)
-        if status < 400 or status not in set(http.HTTPStatus):
-            raise ValueError(f"{status} is no HTTP status of a refusal")
         self.message = message
-        self.status = status
         self.code = code
 
 
@@ -112,8 +123,36 @@ class PeerGone(TrioswitchError):
         super().__init__(f"{self.code} {self.reason}".strip())
 
 
+class DeliveryError(TrioswitchError):
+    """A message was not published, or not kept for its user. The text is one sentence for a person."""
+
+    code: ClassVar[str] = "unavailable"
+
+
+class RoomFull(DeliveryError):
+    """The room holds as many messages, or bytes, as it may, and the publisher did not wait."""
+
+
+class InboxFull(DeliveryError):
+    """Too many direct messages wait for the user already, or for all users together."""
+
+    code: ClassVar[str] = "inbox_full"
+
+
+class TooManyRetries(DeliveryError):
+    """Too many callers wait already to learn what became of the message with the same idempotency key."""
+
+
+class HistoryNotAvailable(TrioswitchError):
+    """The room keeps no history (`RoomPolicy.history`)."""
+
+    code: ClassVar[str] = "not_available"
+
+
 class UnencodableData(TrioswitchError, TypeError):
     """The data of a message holds something that neither JSON nor MessagePack can carry."""
+
+    code: ClassVar[str] = "unencodable"
 
 
 class UnknownConnection(TrioswitchError, KeyError):
@@ -129,3 +168,11 @@ class ServeError(TrioswitchError, OSError):
 
 class StoreError(TrioswitchError):
     """The store cannot be opened, read or written. The text is one sentence for a person."""
+
+    code: ClassVar[str] = "not_stored"
+
+
+def code_of(error: TrioswitchError) -> str:
+    """The stable word that tells a client of this error (`docs/protocol.md`)."""
+    code: str = getattr(error, "code", "internal")
+    return code

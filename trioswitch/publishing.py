@@ -1,69 +1,192 @@
-"""How the server's own code says what is to be delivered, and hears what became of it."""
+"""The one publishing path: everything that goes into a room, or to a user's inbox, goes through `Publisher`.
+
+Its contract: the outcome of a message is reported exactly once, by a call of the message's `settle`, however the message ends.
+It ends when the room has delivered it, when nobody is there, when the store or the inbox refuses it, when the room is full and
+the publisher does not wait, when the publisher is cancelled while it waits, when the room or the switch is closed, and when
+another message with the same idempotency key was first.
+"""
 
 import copy
 import logging
-from collections.abc import Iterable
-from typing import Any, TypedDict
+from collections.abc import Awaitable, Callable, Generator, Iterable
+from functools import partial
+from typing import Any
 
 import trio
 from msgspec import UNSET
 
-from .durability.idempotency import owned_key
+from ._util.checks import check_text
+from .connections.connection import Connection
+from .durability.idempotency import Retries, owned_key
+from .durability.inbox import Inbox
+from .errors import DeliveryError, RoomFull, StoreError
+from .rooms.directory import RoomDirectory
 from .wire.messages import MAX_NAME, Event, Message, Recorded
 from .wire.prepared import Outcome, Prepared, Receipt
 from .wire.protocols import JSON_CODEC
 
-__all__ = ["Delivery", "Settled", "check_name", "event_of", "log_loss", "prepare"]
+__all__ = ["OutcomeWaiter", "PendingPublish", "Publisher", "check_name", "event_of", "log_loss", "prepare"]
 
 _log = logging.getLogger(__name__)
 
 
-class Delivery(TypedDict, total=False):
-    """How a message is to be delivered: keyword arguments of `publish` and of everything that sends."""
+class PendingPublish:
+    """A message that waits for space. Await it or `close` it: either way its outcome is reported.
 
-    priority: int
-    """0 to 10, default 0. The highest goes first; above 5 a message goes at once, whatever the linger."""
-    max_delay: float | None
-    """Seconds from now by which a linger ends for it."""
-    expires: float | None
-    """Seconds from now after which it is not written any more."""
-    key: str | None
-    """What it is the newest state of: under the policy `conflate` it replaces a waiting one of the same key."""
-    exclude: Iterable[str]
-    """Ids of connections that do not get it; those that ask the history do."""
-    idempotency_key: str | None
-    """Makes a retry of `publish` or `send_to_user` harmless: the same key within 10 minutes gets the first one's receipt."""
+    Awaiting it returns when the message was enqueued, or has ended. Safe to cancel: then it was not published.
+    """
+
+    __slots__ = ("_enqueue", "_message")
+
+    def __init__(self, message: Prepared, enqueue: Callable[[Prepared], Awaitable[None]]) -> None:
+        self._message: Prepared | None = message
+        self._enqueue = enqueue
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        return self._wait().__await__()
+
+    async def _wait(self) -> None:
+        assert self._message is not None, "it is awaited once, and not after it was closed"
+        try:
+            await self._enqueue(self._message)
+        except BaseException:  # such as trio.Cancelled
+            self.close()
+            raise
+        self._message = None
+
+    def close(self, reason: DeliveryError | None = None) -> None:
+        """Give the message up, with the reason that is reported. Does nothing when it was enqueued, or has ended."""
+        message, self._message = self._message, None
+        if message is not None:
+            _report(message, reason or DeliveryError("not published: the publisher left while it waited for space"))
+
+
+class Publisher:
+    """Publishes to rooms, and sends to users and their inboxes."""
+
+    def __init__(self, rooms: RoomDirectory, inbox: Inbox, keys: Retries) -> None:
+        self._rooms = rooms
+        self._inbox = inbox
+        self._keys = keys
+
+    def publish(self, room: str, message: Prepared) -> PendingPublish | None:
+        """Publish to a room. Returns what waits for space there; None when the message was enqueued, or has ended."""
+        if message.idempotency_key is not None and not self._keys.is_first("room", room, message):
+            return None
+        try:
+            target = self._rooms.for_publishing(room)
+            if target is not None:
+                target.publish_nowait(message)
+            elif message.settle is not None:
+                message.settle(Receipt())
+        except trio.WouldBlock:
+            return PendingPublish(message, partial(self._enqueue, room))
+        except trio.ClosedResourceError:
+            _report(message, self._closed(room))
+        return None
+
+    def publish_nowait(self, room: str, message: Prepared) -> None:
+        """As `publish`, without waiting. Raises trio.WouldBlock when the room is full; RoomFull is reported then."""
+        pending = self.publish(room, message)
+        if pending is not None:
+            pending.close(RoomFull(f"the room {room!r} is full"))
+            raise trio.WouldBlock
+
+    async def _enqueue(self, room: str, message: Prepared) -> None:
+        try:
+            target = self._rooms.for_publishing(room)
+            if target is not None:
+                await target.publish(message)
+            else:
+                _report(message, Receipt())
+        except trio.ClosedResourceError:
+            _report(message, self._closed(room))
+
+    def _closed(self, room: str) -> Outcome:
+        """The outcome of a message for a room that was closed. Nobody is there; but a stored message was not stored."""
+        return StoreError("the server is shutting down") if self._rooms.is_stored(room) else Receipt()
+
+    def send_to_user(self, user: str, message: Prepared, *, keep: bool = True) -> PendingPublish | None:
+        """Send a message to a user; `keep`: into the inbox, where that is needed (`durability.inbox`). Returns as `publish`."""
+        if message.idempotency_key is not None and not self._keys.is_first("user", user, message):
+            return None
+        try:
+            self._inbox.send_nowait(user, message, keep=keep)
+        except trio.WouldBlock:
+            return PendingPublish(message, partial(self._inbox.send, user, keep=keep))
+        return None
+
+
+def _report(message: Prepared, outcome: Outcome) -> None:
+    if message.settle is not None:
+        message.settle(outcome)
+
+
+class OutcomeWaiter:
+    """Waits for the outcome of a message: its receipt, or the reason why it was not published."""
+
+    def __init__(self, message: Prepared) -> None:
+        self._reported = trio.Event()
+        self._outcome: Outcome | None = None
+        message.settle = self._report
+
+    def _report(self, outcome: Outcome) -> None:
+        self._outcome = outcome
+        self._reported.set()
+
+    async def wait(self) -> Receipt:
+        """The receipt. Raises the reason, such as StoreError, if there is none. Safe to cancel."""
+        await self._reported.wait()
+        assert self._outcome is not None
+        if isinstance(self._outcome, Receipt):
+            return self._outcome
+        raise self._outcome
+
+
+def log_loss(outcome: Outcome) -> None:
+    """The `settle` of a message whose publisher does not wait for a receipt, and must not lose it in silence."""
+    if not isinstance(outcome, Receipt):
+        _log.error("a message was not published: %s", outcome)
+
+
+# --- messages of the server's own code
 
 
 def check_name(what: str, name: object) -> None:
-    """Raises TypeError or ValueError for what is no name of a room or user: clients could not say it either."""
-    if not isinstance(name, str):
-        raise TypeError(f"a {what} is named by a string, not by {type(name).__name__}")
-    if not 1 <= len(name) <= MAX_NAME:
-        raise ValueError(f"the name of a {what} has 1 to {MAX_NAME} characters, not {len(name)}")
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        raise ValueError(f"the name of a {what} cannot be carried by UTF-8: {name!a}") from None
+    """Raises TypeError or ValueError for what is not a valid name of a room, user or group: clients could not say it either."""
+    check_text(f"the name of a {what}", name, MAX_NAME)
 
 
-def prepare(event: Event, room: str | None, delivery: Delivery) -> Prepared:
+def event_of(data: Any, room: str | None, key: str | None) -> Event:
+    """An event as it is; other data as a `message`."""
+    if isinstance(data, Event):
+        return data
+    return Message(data=data, room=UNSET if room is None else room, key=UNSET if key is None else key)
+
+
+def prepare(
+    event: Event,
+    *,
+    room: str | None = None,
+    priority: int = 0,
+    max_delay: float | None = None,
+    expires: float | None = None,
+    key: str | None = None,
+    exclude: Iterable[Connection | str] = (),
+    idempotency_key: str | None = None,
+) -> Prepared:
     """A message of the server's own code. Raises UnencodableData, TypeError and ValueError for what cannot be sent."""
     if room is not None:
         check_name("room", room)
-    if unknown := delivery.keys() - Delivery.__annotations__.keys():
-        raise TypeError(f"unknown keyword argument {min(unknown)!r}")
     now = trio.current_time()
-    priority, max_delay, expires = delivery.get("priority", 0), delivery.get("max_delay"), delivery.get("expires")
     if type(priority) is not int or not 0 <= priority <= 10:
         raise ValueError(f"priority must be an integer from 0 to 10, not {priority!r}")
     for name, seconds in (("max_delay", max_delay), ("expires", expires)):
         if seconds is not None and not seconds >= 0:
-            raise ValueError(f"{name} must be a number of seconds, not {seconds!r}")
-    idempotency_key = delivery.get("idempotency_key")
+            raise ValueError(f"{name} must be a number of seconds, 0 or more, not {seconds!r}")
     if idempotency_key is not None:
         idempotency_key = owned_key("", idempotency_key)  # no user has an empty name
-    event = copy.copy(event)  # it is stamped when it goes out, and the caller may use it again
+    event = copy.copy(event)  # it is stamped when it is delivered, and the caller may use it again
     if isinstance(event, Recorded):
         event.epoch = event.offset = UNSET  # of the room that it comes from, if it does
     size = len(JSON_CODEC.encode(event))  # raises here, in the caller, rather than in the room
@@ -73,41 +196,8 @@ def prepare(event: Event, room: str | None, delivery: Delivery) -> Prepared:
         priority=priority,
         deliver_by=None if max_delay is None else now + max_delay,
         expires_at=None if expires is None else now + expires,
-        key=delivery.get("key"),
+        key=key,
         idempotency_key=idempotency_key,
-        exclude=frozenset(delivery.get("exclude", ())),
+        exclude=frozenset([each.id if isinstance(each, Connection) else each for each in exclude]),
         size=size,
     )
-
-
-class Settled:
-    """Waits for what becomes of a message."""
-
-    def __init__(self, message: Prepared) -> None:
-        self._event = trio.Event()
-        self._outcome: Outcome | None = None
-        message.settle = self._settle
-
-    def _settle(self, outcome: Outcome) -> None:
-        self._outcome = outcome
-        self._event.set()
-
-    async def wait(self) -> Receipt:
-        await self._event.wait()
-        assert self._outcome is not None
-        if isinstance(self._outcome, Receipt):
-            return self._outcome
-        raise self._outcome
-
-
-def log_loss(outcome: Outcome) -> None:
-    if not isinstance(outcome, Receipt):
-        _log.error("a message was not published: %s", outcome)
-
-
-def event_of(data: Any, room: str | None, delivery: Delivery) -> Event:
-    """An event as it is; other data as a `message`."""
-    if isinstance(data, Event):
-        return data
-    key = delivery.get("key")
-    return Message(data=data, room=UNSET if room is None else room, key=UNSET if key is None else key)

@@ -1,10 +1,10 @@
-"""What clients are answered: the `ack` of a publish, of a join and of `history`, or the `error` instead."""
+"""Replies to commands: the `ack` of a publish, of a join and of `history`, or the `error` instead."""
 
 from msgspec import Raw
 
-from .connections.connection import Connection
+from .connections.driver import ConnectionDriver
 from .durability.recovery import HistoryPage, Joined
-from .errors import Refused, UnencodableData
+from .errors import code_of
 from .wire.messages import Ack, History, JoinRoom
 from .wire.prepared import Outcome, Prepared, Receipt
 
@@ -16,16 +16,13 @@ class Acknowledge:
 
     __slots__ = ("_connection", "_request_id")
 
-    def __init__(self, connection: Connection, request_id: str | int | None) -> None:
+    def __init__(self, connection: ConnectionDriver, request_id: str | int | None) -> None:
         self._connection = connection
         self._request_id = request_id
 
     def __call__(self, outcome: Outcome) -> None:
         if not isinstance(outcome, Receipt):
-            code = outcome.code if isinstance(outcome, Refused) else "not_stored"
-            if isinstance(outcome, UnencodableData):
-                code = "unencodable"
-            self._connection.reply_error(code, str(outcome), self._request_id)
+            self._connection.reply_error(code_of(outcome), str(outcome), self._request_id)
         elif self._request_id is not None:
             self._connection.reply(receipt_of(self._request_id, outcome))
 
@@ -43,7 +40,7 @@ def receipt_of(request_id: str | int, receipt: Receipt) -> Ack:
     return ack
 
 
-def tell_joined(connection: Connection, command: JoinRoom, joined: Joined) -> None:
+def tell_joined(connection: ConnectionDriver, command: JoinRoom, joined: Joined) -> None:
     """Answer a join, if the client wants to know."""
     if command.id is None:
         return
@@ -56,7 +53,7 @@ def tell_joined(connection: Connection, command: JoinRoom, joined: Joined) -> No
     connection.reply(ack)
 
 
-def tell_history(connection: Connection, command: History, page: HistoryPage) -> None:
+def tell_history(connection: ConnectionDriver, command: History, page: HistoryPage) -> None:
     """Answer `history`. A message that the client's codec cannot carry has an `error` in its place."""
     assert command.id is not None
     codec = connection.transport.format.protocol.codec

@@ -4,10 +4,12 @@ import errno
 import logging
 import math
 import os
+import signal
 import socket
 import ssl
 import stat
 from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
 from typing import Any, Final
 
 import attrs
@@ -21,7 +23,7 @@ from .transport.tls import TlsChannel
 from .web import Pages, Site
 from .wire.handshake import response
 
-__all__ = ["Server", "serve"]
+__all__ = ["Server", "serve", "serve_until_signal"]
 
 _log = logging.getLogger(__name__)
 
@@ -76,14 +78,14 @@ async def serve(
     Raises ServeError when it cannot listen.
     """
     if not 0 <= port <= 65535:
-        raise ServeError(f"{port} is no port (0 to 65535)")
+        raise ServeError(f"{port} is not a valid port (0 to 65535)")
     path = None if uds is None else os.fspath(uds)
     listeners = [_unix_listener(path)] if path is not None else await _tcp_listeners(host, port)
     made = None if path is None else os.stat(path)
     site = Site(pages or {})
 
     def serve_one(accepted: socket.socket) -> Coroutine[Any, Any, None]:
-        return switch.serve_channel(_channel(accepted, ssl_context), other=site, transport=transport)
+        return switch.serve_channel(_channel(accepted, ssl_context), http_handler=site, transport=transport)
 
     async with trio.open_nursery() as connections:
         try:
@@ -98,6 +100,55 @@ async def serve(
                 _remove(path, made)
             for listener in listeners:
                 listener.close()
+
+
+async def serve_until_signal(
+    switch: Switch,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8765,
+    uds: str | os.PathLike[str] | None = None,
+    ssl_context: ssl.SSLContext | None = None,
+    transport: TransportName = "native",
+    pages: Pages | None = None,
+    drain_timeout: float = 10.0,
+    task_status: trio.TaskStatus[Server] = trio.TASK_STATUS_IGNORED,
+) -> bool:
+    """Serve until SIGINT (Ctrl-C) or SIGTERM comes, then drain: the whole life of a server in one call.
+
+    The arguments are those of `serve`; `drain_timeout` is the number of seconds that a graceful shutdown may take. A second
+    signal, or the end of that time, cuts the connections that are left. Returns whether all connections were closed in
+    time; nothing of the server runs any more then. `server = await nursery.start(serve_until_signal, switch)` returns when it
+    listens. Raises ServeError when it cannot listen. Call it in the main thread, which is where Python handles signals.
+    """
+    drained = False
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        async with trio.open_nursery() as nursery:
+            server = await nursery.start(
+                partial(
+                    serve,
+                    switch,
+                    host=host,
+                    port=port,
+                    uds=uds,
+                    ssl_context=ssl_context,
+                    transport=transport,
+                    pages=pages,
+                )
+            )
+            _log.info("listening on %s", " and ".join(server.urls))
+            task_status.started(server)
+            await anext(signals)
+            server.stop()
+
+            async def cut_at_second_signal() -> None:
+                await anext(signals)
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(cut_at_second_signal)
+            drained = await switch.drain(drain_timeout)
+            nursery.cancel_scope.cancel()
+    return drained
 
 
 class _Acceptor:

@@ -40,7 +40,7 @@ async def say_goodbye(connection: trioswitch.Connection, cause: trioswitch.Cause
 def add_dice(switch: trioswitch.Switch) -> None:
     """Teach the switch a message of our own: `{"type": "roll", "room": "lobby", "dice": "2d6"}`."""
 
-    @switch.handler("roll")
+    @switch.handlers.on("roll")
     async def roll(connection: trioswitch.Connection, message: dict[str, Any]) -> None:
         room, dice = str(message.get("room")), str(message.get("dice"))
         if room not in connection.rooms:

@@ -41,7 +41,7 @@ def describe(image: bytes) -> dict[str, float]:
 def add_image(switch: trioswitch.Switch, workers: Workers) -> None:
     """Teach the switch `{"type": "image", "image": bytes, "mode": "slow" | "fast"}`."""
 
-    @switch.handler("image")
+    @switch.handlers.on("image")
     async def image(connection: trioswitch.Connection, message: dict[str, Any]) -> dict[str, float]:
         pixels, mode = message.get("image"), message.get("mode", "slow")
         if not isinstance(pixels, bytes) or not pixels:

@@ -13,10 +13,10 @@ import numpy as np
 import trio
 
 from .._util.process import keep_freed_memory
+from ..assembly import open_switch
 from ..connections.connection import Connection
 from ..errors import Refused
 from ..serve import serve
-from ..switch import open_switch
 from ..workers import Workers, open_workers
 
 
@@ -36,7 +36,7 @@ def describe(image: bytes) -> dict[str, float]:
 async def _serve(workers: Workers) -> None:
     async with open_switch() as switch, trio.open_nursery() as nursery:
 
-        @switch.handler("image")
+        @switch.handlers.on("image")
         async def image(_connection: Connection, message: dict[str, Any]) -> dict[str, float]:
             pixels, mode = message.get("image"), message.get("mode")
             if not isinstance(pixels, bytes) or not pixels or mode not in ("slow", "fast"):
@@ -46,7 +46,7 @@ async def _serve(workers: Workers) -> None:
             await workers.submit(describe, pixels)
             return {"received": len(pixels)}
 
-        @switch.handler("finish")
+        @switch.handlers.on("finish")
         async def finish(_connection: Connection, _message: dict[str, Any]) -> dict[str, Any]:
             await workers.wait_idle()
             return attrs.asdict(workers.statistics())

@@ -18,13 +18,14 @@ import trio
 
 from .._util.process import collect_rarely, keep_freed_memory
 from ..admission import TransportName
+from ..assembly import open_switch
 from ..bench.cli import add_bench
 from ..client.terminal import add_connect
 from ..config import Keep, Options, Overflow, RoomPolicy, one_of
 from ..errors import ServeError, StoreError
 from ..serve import serve
 from ..stores.open import check_url, open_store
-from ..switch import Switch, open_switch
+from ..switch import Switch
 from ..version import __version__
 from ..web import health, landing_page
 

@@ -5,7 +5,7 @@ from collections import OrderedDict
 import trio
 
 from ..errors import Cause
-from .connection import Connection
+from .driver import ConnectionDriver
 
 __all__ = ["Heartbeats"]
 
@@ -22,15 +22,15 @@ class Heartbeats:
         self._timeout = timeout
         self._resolution = min(1.0, interval / 10, timeout / 10)
         # Ordered dicts rather than deques: who is gone must not be kept in memory until its turn comes.
-        self._to_ping: OrderedDict[Connection, float] = OrderedDict()
-        self._to_check: OrderedDict[Connection, float] = OrderedDict()
+        self._to_ping: OrderedDict[ConnectionDriver, float] = OrderedDict()
+        self._to_check: OrderedDict[ConnectionDriver, float] = OrderedDict()
         self._work = trio.Event()
 
-    def add(self, connection: Connection) -> None:
+    def add(self, connection: ConnectionDriver) -> None:
         self._to_ping[connection] = trio.current_time() + self._interval
         self._work.set()
 
-    def remove(self, connection: Connection) -> None:
+    def remove(self, connection: ConnectionDriver) -> None:
         self._to_ping.pop(connection, None)
         self._to_check.pop(connection, None)
 
@@ -55,9 +55,9 @@ class Heartbeats:
                 self._to_ping[connection] = now + self._interval
 
 
-def _due(queue: OrderedDict[Connection, float], now: float) -> list[Connection]:
+def _due(queue: OrderedDict[ConnectionDriver, float], now: float) -> list[ConnectionDriver]:
     """Take from the head of a queue whose time has come."""
-    due: list[Connection] = []
+    due: list[ConnectionDriver] = []
     while queue and next(iter(queue.values())) <= now:
         due.append(queue.popitem(last=False)[0])
     return due

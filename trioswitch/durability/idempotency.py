@@ -10,7 +10,7 @@ from typing import Final
 import attrs
 import trio
 
-from ..errors import Refused
+from ..errors import TooManyRetries
 from ..stores.port import KEY_TIME
 from ..wire.messages import MAX_KEY
 from ..wire.prepared import Outcome, Prepared, Receipt
@@ -65,7 +65,7 @@ class Retries:
     def is_first(self, kind: str, name: str, message: Prepared) -> bool:
         """Whether a message is to be published: it has no key, or nobody used its key before.
 
-        If it is not, its `settle` is called with what becomes, or became, of the first; or with Refused, when too many wait.
+        If it is not, its `settle` is called with what becomes, or became, of the first; or with TooManyRetries.
         """
         if message.idempotency_key is None:
             return True
@@ -82,7 +82,7 @@ class Retries:
             return True
         if settle is not None:
             if len(first.waiting) > MAX_WAITING:
-                settle(Refused("too many retries are waiting", code="unavailable"))
+                settle(TooManyRetries("too many retries of this message are waiting for its outcome"))
             else:
                 first.waiting.append(lambda outcome: settle(_as_retry(outcome)))
         return False

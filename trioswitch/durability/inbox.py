@@ -15,15 +15,16 @@ from typing import Final
 import trio
 
 from .._util.clock import timestamp, wall_time
-from ..config import Overflow
-from ..connections.connection import Connection
+from ..config import Options, Overflow
+from ..connections.directory import ConnectionDirectory
+from ..connections.driver import ConnectionDriver
 from ..connections.outbox import Offer
-from ..errors import Refused, StoreError, UnencodableData
-from ..rooms.registry import Registry
-from ..stores.port import InboxLimits, Kept, Letter, Posted
+from ..errors import InboxFull, StoreError, UnencodableData
+from ..stores.port import InboxLimits, Kept, Letter, Posted, Store
 from ..wire.messages import DirectMessage
 from ..wire.prepared import Outcome, Prepared, Receipt
 from ..wire.records import dump, load
+from .store_health import StoreHealth
 
 __all__ = ["Inbox", "Progress"]
 
@@ -59,10 +60,12 @@ class Progress:
 class Inbox:
     """Sends to users. One for each switch."""
 
-    def __init__(self, registry: Registry) -> None:
-        self._registry = registry
-        self._options = registry.options
-        self._store = registry.journal.store
+    def __init__(self, connections: ConnectionDirectory, store: Store, health: StoreHealth, options: Options) -> None:
+        self._connections = connections
+        self._options = options
+        self._store = store
+        self._health = health
+        self._progress: dict[str, Progress] = {}  # by id of the connection
         self._limits = InboxLimits(
             letters=self._options.inbox_messages,
             bytes=self._options.inbox_bytes,
@@ -82,9 +85,9 @@ class Inbox:
 
         Raises trio.WouldBlock when too much waits for the store.
         """
-        connections = self._registry.of_users((user,))
+        connections = self._connections.of_user(user)
         keep = keep and self._options.inbox_messages > 0
-        if keep and (not connections or self._under_way[user] or any(map(_keeps, connections))):
+        if keep and (not connections or self._under_way[user] or any(map(self._keeps, connections))):
             if self._is_busy():
                 raise trio.WouldBlock
             self._under_way[user] += 1
@@ -92,17 +95,13 @@ class Inbox:
             self._waiting.append((user, message))
             self._work.set()
         else:
-            _settle(message, self._registry.send_now(connections, message))
+            _settle(message, self._connections.send_nowait(connections, message))
 
     async def send(self, user: str, message: Prepared, *, keep: bool = True) -> None:
         """As `send_nowait`, and wait for space. Safe to cancel: then it was not sent."""
-        try:
-            while self._is_busy():
-                await self._space.wait()
-            self.send_nowait(user, message, keep=keep)
-        except trio.Cancelled:
-            _settle(message, StoreError("it was not sent: its sender went while too many letters waited"))
-            raise
+        while self._is_busy():
+            await self._space.wait()
+        self.send_nowait(user, message, keep=keep)
 
     def _is_busy(self) -> bool:
         return len(self._waiting) >= BATCH or self._waiting_bytes >= self._options.room_bytes
@@ -137,13 +136,13 @@ class Inbox:
         try:
             posted = await self._store.post(letters, limits=self._limits)
         except StoreError as error:
-            self._registry.journal.failed(error)
+            self._health.failed(error)
             self._give_back(error)
         except Exception:
             self._give_back(StoreError("the store failed"))
             raise
         else:
-            self._registry.journal.works()
+            self._health.works()
             flight, self._in_flight = self._in_flight, []
             for (user, message), place in zip(flight, posted, strict=True):
                 self._done(user, message, self._hand_out(user, message, place))
@@ -175,23 +174,20 @@ class Inbox:
         event = message.event
         assert isinstance(event, DirectMessage)
         event.seq = place.seq
-        counts = Counter(self._hand_to(connection, message) for connection in self._registry.of_users((user,)))
+        counts = Counter(self._hand_to(connection, message) for connection in self._connections.of_user(user))
         return Receipt(counts[Offer.WRITTEN], counts[Offer.QUEUED], kept=1, seq=place.seq)
 
     def _is_full(self, user: str, message: Prepared) -> Outcome:
         """A client that does not acknowledge gets the message all the same; for others it would not be at least once."""
-        connections = self._registry.of_users((user,))
-        if connections and not any(connection.inbox and connection.inbox.acknowledges for connection in connections):
-            return self._registry.send_now(connections, message)
-        return Refused(f"the inbox of {user!r} is full", code="inbox_full")
+        connections = self._connections.of_user(user)
+        if connections and not any(map(self._acknowledges, connections)):
+            return self._connections.send_nowait(connections, message)
+        return InboxFull(f"the inbox of {user!r} is full")
 
-    def _hand_to(self, connection: Connection, message: Prepared) -> Offer:
+    def _hand_to(self, connection: ConnectionDriver, message: Prepared) -> Offer:
         if connection.cause is not None:
             return Offer.DROPPED  # it ends, and its nursery takes no task any more
-        if connection.inbox is None:
-            self.arrived(connection)
-        progress, event = connection.inbox, message.event
-        assert isinstance(progress, Progress)
+        progress, event = self._progress.get(connection.id) or self._begin(connection), message.event
         assert isinstance(event, DirectMessage)
         assert isinstance(event.seq, int)
         if event.seq <= progress.sent:
@@ -206,44 +202,63 @@ class Inbox:
 
     # --- receiving
 
-    def arrived(self, connection: Connection) -> None:
+    def arrived(self, connection: ConnectionDriver) -> None:
         """A connection has got its user: hand out what waits for it."""
         if self._options.inbox_messages:
-            acknowledges = connection.inbox is not None and connection.inbox.acknowledges
-            connection.inbox = progress = Progress(connection.user)
-            progress.acknowledges = acknowledges
+            progress = self._begin(connection)
             if self._under_way[connection.user] or self._store.may_have_letters(connection.user):
                 self._catch_up_soon(connection, progress)
 
-    async def acknowledge(self, connection: Connection, upto: int) -> None:
+    def _begin(self, connection: ConnectionDriver) -> Progress:
+        progress = Progress(connection.user)
+        progress.acknowledges = self._acknowledges(connection)
+        self._progress[connection.id] = progress
+        return progress
+
+    def forget(self, connection: ConnectionDriver) -> None:
+        """A connection has ended."""
+        self._progress.pop(connection.id, None)
+
+    def _acknowledges(self, connection: ConnectionDriver) -> bool:
+        progress = self._progress.get(connection.id)
+        return progress is not None and progress.acknowledges
+
+    def _keeps(self, connection: ConnectionDriver) -> bool:
+        """Whether a connection needs messages to be kept: it acknowledges, may yet say that it does, or is catching up."""
+        progress = self._progress.get(connection.id)
+        if progress is None:
+            return False
+        return progress.acknowledges or progress.catching_up or trio.current_time() < progress.undecided_until
+
+    async def acknowledge(self, connection: ConnectionDriver, upto: int) -> None:
         """Its user has everything up to this seq. Raises StoreError. Safe to cancel: then it may be done or not."""
-        if connection.inbox is None:
-            self.arrived(connection)
-        if connection.inbox is not None:
-            connection.inbox.acknowledges = True
+        if self._options.inbox_messages:
+            if connection.id not in self._progress:
+                self.arrived(connection)
+            self._progress[connection.id].acknowledges = True
         if upto:
             await self._store.acknowledge(connection.user, upto)
 
-    def _catch_up_soon(self, connection: Connection, progress: Progress) -> None:
+    def _catch_up_soon(self, connection: ConnectionDriver, progress: Progress) -> None:
         progress.more = True
         if not progress.catching_up:
             progress.catching_up = True
             connection.start_soon(self._catch_up, connection, progress)
 
-    async def _catch_up(self, connection: Connection, progress: Progress) -> None:
+    async def _catch_up(self, connection: ConnectionDriver, progress: Progress) -> None:
         """Hand out what waits, as fast as the client reads, until nothing is left."""
-        while progress.more and connection.inbox is progress:
+        while progress.more and self._progress.get(connection.id) is progress:
             progress.more = False
             try:
                 letters = await self._store.letters(
                     progress.user, after=progress.sent, limit=PAGE, max_bytes=PAGE_BYTES, now=wall_time()
                 )
             except StoreError as error:
-                self._registry.journal.failed(error, "reading")
+                self._health.failed(error, "reading")
                 await trio.sleep(RETRY)
                 progress.more = True
                 continue
-            self._registry.journal.works("reading")
+            self._health.works("reading")
             progress.more = progress.more or bool(letters)  # a page may end at its bytes
             wall, now = wall_time(), trio.current_time()
             for letter in letters:
@@ -257,17 +272,10 @@ class Inbox:
                     _log.exception("letter %d of %r cannot be read, and is passed over", letter.seq, progress.user)
                 else:
                     await connection.outbox.put(message)
-                if connection.inbox is not progress:
+                if self._progress.get(connection.id) is not progress:
                     return
                 progress.sent = letter.seq
         progress.catching_up = False
-
-
-def _keeps(connection: Connection) -> bool:
-    progress: Progress | None = connection.inbox
-    if progress is None:
-        return False
-    return progress.acknowledges or progress.catching_up or trio.current_time() < progress.undecided_until
 
 
 def _letter(user: str, message: Prepared) -> Letter:

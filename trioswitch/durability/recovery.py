@@ -12,16 +12,17 @@ import attrs
 import trio
 
 from .._util.clock import timestamp
-from ..config import Keep, Overflow
-from ..connections.connection import Connection
+from ..config import Keep, Options, Overflow
+from ..connections.driver import ConnectionDriver
 from ..connections.outbox import Offer
-from ..errors import Cause, Refused, StoreError
+from ..errors import Cause, HistoryNotAvailable, Refused, StoreError
+from ..rooms.directory import RoomDirectory
 from ..rooms.history import History
-from ..rooms.registry import Registry
+from ..rooms.presence import Presence
 from ..rooms.room import Room
 from ..wire.messages import Gap, Position, Recorded
 from ..wire.prepared import Prepared
-from .store_writer import PAGE_BYTES
+from .store_writer import PAGE_BYTES, StoreWriter
 
 __all__ = ["HistoryPage", "Joined", "Recovery"]
 
@@ -60,44 +61,47 @@ class HistoryPage:
 class Recovery:
     """Answers from histories, and lets clients join where they left."""
 
-    def __init__(self, registry: Registry) -> None:
-        self._registry = registry
+    def __init__(self, rooms: RoomDirectory, presence: Presence, writer: StoreWriter, options: Options) -> None:
+        self._rooms = rooms
+        self._presence = presence
+        self._writer = writer
+        self._options = options
 
     # --- joining
 
     def join_nowait(
-        self, connection: Connection, name: str, since: Position | None, newest: int = 0, *, held: bool = False
+        self, connection: ConnectionDriver, name: str, since: Position | None, newest: int = 0, *, held: bool = False
     ) -> Joined | None:
         """Join a room, after what the client missed since a position, or the `newest` messages. None: `join` has to wait.
 
-        `held`: as in `Registry.join`.
+        `held`: as `reserved` of `Presence.join`.
         """
-        room = self._registry.room(name)
+        room = self._rooms.open(name)
         if room.policy.history is Keep.NONE:
-            self._registry.join(connection, name, held=held)
+            self._presence.join(connection, name, reserved=held)
             return Joined(room, None, None if since is None else False)
         if room.history is None:
             return None
         if since is None and not newest:
-            self._registry.join(connection, name, held=held)
+            self._presence.join(connection, name, reserved=held)
             return Joined(room, room.history.position, None)
         catch_up = _CatchUp(room, room.history, connection, held, since, newest)
         return self._finish(catch_up) if catch_up.is_little() else None
 
     async def join(
-        self, connection: Connection, name: str, since: Position | None, newest: int = 0, *, held: bool = False
+        self, connection: ConnectionDriver, name: str, since: Position | None, newest: int = 0, *, held: bool = False
     ) -> Joined:
         """As `join_nowait`, where it takes waiting: for the store, or for the client to read.
 
         Raises Refused when the history cannot be read, or the connection ends. Safe to cancel: it has not joined then.
         """
-        room = self._registry.room(name)
+        room = self._rooms.open(name)
         room.visitors += 1  # so that it is not closed meanwhile
         try:
-            history = await self._registry.journal.load(room)
+            history = await self._writer.load(room)
             if since is None and not newest:
                 _check(connection)
-                self._registry.join(connection, name, held=held)
+                self._presence.join(connection, name, reserved=held)
                 return Joined(room, history.position, None)
             catch_up = _CatchUp(room, history, connection, held, since, newest)
             try:
@@ -126,7 +130,7 @@ class Recovery:
             catch_up.missed(history.first)
         if not catch_up.hand_over():
             return None
-        self._registry.join(connection, room.name, held=catch_up.has_place)
+        self._presence.join(connection, room.name, reserved=catch_up.has_place)
         return Joined(room, history.position, catch_up.recovered if catch_up.since is not None else None)
 
     async def _advance(self, catch_up: "_CatchUp") -> None:
@@ -135,7 +139,7 @@ class Recovery:
         if catch_up.at + 1 >= history.first:
             messages, _more = history.page(catch_up.at, PAGE, PAGE_BYTES)
         else:
-            page, messages = await self._registry.journal.read(catch_up.room.name, catch_up.at, PAGE)
+            page, messages = await self._writer.read(catch_up.room.name, catch_up.at, PAGE)
             # What is committed, but not recorded yet, the room has still to hand out; and the store may have let go for it of
             # what is in memory still.
             catch_up.missed(min(page.first, history.first))
@@ -145,7 +149,7 @@ class Recovery:
             if not messages:  # what there was has expired
                 catch_up.at = max(catch_up.at, min(page.last, history.first - 1))
         for message in messages:
-            with trio.move_on_after(self._registry.options.ping_timeout) as patience:
+            with trio.move_on_after(self._options.ping_timeout) as patience:
                 await catch_up.put(message)
             if patience.cancelled_caught:
                 connection.close(Cause.SLOW_CONSUMER, flush=False)
@@ -157,7 +161,7 @@ class Recovery:
     def page_nowait(self, name: str, since: Position | None, limit: int) -> HistoryPage | None:
         """A page of a room's history: after a position, or the newest. None: `page` has to wait for the store.
 
-        Raises Refused for a room without history.
+        Raises HistoryNotAvailable.
         """
         history = self._room(name).history
         if history is None:
@@ -178,18 +182,15 @@ class Recovery:
         return HistoryPage(messages, history.position, at is not None and at + 1 >= history.first, more)
 
     async def page(self, name: str, since: Position | None, limit: int) -> HistoryPage:
-        """As `page_nowait`, where it takes waiting. Raises Refused. Safe to cancel."""
-        room, journal = self._room(name), self._registry.journal
-        try:
-            history = await journal.load(room)
-            if (answer := self.page_nowait(name, since, limit)) is not None:
-                return answer
-            if since is None:
-                return _newest(_recorded(await journal.read_newest(name, limit), history), history.position)
-            at = _known_offset(since, history)
-            page, messages = await journal.read(name, at or 0, limit)
-        except StoreError as error:
-            raise Refused(str(error), code="unavailable") from None
+        """As `page_nowait`, where it takes waiting. Raises HistoryNotAvailable, StoreError. Safe to cancel."""
+        room, writer = self._room(name), self._writer
+        history = await writer.load(room)
+        if (answer := self.page_nowait(name, since, limit)) is not None:
+            return answer
+        if since is None:
+            return _newest(_recorded(await writer.read_newest(name, limit), history), history.position)
+        at = _known_offset(since, history)
+        page, messages = await writer.read(name, at or 0, limit)
         recovered, more = at is not None and at + 1 >= min(page.first, history.first), False
         if page.first > history.first:  # for what is not recorded yet, it has let go of what is in memory still
             messages, more = history.page(max(at or 0, history.first - 1), limit, PAGE_BYTES)
@@ -198,19 +199,25 @@ class Recovery:
         return HistoryPage(_recorded(messages, history), history.position, recovered, more)
 
     def _room(self, name: str) -> Room:
-        if self._registry.options.policy(name).history is Keep.NONE:
-            raise Refused(f"{name!r} keeps no history", code="not_available")
-        return self._registry.room(name)
+        if self._options.policy(name).history is Keep.NONE:
+            raise HistoryNotAvailable(f"{name!r} keeps no history")
+        return self._rooms.open(name)
 
     def _is_stored(self, name: str) -> bool:
-        return self._registry.room(name).policy.history is Keep.STORED
+        return self._rooms.open(name).policy.history is Keep.STORED
 
 
 class _CatchUp:
     """How far a client has come: it has, or cannot have, everything up to `at`."""
 
     def __init__(
-        self, room: Room, history: History, connection: Connection, held: bool, since: Position | None, newest: int
+        self,
+        room: Room,
+        history: History,
+        connection: ConnectionDriver,
+        held: bool,
+        since: Position | None,
+        newest: int,
     ) -> None:
         self.room, self.history, self.connection, self.held, self.since = room, history, connection, held, since
         known = None if since is None else _known_offset(since, history)
@@ -281,7 +288,7 @@ class _CatchUp:
         return True
 
 
-def _check(connection: Connection) -> None:
+def _check(connection: ConnectionDriver) -> None:
     """Raises Refused when the connection ends: its session may be another's by now, and its places with it."""
     if connection.cause is not None:
         raise Refused("the connection ends", code="unavailable")

@@ -15,9 +15,12 @@ import attrs
 import trio
 
 from ..auth.identity import Identity
-from ..connections.connection import Connection
+from ..config import Options
+from ..connections.directory import ConnectionDirectory
+from ..connections.driver import ConnectionDriver
 from ..errors import Cause, Refused
-from ..rooms.registry import Registry
+from ..rooms.directory import RoomDirectory
+from ..rooms.presence import Presence
 from ..wire.messages import Position, Resumed
 from .recovery import Joined, Recovery
 
@@ -45,63 +48,86 @@ class Session:
 class Sessions:
     """Who is here, and who may come back."""
 
-    def __init__(self, registry: Registry, recovery: Recovery) -> None:
-        self._registry = registry
+    def __init__(
+        self,
+        connections: ConnectionDirectory,
+        rooms: RoomDirectory,
+        presence: Presence,
+        recovery: Recovery,
+        options: Options,
+    ) -> None:
+        self._connections = connections
+        self._rooms = rooms
+        self._presence = presence
         self._recovery = recovery
-        self._here: dict[str, Connection] = {}
+        self._options = options
+        self._here: dict[str, ConnectionDriver] = {}  # by id of the session
+        self._ids: dict[str, str] = {}  # session of each connection; none for one whose session another took over
+        self._resuming: dict[
+            str, Session
+        ] = {}  # what a connection does not have again yet of the session that it resumes
         # In order of time, as all are away, or held, for equally long.
         self._away: OrderedDict[str, tuple[float, Session]] = OrderedDict()
         self._held: OrderedDict[str, tuple[float, Session]] = OrderedDict()
         self._work = trio.Event()
 
-    def begin(self, connection: Connection) -> None:
-        connection.session = token_urlsafe(16)
-        self._here[connection.session] = connection
+    def begin(self, connection: ConnectionDriver) -> str:
+        """A connection opens: it gets a session of its own. Returns the session's id."""
+        id = token_urlsafe(16)
+        self._assign(connection, id)
+        return id
+
+    def _assign(self, connection: ConnectionDriver, id: str) -> None:
+        self._ids[connection.id] = id
+        self._here[id] = connection
+
+    def _unassign(self, connection: ConnectionDriver) -> str | None:
+        """Returns the id of the session that the connection had."""
+        id = self._ids.pop(connection.id, None)
+        if id is not None:
+            del self._here[id]
+        return id
 
     # --- going
 
-    def end(self, connection: Connection) -> None:
-        """The connection is over: its client leaves, or its session is kept. The registry forgets it."""
-        registry = self._registry
-        if self._here.get(connection.session) is connection:
-            del self._here[connection.session]
+    def end(self, connection: ConnectionDriver) -> None:
+        """A connection has ended: its session is kept, or else its rooms are left."""
         if self._may_come_back(connection):
             self._keep(self._detach(connection))
         else:
-            if connection.resuming is not None:
-                self._vacate(connection.resuming)
-            for name in list(connection.rooms):
-                registry.leave(connection, name)
-        registry.remove(connection)
+            self._unassign(connection)
+            session = self._resuming.pop(connection.id, None)
+            if session is not None:
+                self._vacate(session)
+            self._presence.leave_all(connection)
 
-    def _may_come_back(self, connection: Connection) -> bool:
+    def _may_come_back(self, connection: ConnectionDriver) -> bool:
         cause = connection.cause
-        if cause is None or cause is Cause.CLIENT_LEFT or cause.code >= LAST_INVITATION or self._registry.draining:
+        if cause is None or cause is Cause.CLIENT_LEFT or cause.code >= LAST_INVITATION or self._connections.draining:
             return False
-        something = connection.rooms or connection.resuming is not None or connection.user != connection.id
-        return bool(connection.session and connection.identity and something and self._registry.options.session_time)
+        something = connection.rooms or connection.id in self._resuming or connection.user != connection.id
+        return bool(connection.id in self._ids and connection.identity and something and self._options.session_time)
 
-    def _detach(self, connection: Connection) -> Session:
+    def _detach(self, connection: ConnectionDriver) -> Session:
         """Take its session from a connection: it is in no room any more, and its places are held."""
-        registry = self._registry
         assert connection.identity is not None
-        rooms: dict[str, Position | None] = {}
-        for name in connection.rooms:
-            history = registry.rooms[name].history
-            rooms[name] = history.position if history is not None else None
-        session = Session(
-            connection.session, connection.user, connection.identity, rooms, set(connection.rooms), connection.named
-        )
-        registry.hold(connection)
-        connection.rooms.clear()
-        if connection.resuming is not None:  # it went before it had all of its rooms again
-            session.rooms |= connection.resuming.rooms
-            session.held |= connection.resuming.held
-            connection.resuming = None
+        id = self._unassign(connection)
+        assert id is not None
+        rooms = {name: self._position(name) for name in connection.rooms}
+        held = set(self._presence.reserve(connection))
+        session = Session(id, connection.user, connection.identity, rooms, held, connection.has_declared_name)
+        unfinished = self._resuming.pop(connection.id, None)
+        if unfinished is not None:  # it went before it had all of its rooms again
+            session.rooms |= unfinished.rooms
+            session.held |= unfinished.held
         return session
 
+    def _position(self, name: str) -> Position | None:
+        room = self._rooms.get(name)
+        return room.history.position if room is not None and room.history is not None else None
+
     def _keep(self, session: Session) -> None:
-        options, now = self._registry.options, trio.current_time()
+        options, now = self._options, trio.current_time()
         self._away[session.id] = (now + options.session_time, session)
         if session.held:
             self._held[session.id] = (now + min(options.leave_grace, options.session_time), session)
@@ -135,24 +161,22 @@ class Sessions:
 
     def _vacate(self, session: Session) -> None:
         for name in session.held:
-            self._registry.vacate(session.user, name)
+            self._presence.vacate(session.user, name)
         session.held.clear()
 
     # --- coming back
 
-    async def resume(self, connection: Connection, id: str, positions: dict[str, Position]) -> dict[str, Resumed]:
+    async def resume(self, connection: ConnectionDriver, id: str, positions: dict[str, Position]) -> dict[str, Resumed]:
         """Give a connection the session of this id: its user, its rooms and what was missed. Returns what became of each.
 
         Raises Refused. When it is cancelled, the rooms that it does not have again stay in the session.
         """
         session = self._take(connection, id)
         session.rooms.update({name: position for name, position in positions.items() if name in session.rooms})
-        self._here.pop(connection.session, None)
-        connection.session = id
-        self._here[id] = connection
-        connection.resuming = session
-        self._registry.rename(connection, session.user)
-        connection.named = session.named
+        self._unassign(connection)
+        self._assign(connection, id)
+        self._resuming[connection.id] = session
+        self._presence.change_user(connection, session.user, declared=session.named)
         rooms: dict[str, Resumed] = {}
         known = positions.keys() & session.rooms.keys()
         while session.rooms:
@@ -161,13 +185,13 @@ class Sessions:
                 joined = await self._join(connection, name, since, held=name in session.held)
                 rooms[name] = _resumed(joined, known=name in known)
             elif name in session.held:
-                self._registry.vacate(session.user, name)
+                self._presence.vacate(session.user, name)
             del session.rooms[name]
             session.held.discard(name)
-        connection.resuming = None
+        self._resuming.pop(connection.id, None)
         return rooms
 
-    def _take(self, connection: Connection, id: str) -> Session:
+    def _take(self, connection: ConnectionDriver, id: str) -> Session:
         """The session, out of the hands of whoever has it. Raises Refused."""
         here = self._here.get(id)
         if here is connection:
@@ -182,7 +206,6 @@ class Sessions:
             raise Refused("this session is another user's")
         if here is not None:
             session = self._detach(here)
-            here.session = ""
             here.close(Cause.TAKEN_OVER, flush=False)
             return session
         assert away is not None
@@ -190,12 +213,12 @@ class Sessions:
         self._held.pop(id, None)
         return away
 
-    def _may_join(self, connection: Connection, name: str) -> bool:
+    def _may_join(self, connection: ConnectionDriver, name: str) -> bool:
         assert connection.identity is not None
-        full = len(connection.rooms) >= self._registry.options.max_rooms and name not in connection.rooms
+        full = len(connection.rooms) >= self._options.max_rooms and name not in connection.rooms
         return connection.identity.may_join(name) and not full
 
-    async def _join(self, connection: Connection, name: str, since: Position | None, *, held: bool) -> Joined:
+    async def _join(self, connection: ConnectionDriver, name: str, since: Position | None, *, held: bool) -> Joined:
         joined = self._recovery.join_nowait(connection, name, since, held=held)
         if joined is not None:
             return joined
@@ -205,7 +228,7 @@ class Sessions:
             if connection.cause is not None:
                 raise
             # Its history cannot be read now: what comes from here on can be had all the same.
-            return Joined(self._registry.join(connection, name, held=held), None, False)
+            return Joined(self._presence.join(connection, name, reserved=held), None, False)
 
 
 def _resumed(joined: Joined, *, known: bool) -> Resumed:

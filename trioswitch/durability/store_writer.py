@@ -7,14 +7,13 @@ back in the order of their offsets.
 
 import logging
 from collections.abc import Iterator, Sequence
-from secrets import token_urlsafe
 from typing import Final
 
 import trio
 
 from .._util.clock import timestamp as now_text
 from .._util.clock import wall_time
-from ..config import Keep, Options, RoomPolicy
+from ..config import Options
 from ..errors import StoreError, UnencodableData
 from ..rooms.history import IN_MEMORY, History, HistoryBudget
 from ..rooms.room import Room
@@ -22,8 +21,9 @@ from ..stores.port import Append, Page, Record, Store
 from ..wire.messages import Recorded
 from ..wire.prepared import Prepared
 from ..wire.records import dump, load
+from .store_health import StoreHealth
 
-__all__ = ["Journal"]
+__all__ = ["StoreWriter"]
 
 _log = logging.getLogger(__name__)
 
@@ -35,24 +35,18 @@ PAGE_BYTES: Final = 256 * 1024
 """Bytes of messages that are read from the store at once, or put into the answer to one `history`."""
 
 
-class Journal:
-    """Writes for rooms, and reads for those who come back; it knows whether the store works."""
+class StoreWriter:
+    """Writes the messages of stored rooms, and reads their histories."""
 
-    def __init__(self, store: Store, options: Options) -> None:
-        self.store = store
-        self._problems: dict[str, str] = {}
+    def __init__(self, store: Store, health: StoreHealth, budget: HistoryBudget, options: Options) -> None:
+        self._store = store
+        self._health = health
         self._options = options
-        self._budget = HistoryBudget(options.history_bytes)
+        self._budget = budget
         self._waiting: list[tuple[Room, Prepared]] = []
         self._in_flight: Sequence[tuple[Room, Prepared]] = ()
         self._work = trio.Event()
         self._loaded: dict[Room, trio.Event] = {}  # rooms that are to be loaded, with who waits for it
-
-    def history(self, policy: RoomPolicy) -> History | None:
-        """The history of a new room, unless it has none, or has to be loaded first."""
-        if policy.history is not Keep.MEMORY:
-            return None
-        return History(policy, self._budget, token_urlsafe(6))
 
     # --- in
 
@@ -71,7 +65,7 @@ class Journal:
                 self._work.set()
             await loaded.wait()
             if room.history is None:
-                raise StoreError(self.problem or f"the history of {room.name!r} cannot be read")
+                raise StoreError(self._health.error or f"the history of {room.name!r} cannot be read")
         return room.history
 
     # --- the task
@@ -92,7 +86,7 @@ class Journal:
                 if room.history is None:
                     await self._load_room(room)
             except StoreError as error:
-                self.failed(error, "reading")
+                self._health.failed(error, "reading")
             finally:
                 if (loaded := self._loaded.pop(room, None)) is not None:
                     room.visitors -= 1
@@ -100,8 +94,10 @@ class Journal:
 
     async def _load_room(self, room: Room) -> None:
         limit = min(room.policy.history_size, IN_MEMORY)
-        page = await self.store.read_newest(room.name, limit=limit, max_bytes=self._options.room_bytes, now=wall_time())
-        self.works("reading")
+        page = await self._store.read_newest(
+            room.name, limit=limit, max_bytes=self._options.room_bytes, now=wall_time()
+        )
+        self._health.works("reading")
         history = History(room.policy, self._budget, page.epoch, page.last)
         wall, now = wall_time(), trio.current_time()
         history.restore([(now + record.at - wall, message) for record, message in _prepare(room.name, page)])
@@ -124,15 +120,15 @@ class Journal:
             return
         self._in_flight = good
         try:
-            appended = await self.store.append(appends)
+            appended = await self._store.append(appends)
         except StoreError as error:
-            self.failed(error)
+            self._health.failed(error)
             self._give_back(error)
         except Exception:
             self._give_back(StoreError("the store failed"))
             raise
         else:
-            self.works()
+            self._health.works()
             self._in_flight = ()
             for (room, message), place in zip(good, appended, strict=True):
                 room.stored(message, place)
@@ -142,31 +138,16 @@ class Journal:
         for room, message in flight:
             room.not_stored(message, error)
 
-    @property
-    def problem(self) -> str | None:
-        """Why the store does not work, in a sentence; None while it does."""
-        return next(iter(self._problems.values()), None)
-
-    def failed(self, error: StoreError, what: str = "writing") -> None:
-        """A call to the store has failed: say so once, and through `problem` until one of its kind succeeds."""
-        if what not in self._problems:
-            _log.error("the store does not work (%s): %s", what, error)
-        self._problems[what] = str(error)
-
-    def works(self, what: str = "writing") -> None:
-        if self._problems.pop(what, None) is not None:
-            _log.info("the store works again (%s)", what)
-
     async def sweep(self) -> None:
         """The task that lets the store forget what is too old."""
         while True:
             await trio.sleep(SWEEP_INTERVAL)
             try:
-                await self.store.sweep(wall_time(), self._options.inbox_age)
+                await self._store.sweep(wall_time(), self._options.inbox_age)
             except StoreError as error:
-                self.failed(error, "sweeping")
+                self._health.failed(error, "sweeping")
             else:
-                self.works("sweeping")
+                self._health.works("sweeping")
 
     def abandon(self) -> None:
         """The switch ends, and its tasks have: whoever waits for a receipt hears that there will be none."""
@@ -179,21 +160,21 @@ class Journal:
     async def read(self, room_name: str, after: int, limit: int) -> tuple[Page, list[Prepared]]:
         """A page of a stored room's history, oldest first. Raises StoreError. Safe to cancel."""
         try:
-            page = await self.store.read(room_name, after=after, limit=limit, max_bytes=PAGE_BYTES, now=wall_time())
+            page = await self._store.read(room_name, after=after, limit=limit, max_bytes=PAGE_BYTES, now=wall_time())
         except StoreError as error:
-            self.failed(error, "reading")
+            self._health.failed(error, "reading")
             raise
-        self.works("reading")
+        self._health.works("reading")
         return page, [message for _record, message in _prepare(room_name, page)]
 
     async def read_newest(self, room_name: str, limit: int) -> list[Prepared]:
         """The newest messages of a stored room, oldest first. Raises StoreError. Safe to cancel."""
         try:
-            page = await self.store.read_newest(room_name, limit=limit, max_bytes=PAGE_BYTES, now=wall_time())
+            page = await self._store.read_newest(room_name, limit=limit, max_bytes=PAGE_BYTES, now=wall_time())
         except StoreError as error:
-            self.failed(error, "reading")
+            self._health.failed(error, "reading")
             raise
-        self.works("reading")
+        self._health.works("reading")
         return [message for _record, message in _prepare(room_name, page)]
 
 

@@ -1,9 +1,9 @@
 """Stores keep the messages of rooms with history and the inboxes of users who are offline.
 
-    port      the interface of a store, which every engine implements
-    memory    an engine that lives as long as the process
-    sqlite    an engine that keeps one file; what was acknowledged survives a crash and a power failure
-    open      from a store's URL to the store
+port      the interface of a store, which every engine implements
+memory    an engine that lives as long as the process
+sqlite    an engine that keeps one file; what was acknowledged survives a crash and a power failure
+open      from a store's URL to the store
 """
 
 from .memory import MemoryStore

@@ -11,7 +11,7 @@ from ..wire.formats import Chunk, Format
 from ..wire.frames import PING, frame
 from ..wire.handshake import MAX_HEAD, Rejected
 from ..wire.websocket import WebSocketCodec
-from .port import Take, Transport
+from .port import Receiver, Transport
 from .reactor import Reactor
 from .streams import ByteChannel, SocketChannel
 
@@ -55,7 +55,7 @@ class NativeTransport(Transport):
     With a reactor, a socket is read there, and `receive` waits for what could not be carried out there.
     """
 
-    __slots__ = ("_channel", "_codec", "_left", "_reactor", "_rest", "_take", "_task", "format", "write_nowait")
+    __slots__ = ("_channel", "_codec", "_left", "_reactor", "_receiver", "_rest", "_task", "format", "write_nowait")
 
     def __init__(
         self, channel: ByteChannel, codec: WebSocketCodec, format: Format, rest: bytes, reactor: Reactor | None = None
@@ -64,22 +64,22 @@ class NativeTransport(Transport):
         self._codec = codec
         self._rest = rest
         self._reactor = reactor if isinstance(channel, SocketChannel) else None
-        self._take: Take | None = None
+        self._receiver: Receiver | None = None
         self._task: trio.lowlevel.Task | None = None  # the one that waits in `receive`
         self._left: list[bytes] | None = None  # what the reactor leaves to it: a command waits, and these come after it
         self.format = format
         self.write_nowait = channel.write_nowait
 
-    def hand_to(self, take: Take) -> None:
+    def set_receiver(self, receiver: Receiver) -> None:
         if self._reactor is not None:
-            self._take = take
+            self._receiver = receiver
 
     async def receive(self) -> list[bytes]:
         self._raise_if_ended()
         if self._rest:
             await trio.lowlevel.checkpoint()
             data, self._rest = self._rest, b""
-        elif self._take is not None:
+        elif self._receiver is not None:
             return await self._receive_from_reactor()
         else:
             data = await self._channel.read()
@@ -121,9 +121,9 @@ class NativeTransport(Transport):
         """Called by the reactor. Whatever goes wrong is raised in the task of this connection."""
         assert isinstance(self._channel, SocketChannel)
         assert self._reactor is not None
-        assert self._take is not None
+        assert self._receiver is not None
         try:
-            left = self._take(self._feed(self._channel.read_ready()))
+            left = self._receiver(self._feed(self._channel.read_ready()))
         except BlockingIOError:
             return
         except Exception as error:
@@ -180,5 +180,5 @@ class NativeTransport(Transport):
     async def aclose(self) -> None:
         if self._reactor is not None and isinstance(self._channel, SocketChannel):
             self._reactor.unwatch(self._channel.fd)
-        self._take = None  # it knows the connection, which knows us: without this, both wait for a full collection
+        self._receiver = None  # it knows the connection, which knows us: without this, both wait for a full collection
         await self._channel.aclose()

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from ..errors import Cause
 from ..wire.formats import Chunk, Format
 
-__all__ = ["Take", "Transport"]
+__all__ = ["Receiver", "Transport"]
 
 
-Take = Callable[[list[bytes]], list[bytes] | None]
+Receiver = Callable[[list[bytes]], list[bytes] | None]
 """Carries out messages. Returns None when all are done; else what is left after a command that has to wait."""
 
 
@@ -31,8 +31,8 @@ class Transport(abc.ABC):
         Raises PeerGone when the connection is over. Safe to cancel.
         """
 
-    def hand_to(self, take: "Take") -> None:  # noqa: B027  # most transports have nothing to do
-        """Let `take` have messages as they arrive, where that needs no waking of the task that receives.
+    def set_receiver(self, receiver: "Receiver") -> None:  # noqa: B027  # most transports have nothing to do
+        """Let `receiver` have messages as they arrive, where that needs no waking of the task that receives.
 
         What it leaves comes out of `receive`.
         """

@@ -44,7 +44,7 @@ SECURITY = (
 
 
 class Site:
-    """Answers requests from a set of pages: `Switch.serve_stream(other=Site(pages))`."""
+    """Answers requests from a set of pages: `Switch.serve_stream(http_handler=Site(pages))`."""
 
     def __init__(self, pages: Pages) -> None:
         self._pages = pages

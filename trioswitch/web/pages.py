@@ -22,10 +22,10 @@ def health(switch: Switch) -> Callable[[], Page]:
     """`/health`: 200 while clients are let in, 503 during a drain. `degraded`: the store does not work, and the rest does."""
 
     def page() -> Page:
-        status = "draining" if switch.draining else "ok" if switch.problem is None else "degraded"
+        status = "draining" if switch.draining else "ok" if switch.store_error is None else "degraded"
         facts = {"status": status, "version": __version__, "connections": len(switch.connections())}
-        if switch.problem is not None:
-            facts["problem"] = switch.problem
+        if switch.store_error is not None:
+            facts["problem"] = switch.store_error
         body = msgspec.json.encode(facts)
         return Page(body, "application/json", 503 if switch.draining else 200)
 

@@ -21,7 +21,7 @@ from websockets.server import ServerProtocol
 from websockets.typing import Subprotocol
 from websockets.utils import accept_key
 
-from ..errors import Refused
+from ..errors import TrioswitchError
 from .protocols import JSON, PROTOCOLS
 from .protocols.port import ClientProtocol
 from .websocket import Deflate, WebSocketCodec
@@ -82,11 +82,13 @@ def response(status: int, text: str, headers: Sequence[tuple[str, str]] = ()) ->
     return "\r\n".join([*lines, "", ""]).encode("latin-1", "replace") + body
 
 
-class Rejected(Refused):
-    """The request is no acceptable upgrade; `headers` belong to the HTTP answer."""
+class Rejected(TrioswitchError):
+    """The request is not an acceptable upgrade: what to answer, with `headers` beside those that every answer has."""
 
     def __init__(self, status: int, message: str, headers: Sequence[tuple[str, str]] = ()) -> None:
-        super().__init__(message, status=status)
+        super().__init__(message)
+        self.status = status
+        self.message = message
         self.headers = headers
 
 

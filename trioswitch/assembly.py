@@ -1,0 +1,173 @@
+"""Opens a switch. This is the one place where its parts are put together."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import trio
+
+from ._util.checks import check_async, check_in_trio
+from ._util.supervision import supervise
+from .admission import Admission, OnConnect, OnDisconnect
+from .commands import Authenticator, Commands
+from .config import Options
+from .connections.directory import ConnectionDirectory
+from .connections.groups import Groups
+from .connections.heartbeats import Heartbeats
+from .durability.idempotency import Retries
+from .durability.inbox import Inbox
+from .durability.recovery import Recovery
+from .durability.sessions import Sessions
+from .durability.store_health import StoreHealth
+from .durability.store_writer import StoreWriter
+from .handlers import Handlers
+from .metrics import Traffic
+from .parts import Parts
+from .publishing import Publisher
+from .rooms.announcements import Announcements
+from .rooms.directory import RoomDirectory
+from .rooms.history import HistoryBudget
+from .rooms.presence import Presence
+from .services import ConnectionServices
+from .stores.memory import MemoryStore
+from .stores.port import Store
+from .switch import Switch
+from .transport.reactor import Reactor
+from .wire.formats import Formats
+from .wire.frames import Compressor
+
+__all__ = ["open_switch"]
+
+
+@asynccontextmanager
+async def open_switch(
+    options: Options | None = None,
+    *,
+    handlers: Handlers | None = None,
+    on_connect: OnConnect | None = None,
+    on_disconnect: OnDisconnect | None = None,
+    authenticate: Authenticator | None = None,
+    store: Store | None = None,
+) -> AsyncIterator[Switch]:
+    """Run a switch: `async with open_switch() as switch`. Its rooms and tasks live until the block is left.
+
+    Connections are served in the nursery of whoever calls `serve`, `Switch.serve_stream` or `Switch.serve_request`: open
+    that nursery inside the block, so that connections end before their rooms do.
+
+    Args:
+        options: limits and room policies; the defaults suit most programs.
+        handlers: callbacks for message types of the application's own.
+        on_connect: async function that is called before a client is admitted. It returns who the client is, or raises Refused.
+        on_disconnect: async function that is called when a client that was admitted has gone.
+        authenticate: async function from a token to an Identity. With it, a client needs a token: in the `Authorization`
+            header, in `?token=`, or in its first message.
+        store: keeps the messages of `stored` rooms and inboxes (`trioswitch.stores`). It stays open when the block is left.
+            Without it inboxes are kept in memory.
+
+    Raises:
+        ValueError: a room policy has `history=stored`, and there is no store.
+        TypeError: an argument has another type, or a hook is not an async function.
+        RuntimeError: the program does not run on Trio.
+    """
+    check_in_trio()
+    if options is None:
+        options = Options()
+    for name, value, kind in (("options", options, Options), ("handlers", handlers, Handlers), ("store", store, Store)):
+        if value is not None and not isinstance(value, kind):
+            raise TypeError(f"{name} must be of the type {kind.__name__}, not {value!r}")
+    for name, hook in (("on_connect", on_connect), ("on_disconnect", on_disconnect), ("authenticate", authenticate)):
+        if hook is not None:
+            check_async(name, hook)
+    if options.needs_store and store is None:
+        raise ValueError("a room policy has history=stored: that needs a store, open_switch(store=...)")
+    async with trio.open_nursery() as nursery:
+        parts = _assemble(
+            options, nursery, store or MemoryStore(), handlers or Handlers(), on_connect, on_disconnect, authenticate
+        )
+        try:
+            yield Switch(parts, nursery)
+        finally:
+            parts.abandon()
+            nursery.cancel_scope.cancel()
+    parts.close()
+
+
+def _assemble(
+    options: Options,
+    nursery: trio.Nursery,
+    store: Store,
+    handlers: Handlers,
+    on_connect: OnConnect | None,
+    on_disconnect: OnDisconnect | None,
+    authenticate: Authenticator | None,
+) -> Parts:
+    """Make the parts of a switch, from those that know nothing of the others to admission, and start their tasks."""
+    traffic = Traffic()
+    compressor = Compressor(options.compression_min_bytes, options.compression_level)
+    connections = ConnectionDirectory(options.direct_overflow)
+    groups = Groups()
+
+    health = StoreHealth()
+    budget = HistoryBudget(options.history_bytes)
+    writer = StoreWriter(store, health, budget, options)
+    rooms = RoomDirectory(options, traffic, budget, nursery, writer.submit)
+    inbox = Inbox(connections, store, health, options)
+    publisher = Publisher(rooms, inbox, Retries())
+    announcements = Announcements(rooms, publisher.publish_nowait)
+    presence = Presence(rooms, connections, announcements)
+    recovery = Recovery(rooms, presence, writer, options)
+    sessions = Sessions(connections, rooms, presence, recovery, options)
+
+    services = ConnectionServices(connections, presence)
+    heartbeats = Heartbeats(options.ping_interval, options.ping_timeout)
+    commands = Commands(
+        options, connections, groups, rooms, presence, publisher, recovery, sessions, inbox, handlers, authenticate
+    )
+    reactor = Reactor(rooms.dispatcher.hold, rooms.dispatcher.release) if Reactor.available() else None
+    admission = Admission(
+        options=options,
+        traffic=traffic,
+        formats=Formats(compressor, options.batch_messages, options.batch_bytes),
+        reactor=reactor,
+        connections=connections,
+        sessions=sessions,
+        inbox=inbox,
+        heartbeats=heartbeats,
+        execute=commands.execute,
+        services=services,
+        on_connect=on_connect,
+        on_disconnect=on_disconnect,
+        authenticate=authenticate,
+    )
+
+    tasks = [
+        rooms.dispatcher.run,
+        rooms.close_idle_rooms,
+        announcements.run,
+        writer.run,
+        writer.sweep,
+        inbox.run,
+        sessions.run,
+        heartbeats.run,
+    ]
+    if reactor is not None:
+        tasks.append(reactor.run)
+    for task in tasks:
+        nursery.start_soon(supervise, task)
+    return Parts(
+        options=options,
+        traffic=traffic,
+        compressor=compressor,
+        connections=connections,
+        groups=groups,
+        rooms=rooms,
+        presence=presence,
+        publisher=publisher,
+        recovery=recovery,
+        inbox=inbox,
+        handlers=handlers,
+        services=services,
+        admission=admission,
+        store_health=health,
+        writer=writer,
+        reactor=reactor,
+    )

@@ -1,0 +1,79 @@
+"""The parts of a switch that its facade calls, and what they count together."""
+
+import attrs
+
+from .admission import Admission
+from .config import Options
+from .connections.directory import ConnectionDirectory
+from .connections.groups import Groups
+from .durability.inbox import Inbox
+from .durability.recovery import Recovery
+from .durability.store_health import StoreHealth
+from .durability.store_writer import StoreWriter
+from .handlers import Handlers
+from .metrics import SwitchStatistics, Traffic
+from .publishing import Publisher
+from .rooms.directory import RoomDirectory
+from .rooms.presence import Presence
+from .services import ConnectionServices
+from .transport.reactor import Reactor
+from .wire.frames import Compressor
+
+__all__ = ["Parts"]
+
+
+@attrs.frozen(kw_only=True)
+class Parts:
+    """The parts that the facade, `Switch`, calls."""
+
+    options: Options
+    traffic: Traffic
+    compressor: Compressor
+    connections: ConnectionDirectory
+    groups: Groups
+    rooms: RoomDirectory
+    presence: Presence
+    publisher: Publisher
+    recovery: Recovery
+    inbox: Inbox
+    handlers: Handlers
+    services: ConnectionServices
+    admission: Admission
+    store_health: StoreHealth
+    _writer: StoreWriter
+    _reactor: Reactor | None
+
+    def statistics(self) -> SwitchStatistics:
+        traffic = self.traffic
+        live = [connection.outbox.account for connection in self.connections]
+        sent = traffic.messages_sent + sum([account.messages_sent for account in live])
+        return SwitchStatistics(
+            active_connections=len(self.connections),
+            connections_opened=self.connections.opened,
+            rooms={room.name: len(room.members) for room in self.rooms},
+            users=len(self.connections.users),
+            groups=len(self.groups),
+            messages_queued=sent + traffic.waiting + traffic.drops.total(),
+            messages_sent=sent,
+            batches_sent=traffic.batches_sent + sum([account.batches_sent for account in live]),
+            bytes_sent=traffic.bytes_sent + sum([account.bytes_sent for account in live]),
+            pending_messages=traffic.waiting,
+            pending_bytes=traffic.waiting_bytes,
+            drops={cause.value: count for cause, count in traffic.drops.items()},
+            closes={cause.name.lower(): count for cause, count in self.connections.closes.items()},
+            refused=self.admission.refused,
+            room_crashes=self.rooms.crashes,
+            compression=self.compressor.statistics(),
+        )
+
+    def abandon(self) -> None:
+        """The switch ends: nothing is delivered any more. Its tasks still run."""
+        self.connections.begin_drain()
+        self.rooms.abandon()
+
+    def close(self) -> None:
+        """After `abandon`, when the tasks have ended: report the outcome of what was on its way to the store."""
+        self.inbox.abandon()
+        self._writer.abandon()
+        if self._reactor is not None:
+            self._reactor.close()

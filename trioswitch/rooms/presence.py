@@ -1,0 +1,107 @@
+"""Presence: which connections and users are in which room. Joins and leaves go through here, and are announced."""
+
+from collections.abc import Mapping
+
+from ..connections.directory import ConnectionDirectory
+from ..connections.driver import ConnectionDriver
+from .announcements import Announcements
+from .directory import RoomDirectory
+from .room import Room
+
+__all__ = ["Presence"]
+
+
+class Presence:
+    """Who is in which room.
+
+    A user is in a room with each of its connections that is a member, and with each place that is *reserved* there for a
+    client that has lost its connection and may resume its session.
+    """
+
+    def __init__(self, rooms: RoomDirectory, connections: ConnectionDirectory, announcements: Announcements) -> None:
+        self._rooms = rooms
+        self._connections = connections
+        self._announcements = announcements
+
+    def join(self, connection: ConnectionDriver, name: str, *, reserved: bool = False) -> Room:
+        """Make the connection a member. The members, itself included, are told if its user was not there before.
+
+        `reserved`: a place was reserved for it (`reserve`), so that nobody is told.
+        """
+        room = self._rooms.open(name)
+        if connection.id not in room.members:
+            connection.enter(name)
+            room.add(connection.outbox)
+            if not reserved and room.arrive(connection.user):
+                self._announcements.joined(room, connection.user)
+        elif reserved:
+            room.depart(connection.user)
+        return room
+
+    def leave(self, connection: ConnectionDriver, name: str) -> bool:
+        """End a membership. Returns whether there was one."""
+        room = self._rooms.get(name)
+        if room is None or name not in connection.rooms:
+            return False
+        connection.exit(name)
+        room.remove(connection.id)
+        self._depart(room, connection.user)
+        return True
+
+    def leave_all(self, connection: ConnectionDriver) -> None:
+        for name in list(connection.rooms):
+            self.leave(connection, name)
+
+    def reserve(self, connection: ConnectionDriver) -> frozenset[str]:
+        """End all memberships of a connection, and reserve its user's places, until `join` or `vacate`. Returns the rooms."""
+        names = frozenset(connection.rooms)
+        for name in names:
+            connection.exit(name)
+            self._room(name).remove(connection.id)
+        return names
+
+    def vacate(self, user: str, name: str) -> None:
+        """Give up a place that was reserved."""
+        self._depart(self._room(name), user)
+
+    def change_user(self, connection: ConnectionDriver, user: str, *, declared: bool) -> None:
+        """The connection belongs to another user from now on; its rooms are told that one user left and another came.
+
+        `declared` as in `ConnectionDriver.become`.
+        """
+        before = connection.user
+        self._connections.change_user(connection, user, declared=declared)
+        if user == before:
+            return
+        for name in connection.rooms:
+            room = self._room(name)
+            if room.depart(before):
+                self._announce_left(room, before)
+            if room.arrive(user):
+                self._announcements.joined(room, user)
+
+    def _depart(self, room: Room, user: str) -> None:
+        if room.depart(user):
+            self._announce_left(room, user)
+        self._rooms.close_if_empty(room)
+
+    def _announce_left(self, room: Room, user: str) -> None:
+        if not self._connections.draining:  # everybody leaves
+            self._announcements.left(room, user)
+
+    def _room(self, name: str) -> Room:
+        room = self._rooms.get(name)
+        assert room is not None, f"{name!r} has members or reserved places, so it is open"
+        return room
+
+    # --- who is there
+
+    def users(self, name: str) -> Mapping[str, int]:
+        """The users in a room, in the order in which they came, with the number of their connections and reserved places."""
+        room = self._rooms.get(name)
+        return room.users if room is not None else {}
+
+    def connections(self, name: str) -> int:
+        """The number of connections in a room, reserved places included."""
+        room = self._rooms.get(name)
+        return room.connections if room is not None else 0

@@ -1,0 +1,45 @@
+"""What the application's code can do with one connection, by its object or its id."""
+
+from typing import Any
+
+from .connections.connection import Connection
+from .connections.directory import ConnectionDirectory
+from .errors import Cause
+from .publishing import check_name, event_of, prepare
+from .rooms.presence import Presence
+from .wire.prepared import Receipt
+
+__all__ = ["ConnectionServices"]
+
+
+class ConnectionServices:
+    """Implements the methods of `Connection`, and those of `Switch` that take one. All raise UnknownConnection."""
+
+    def __init__(self, connections: ConnectionDirectory, presence: Presence) -> None:
+        self._connections = connections
+        self._presence = presence
+
+    async def send(
+        self,
+        connection: Connection | str,
+        data: Any,
+        *,
+        priority: int = 0,
+        max_delay: float | None = None,
+        expires: float | None = None,
+        key: str | None = None,
+    ) -> Receipt:
+        event = event_of(data, None, key)
+        message = prepare(event, priority=priority, max_delay=max_delay, expires=expires, key=key)
+        return await self._connections.send([self._connections.get(connection)], message)
+
+    def join(self, connection: Connection | str, room: str) -> None:
+        check_name("room", room)
+        self._presence.join(self._connections.get(connection), room)
+
+    def leave(self, connection: Connection | str, room: str) -> None:
+        check_name("room", room)
+        self._presence.leave(self._connections.get(connection), room)
+
+    def kick(self, connection: Connection | str, reason: str = "") -> None:
+        self._connections.get(connection).close(Cause.KICKED, reason or None)

@@ -325,7 +325,7 @@ def test_a_unix_socket_that_cannot_be_made(tmp_path: Path, name: str) -> None:
 )
 def test_whatever_else_goes_wrong(error: str, sentence: str) -> None:
     program = f"""
-from trioswitch import cli
+import trioswitch.cli.main as cli
 async def serve(*args, **options):
     raise {error}
 cli.serve = serve
@@ -340,7 +340,7 @@ cli.main(["serve", "--port", "0"])
 
 def test_for_whom_wants_to_know_there_is_a_traceback() -> None:
     program = """
-from trioswitch import cli
+import trioswitch.cli.main as cli
 async def serve(*args, **options):
     raise RuntimeError("it broke")
 cli.serve = serve

@@ -33,8 +33,8 @@ class WallClock:
 @pytest.fixture
 def wall(monkeypatch: pytest.MonkeyPatch) -> WallClock:
     wall = WallClock()
-    for module in ("journal", "inbox"):
-        monkeypatch.setattr(f"trioswitch.{module}.wall_time", wall)
+    for module in ("store_writer", "inbox"):
+        monkeypatch.setattr(f"trioswitch.durability.{module}.wall_time", wall)
     return wall
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 import trio
-from support import PATIENCE, connected, listening, running, settled
+from support import PATIENCE, connected, listening, running
 from trio.testing import MockClock, lockstep_stream_pair
 
 from trioswitch import Options
@@ -85,11 +85,19 @@ async def test_any_sign_of_life_counts(clock: MockClock) -> None:
         assert app.switch.connections() == []
 
 
-async def test_a_silent_switch_does_not_wake(clock: MockClock) -> None:
-    async with running() as app:
-        await settled()
+class CountSteps(trio.abc.Instrument):
+    steps = 0
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        self.steps += 1
+
+
+async def test_heartbeats_do_not_wake_without_connections(clock: MockClock) -> None:
+    async with running(Options(ping_interval=1)) as app:
         client = await app.connect()
         await client.websocket.aclose()
+        await trio.sleep(10)
+        count = CountSteps()
+        trio.lowlevel.add_instrument(count)
         await trio.sleep(100)
-        assert not app.switch._entry.heartbeats._to_ping
-        assert not app.switch._entry.heartbeats._to_check
+        assert count.steps < 50, "100 seconds, of which each would have a ping"

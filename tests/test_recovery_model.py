@@ -1164,19 +1164,17 @@ class World:
         await settled()
         self.check_presence()
         switch = self.switch
-        registry, sessions, inbox = switch._registry, switch._entry.sessions, switch._inbox
-        assert not registry.connections
-        assert not registry.users
-        waiting = [sessions._away, sessions._held, sessions._here, inbox._under_way, inbox._waiting, inbox._in_flight]
-        assert not any([*waiting, registry.journal._loaded, registry.journal._waiting])
-        assert (registry.traffic.waiting, registry.traffic.waiting_bytes) == (0, 0)
-        assert set(registry.rooms) <= {"memory"}
-        for room in registry.rooms.values():
-            assert not any((room.members, room.users, room.connections, room.visitors, room._waiting_bytes))
-            assert room.history is not None
-            assert not room.history.empty
-        if not registry.rooms:
-            assert registry.journal._budget.used == 0
+        statistics = switch.statistics()
+        assert (statistics.active_connections, statistics.users, statistics.sessions) == (0, 0, 0)
+        assert (statistics.pending_messages, statistics.pending_bytes, statistics.uncommitted_messages) == (0, 0, 0)
+        assert set(statistics.rooms) <= {"memory"}
+        for name, members in statistics.rooms.items():
+            assert members == 0
+            assert not switch.users_in(name)
+            room = switch.room_statistics(name)
+            assert room is not None
+            assert room.waiting == 0
+        assert (statistics.history_bytes > 0) == bool(statistics.rooms)
 
 
 async def run(setting: Setting, program: Sequence[Step]) -> None:

@@ -172,11 +172,8 @@ async def test_leaving_rooms_leaves_nothing_behind(clock: MockClock) -> None:
         for client in clients:
             await client.websocket.aclose()
         await settled()
-        registry = app.switch._registry
-        assert registry.rooms == {}
-        assert registry.users == {}
-        assert registry.traffic._by_room == {}
-        assert registry._recount == {}
+        statistics = app.switch.statistics()
+        assert (statistics.rooms, statistics.users) == ({}, 0)
 
 
 async def test_what_has_expired_is_not_handed_out(clock: MockClock, transport: str) -> None:

@@ -168,6 +168,8 @@ def _assemble(
         services=services,
         admission=admission,
         store_health=health,
+        sessions=sessions,
+        budget=budget,
         writer=writer,
         reactor=reactor,
     )

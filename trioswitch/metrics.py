@@ -99,7 +99,14 @@ class SwitchStatistics:
     closes: Mapping[str, int]
     """Ended connections, by cause."""
     refused: int
+    """Clients that were turned away."""
     room_crashes: int
+    sessions: int
+    """Sessions of clients that are offline and may resume them."""
+    history_bytes: int
+    """Bytes that the histories of rooms take in memory."""
+    uncommitted_messages: int
+    """Messages that wait for the store, or are being committed."""
     compression: CompressionStatistics
 
     @property

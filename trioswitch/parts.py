@@ -8,12 +8,14 @@ from .connections.directory import ConnectionDirectory
 from .connections.groups import Groups
 from .durability.inbox import Inbox
 from .durability.recovery import Recovery
+from .durability.sessions import Sessions
 from .durability.store_health import StoreHealth
 from .durability.store_writer import StoreWriter
 from .handlers import Handlers
 from .metrics import SwitchStatistics, Traffic
 from .publishing import Publisher
 from .rooms.directory import RoomDirectory
+from .rooms.history import HistoryBudget
 from .rooms.presence import Presence
 from .services import ConnectionServices
 from .transport.reactor import Reactor
@@ -40,6 +42,8 @@ class Parts:
     services: ConnectionServices
     admission: Admission
     store_health: StoreHealth
+    _sessions: Sessions
+    _budget: HistoryBudget
     _writer: StoreWriter
     _reactor: Reactor | None
 
@@ -63,6 +67,9 @@ class Parts:
             closes={cause.name.lower(): count for cause, count in self.connections.closes.items()},
             refused=self.admission.refused,
             room_crashes=self.rooms.crashes,
+            sessions=len(self._sessions),
+            history_bytes=self._budget.used,
+            uncommitted_messages=self._writer.uncommitted + self.inbox.uncommitted,
             compression=self.compressor.statistics(),
         )
 

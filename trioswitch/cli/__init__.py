@@ -1,5 +1,1 @@
 """The command line: `python -m trioswitch`."""
-
-from .main import main
-
-__all__ = ["main"]

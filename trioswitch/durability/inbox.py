@@ -78,6 +78,11 @@ class Inbox:
         self._work = trio.Event()
         self._space = trio.Event()
 
+    @property
+    def uncommitted(self) -> int:
+        """Messages that wait for the store, or are being committed."""
+        return self._under_way.total()
+
     # --- sending
 
     def send_nowait(self, user: str, message: Prepared, *, keep: bool = True) -> None:

@@ -71,6 +71,10 @@ class Sessions:
         self._held: OrderedDict[str, tuple[float, Session]] = OrderedDict()
         self._work = trio.Event()
 
+    def __len__(self) -> int:
+        """The number of sessions whose clients are offline."""
+        return len(self._away)
+
     def begin(self, connection: ConnectionDriver) -> str:
         """A connection opens: it gets a session of its own. Returns the session's id."""
         id = token_urlsafe(16)

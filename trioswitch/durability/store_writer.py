@@ -48,6 +48,11 @@ class StoreWriter:
         self._work = trio.Event()
         self._loaded: dict[Room, trio.Event] = {}  # rooms that are to be loaded, with who waits for it
 
+    @property
+    def uncommitted(self) -> int:
+        """Messages that wait for the store, or are being committed."""
+        return len(self._waiting) + len(self._in_flight)
+
     # --- in
 
     def submit(self, room: Room, message: Prepared) -> None:

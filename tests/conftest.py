@@ -1,10 +1,5 @@
-import sys
-from pathlib import Path
-
 import pytest
 from trio.testing import MockClock
-
-sys.path.insert(0, str(Path(__file__).parent))  # for `import support`
 
 
 @pytest.fixture(params=["native", "trio-websocket"])

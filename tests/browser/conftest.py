@@ -12,4 +12,4 @@ async def browser() -> AsyncIterator[Browser]:
     """
     async with open_chromium() as browser:
         yield browser
-        assert [problem for problem in browser.store_errors if not problem.startswith("WebSocket connection to")] == []
+        assert [problem for problem in browser.problems if not problem.startswith("WebSocket connection to")] == []

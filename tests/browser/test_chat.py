@@ -10,6 +10,8 @@ from programs import CHAT, lay_cable, run_chat, run_program
 import trioswitch
 from trioswitch.wire.messages import Gap
 
+pytestmark = pytest.mark.browser
+
 LOG = ".log:not([hidden])"
 
 

@@ -1,5 +1,8 @@
+import pytest
 from chromium import Browser, Page
 from programs import lay_cable, run_landing, run_program
+
+pytestmark = pytest.mark.browser
 
 
 async def join(page: Page, name: str, room: str = "lobby") -> None:

@@ -563,7 +563,11 @@ class TestEvents:
         assert decoded == {"type": "message", "data": data, "room": room, "timestamp": ""}
 
     @both
-    @pytest.mark.parametrize("data", [object(), "\ud800", {"a": "\udfff"}, {None: {object(): 1}}, 1j], ids=ascii)
+    @pytest.mark.parametrize(
+        "data",
+        [object(), "\ud800", {"a": "\udfff"}, {None: {object(): 1}}, 1j],
+        ids=["object", "surrogate", "surrogate inside", "objects inside", "complex number"],
+    )
     def test_data_that_no_client_could_read_is_refused(self, protocol: ClientProtocol, data: Any) -> None:
         with pytest.raises(UnencodableData, match=protocol.codec.name):
             protocol.codec.encode(Message(data=data))

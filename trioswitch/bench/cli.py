@@ -6,7 +6,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from .speed import add_speed
 from .target import BenchError, Target
 from .wire import MIN_SIZE
 
@@ -33,7 +32,6 @@ def add_bench(commands: Any) -> None:
     parsers = bench.add_subparsers(required=True, metavar="BENCHMARK")
     for name in _SCENARIOS:
         _add_scenario(parsers, name)
-    add_speed(parsers)
 
 
 def _add_scenario(parsers: Any, name: str) -> None:

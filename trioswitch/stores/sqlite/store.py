@@ -3,7 +3,7 @@
 One thread writes, in transactions of all that waits (`stores.lane`); another reads, and waits for no writer (WAL). A read sees
 all that was committed before it.
 
-Each transaction is written through to the disk (`synchronous = FULL`). Measured on a virtual disk (`tests/benchmarks/store.py`),
+Each transaction is written through to the disk (`synchronous = FULL`). Measured on a virtual disk (`benchmarks/store.py`),
 medians: one message 0.1 ms, 200 messages together 1.0 ms; with NORMAL 0.01 and 0.65 ms. That is no option: after a power cut
 the newest acknowledged messages would be missing, and their offsets given again to others, which clients would then not miss.
 

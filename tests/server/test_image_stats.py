@@ -1,6 +1,5 @@
 """The example `image_stats` as a user runs it, and `bench speed` with a few images."""
 
-import argparse
 import json
 import re
 import signal
@@ -13,14 +12,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import speed
 import trio
+from speed_report import Mode, Report
 from support import PATIENCE, connected
 
 from trioswitch._util.process import keep_freed_memory
-from trioswitch.bench import speed
-from trioswitch.bench.speed_report import Mode, Report
 
-EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "image_stats"
+pytestmark = pytest.mark.slow
+
+EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "image_stats"
 MSGPACK = ["trioswitch.v1.msgpack"]
 
 
@@ -110,15 +111,11 @@ async def test_the_client_of_the_example() -> None:
     assert len(re.findall(r"^ *[0-9.]+ ms  \{'received': 480000\}$", fast.stdout.decode(), re.M)) == 2
 
 
-# --- bench speed
+# --- the benchmark of images
 
 
 def bench(*arguments: str) -> int:
-    parser = argparse.ArgumentParser()
-    speed.add_speed(parser.add_subparsers(required=True))
-    chosen = parser.parse_args(["speed", *arguments])
-    status: int = chosen.run(chosen)
-    return status
+    return speed.main(arguments)
 
 
 def test_speed_measures_every_mode(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -154,7 +151,7 @@ def test_speed_names_the_extra_that_is_missing(
     monkeypatch.setattr(speed, "find_spec", lambda name: None if name == missing else object())
     assert bench("--plot", "speed.png") == 1
     name = missing.replace("_", "-")
-    assert capsys.readouterr().err == f"trioswitch: bench speed needs {name}: pip install trioswitch[bench]\n"
+    assert capsys.readouterr().err == f"speed.py: this needs {name}: pip install trioswitch[bench]\n"
 
 
 def test_speed_does_not_measure_what_it_could_not_write(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

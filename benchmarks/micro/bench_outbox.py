@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from support import Sink, chat, in_trio, outbox_on
+from micro_support import Sink, chat, in_trio, outbox_on
 
 from trioswitch.config import Overflow
 from trioswitch.connections.outbox import Offer

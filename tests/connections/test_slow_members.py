@@ -8,8 +8,11 @@ from functools import partial
 from pathlib import Path
 from subprocess import PIPE
 
+import pytest
 import trio
 from support import PATIENCE, Client, connected
+
+pytestmark = pytest.mark.slow
 
 MEMBERS, STALLED, MESSAGES, SIZE = 500, 50, 400, 8192
 OUTBOX = 256 * 1024

@@ -1,4 +1,4 @@
-"""The image server of `bench speed`, in a process of its own: prints its port, and ends when its standard input does.
+"""The image server of `speed.py`, in a process of its own: prints its port, and ends when its standard input does.
 
 `examples/image_stats` is the same as an application would write it. This one can say in addition when all work is done.
 """
@@ -12,12 +12,8 @@ import attrs
 import numpy as np
 import trio
 
-from .._util.process import keep_freed_memory
-from ..assembly import open_switch
-from ..connections.connection import Connection
-from ..errors import Refused
-from ..serve import serve
-from ..workers import Workers, open_workers
+from trioswitch import Connection, Refused, Workers, open_switch, open_workers, serve
+from trioswitch._util.process import keep_freed_memory
 
 
 def describe(image: bytes) -> dict[str, float]:

@@ -173,6 +173,7 @@ async def test_a_drain_writes_what_waits() -> None:
         await slow.aclose()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("transport", ["native", "trio-websocket"])
 async def test_a_client_that_never_reads_cannot_stretch_the_drain(transport: str) -> None:
     options = ("--transport", transport, "--drain-timeout", "2", "--outbox-bytes", "100000000")

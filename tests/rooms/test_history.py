@@ -193,6 +193,7 @@ async def test_who_may_not_join_may_not_look_back(clock: MockClock) -> None:
         assert (await client.receive())["code"] == "invalid"
 
 
+@pytest.mark.slow
 @BOTH
 async def test_no_hole_while_others_publish_at_full_speed(clock: MockClock, keep: Keep) -> None:
     """Clients come and go, and say where they were; a publisher never stops. Everybody gets everything, once, in order."""

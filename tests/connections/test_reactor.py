@@ -29,6 +29,7 @@ async def flood(port: int) -> None:
             await stream.send_all(commands)
 
 
+@pytest.mark.slow
 async def test_a_quiet_client_is_heard_while_others_flood() -> None:
     async with listening() as (switch, server), trio.open_nursery() as nursery:
         assert server.port is not None

@@ -1,6 +1,6 @@
 """How fast the SQLite store is on a disk, beside a plain loop of sqlite3 with the same pragmas: run by hand, takes a minute.
 
-python tests/benchmarks/store.py [--dir DIR] [--page docs/performance.md]
+python benchmarks/store.py [--dir DIR] [--page docs/performance.md]
 """
 
 import argparse

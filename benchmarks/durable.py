@@ -1,4 +1,4 @@
-"""Measures what is durable:  python tests/benchmarks/durable.py [--quick] [--page docs/performance.md] [acks|crowd ...]
+"""Measures what is durable:  python benchmarks/durable.py [--quick] [--page docs/performance.md] [acks|crowd ...]
 
     acks    publishes to stored rooms acknowledged per second, each publisher waiting for its ack
     crowd   5,000 clients that come back at once, each of which missed 20 messages, until the last has all of them

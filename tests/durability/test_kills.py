@@ -13,6 +13,8 @@ import trio_websocket
 from chaos import Network, server_process
 from support import Client
 
+pytestmark = pytest.mark.kill
+
 ROUNDS = 20
 PUBLISHERS, SUBSCRIBERS = 4, 3
 ROOM = "stored"

@@ -14,6 +14,8 @@ from support import settled
 
 from trioswitch.workers import MissingExtra, WorkerDied, Workers, open_workers
 
+pytestmark = pytest.mark.slow
+
 PATIENCE = 20.0
 
 

@@ -476,6 +476,7 @@ async def test_what_a_client_does_not_read_waits_in_its_outbox(certificates: Cer
 # --- other ways over a real socket
 
 
+@pytest.mark.slow
 async def test_by_trio_websocket_over_real_sockets() -> None:
     options = Options(max_message_bytes=1000)
     async with listening(options, transport="trio-websocket") as (_switch, server):

@@ -1,4 +1,4 @@
-"""What `bench speed` found: numbers for each mode, the table, the JSON, and the figure that the article describes."""
+"""What `speed.py` found: numbers for each mode, the table, the JSON, and the figure that the article describes."""
 
 import datetime
 import io
@@ -12,7 +12,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from .host import machine
+from trioswitch.bench.host import machine
 
 __all__ = ["Mode", "Report", "draw", "show"]
 

@@ -5,7 +5,7 @@ async with open_chromium() as browser:
     await page.fill("#name", "ada")
     await page.click("#join")
     await page.wait_for("document.querySelector('#online').textContent === '1 online'")
-    assert not browser.store_errors
+    assert not browser.problems
 """
 
 import base64
@@ -51,7 +51,7 @@ class Page:
     """One tab. `problems` are the exceptions and the console errors so far."""
 
     def __init__(self, browser: "Browser", session: str) -> None:
-        self.store_errors: list[str] = []
+        self.problems: list[str] = []
         self._browser = browser
         self._session = session
         self._loaded = trio.Event()
@@ -100,9 +100,7 @@ class Page:
         with trio.move_on_after(PATIENCE):
             return await self.evaluate(promise)
         text = await self.evaluate("document.body.innerText")
-        raise BrowserError(
-            f"waited {PATIENCE} s for {expression}; problems: {self.store_errors}; the page says:\n{text}"
-        )
+        raise BrowserError(f"waited {PATIENCE} s for {expression}; problems: {self.problems}; the page says:\n{text}")
 
     async def wait_for_text(self, selector: str, text: str) -> None:
         """Wait until the element's text, as a person sees it, contains `text`."""
@@ -156,11 +154,11 @@ class Page:
         if method == "Page.loadEventFired":
             self._loaded.set()
         elif method == "Runtime.exceptionThrown":
-            self.store_errors.append(_exception(params["exceptionDetails"]))
+            self.problems.append(_exception(params["exceptionDetails"]))
         elif method == "Log.entryAdded" and params["entry"]["level"] in ("warning", "error"):
-            self.store_errors.append(params["entry"]["text"])
+            self.problems.append(params["entry"]["text"])
         elif method == "Runtime.consoleAPICalled" and params["type"] in ("warning", "error", "assert"):
-            self.store_errors.append(" ".join(str(argument.get("value", argument)) for argument in params["args"]))
+            self.problems.append(" ".join(str(argument.get("value", argument)) for argument in params["args"]))
 
 
 class Browser:
@@ -184,7 +182,7 @@ class Browser:
     @property
     def problems(self) -> list[str]:
         """The problems of all pages."""
-        return [problem for page in self._pages.values() for problem in page.store_errors]
+        return [problem for page in self._pages.values() for problem in page.problems]
 
     async def command(self, method: str, session: str | None = None, **params: Any) -> dict[str, Any]:
         self._last += 1

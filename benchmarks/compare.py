@@ -1,6 +1,6 @@
 """Measures trioswitch beside its peers: server on one core, load client on another, each in turn.
 
-    sh tests/benchmarks/run DIR [SCENARIO ...]        installs the peers into DIR, then runs this
+    sh benchmarks/run DIR [SCENARIO ...]        installs the peers into DIR, then runs this
 
 Each scenario is run three times, servers interleaved (A B C, A B C, A B C), and the medians are kept: absolute figures move
 from run to run, ratios within one hold. Results go into a file of JSON, and from there into the tables of a page and a plot;

@@ -13,7 +13,9 @@ from pathlib import Path
 
 import pytest
 
-BENCHMARKS = Path(__file__).parent / "benchmarks"
+pytestmark = pytest.mark.slow
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 BENCH = [sys.executable, "-m", "trioswitch", "bench"]
 PNG = b"\x89PNG\r\n"
 

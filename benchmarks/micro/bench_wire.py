@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from support import CHAT, chat, codec, format_of, masked
+from micro_support import CHAT, chat, codec, format_of, masked
 
 from trioswitch.wire.protocols import JSON, JSON_BATCH, MSGPACK
 from trioswitch.wire.protocols.port import ClientProtocol

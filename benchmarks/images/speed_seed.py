@@ -1,4 +1,4 @@
-"""What `bench speed` compares with: websockets on asyncio, and a process for each message.
+"""What `benchmarks/images/speed.py` compares with: websockets on asyncio, and a process for each message.
 
 Server and clients are those of the article that thought the experiment up (https://github.com/listenzcc/websocket-speed-test),
 but for what today's libraries ask for: handlers of websockets take one argument, and event loops are made by

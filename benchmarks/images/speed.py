@@ -1,4 +1,6 @@
-"""`bench speed`: images over one long connection, or over many short ones, beside a process for each message.
+"""Images over one long connection or many short ones, beside a server that starts a process for each message:
+
+    .venv/bin/python benchmarks/images/speed.py [--images N] [--json FILE] [--plot FILE.png]
 
 The experiment: 1,000 images of 800 x 600 bytes; the server computes maximum, minimum, mean and median in worker processes, and
 answers after that (slow) or before (fast). Then the same in the way of the article that thought it up (`speed_seed`): with its
@@ -12,24 +14,27 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import trio
 
-from .._util.process import keep_freed_memory
-from .target import BenchError
+from trioswitch._util.process import keep_freed_memory
+from trioswitch.bench.target import BenchError
 
 if TYPE_CHECKING:
-    from .show import Show
-    from .speed_client import Client
-    from .speed_report import Mode, Report
+    from speed_client import Client
+    from speed_report import Mode, Report
 
-__all__ = ["add_speed"]
+    from trioswitch.bench.show import Show
+
+__all__ = ["main", "run"]
+
+HERE: Final = Path(__file__).resolve().parent
 
 OK, FAILED = 0, 1
 NEEDED: Final = ("numpy", "rich", "trio_parallel")
@@ -43,15 +48,12 @@ STOP: Final = 10.0
 """Seconds that a server has to end by itself."""
 
 
-def add_speed(parsers: Any) -> None:
-    """Add the command `speed` to argparse's sub-parsers. `run(namespace)` of what is parsed returns the exit status."""
-    parser = parsers.add_parser(
-        "speed",
-        help="images over one long connection or many short ones, beside a process for each message",
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line. Returns the exit status."""
+    parser = argparse.ArgumentParser(
         description="Starts an image server of its own and sends it images: one after the other over one connection, and in "
         "parallel over a short connection each. Beside it: websockets on asyncio with a process for each message.",
     )
-    parser.set_defaults(run=_run)
     add = parser.add_argument
     add("--images", type=_count, default=1000, metavar="N", help="images in each mode (default: %(default)s)")
     add("--parallel", type=_count, default=100, metavar="N", help="short connections at once (default: %(default)s)")
@@ -62,6 +64,7 @@ def add_speed(parsers: Any) -> None:
     )  # fmt: skip
     add("--json", type=Path, metavar="FILE", help="write everything that was measured")
     add("--plot", type=Path, metavar="FILE.png", help="draw what each image took, and when it was answered")
+    return run(parser.parse_args(arguments))
 
 
 def _count(text: str) -> int:
@@ -75,10 +78,10 @@ def _count_or_none(text: str) -> int:
     return 0 if text == "0" else _count(text)
 
 
-def _run(chosen: argparse.Namespace) -> int:
+def run(chosen: argparse.Namespace) -> int:
     missing = [name for name in (*NEEDED, *(["matplotlib"] if chosen.plot else [])) if find_spec(name) is None]
     if missing:
-        return _fail(f"bench speed needs {' and '.join(missing).replace('_', '-')}: pip install trioswitch[bench]")
+        return _fail(f"this needs {' and '.join(missing).replace('_', '-')}: pip install trioswitch[bench]")
     for path in (chosen.json, chosen.plot):
         if path is not None and not path.parent.is_dir():  # rather now than after two minutes
             return _fail(f"cannot write {str(path)!r}: there is no folder {str(path.parent)!r}")
@@ -93,7 +96,7 @@ def _run(chosen: argparse.Namespace) -> int:
 
 def _measure(chosen: argparse.Namespace) -> "Report":
     """Raises BenchError."""
-    from .show import Show
+    from trioswitch.bench.show import Show
 
     keep_freed_memory()
     try:
@@ -109,12 +112,12 @@ def _measure(chosen: argparse.Namespace) -> "Report":
 
 
 def _fail(sentence: str) -> int:
-    print(f"trioswitch: {sentence}", file=sys.stderr)
+    print(f"speed.py: {sentence}", file=sys.stderr)
     return FAILED
 
 
 def _tell(report: "Report", to_json: Path | None, to_plot: Path | None) -> None:
-    from . import speed_report
+    import speed_report
 
     speed_report.show(report)
     if to_json is not None:
@@ -125,7 +128,7 @@ def _tell(report: "Report", to_json: Path | None, to_plot: Path | None) -> None:
 
 async def _experiment(chosen: argparse.Namespace, progress: "Show") -> "Report":
     """All modes, one after the other. Raises BenchError."""
-    from .speed_report import Mode, Report
+    from speed_report import Mode, Report
 
     seed_images = chosen.images if chosen.seed_images is None else chosen.seed_images
     modes: list[Mode] = []
@@ -170,8 +173,7 @@ class _Notes:
 async def _ours(url: str, at_once: int, begin: Begin) -> int:
     """Serial and parallel, slow and fast. Returns how many worker processes the server has."""
     import numpy as np
-
-    from .speed_client import connected, parallel, serial
+    from speed_client import connected, parallel, serial
 
     random = np.random.default_rng(4)
     kinds = [random.integers(0, 256, SHAPE, np.uint8) for _ in range(KINDS)]
@@ -204,7 +206,7 @@ async def _ours(url: str, at_once: int, begin: Begin) -> int:
 
 async def _theirs(url: str, at_once: int, begin: Begin) -> None:
     """The seed's server, which always answers fast: with its own clients, and with ours."""
-    from .speed_client import parallel
+    from speed_client import parallel
 
     for way in ("serial", "parallel"):
         await _their_clients(url, way, begin("seed", "seed", way, "fast"))
@@ -249,7 +251,7 @@ async def _started(module: str, *arguments: str) -> AsyncIterator[int]:
 @asynccontextmanager
 async def _process(module: str, *arguments: str) -> AsyncIterator[trio.Process]:
     """A module of ours in a process, whose input is closed at the end: that ends it. Whatever it leaves behind is killed."""
-    command = [sys.executable, "-m", f"{__package__}.{module}", *arguments]
+    command = [sys.executable, str(HERE / f"{module}.py"), *arguments]
     quiet = subprocess.DEVNULL if module == "speed_seed" else None  # it tells everything of every message
     process = await trio.lowlevel.open_process(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=quiet, start_new_session=True
@@ -269,3 +271,7 @@ async def _process(module: str, *arguments: str) -> AsyncIterator[trio.Process]:
         with trio.CancelScope(shield=True, deadline=trio.current_time() + STOP):
             await process.wait()
             await process.stdout.aclose()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

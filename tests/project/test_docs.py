@@ -22,7 +22,7 @@ from trioswitch.cli.main import _parser
 from trioswitch.wire import messages
 from trioswitch.wire.protocols import JSON, JSON_CODEC, PROTOCOLS
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = Path(trioswitch.__file__).parent
 DOCS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
 PROTOCOL, EMBEDDING, OPTIONS, ARCHITECTURE = [

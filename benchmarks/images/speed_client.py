@@ -1,4 +1,4 @@
-"""The clients of `bench speed`: they send images, and note when each was begun and when it was answered."""
+"""The clients of `benchmarks/images/speed.py`: they send images, and note when each was begun and when it was answered."""
 
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -14,7 +14,7 @@ from websockets.protocol import State
 from websockets.typing import Subprotocol
 from websockets.uri import parse_uri
 
-from .target import BenchError
+from trioswitch.bench.target import BenchError
 
 __all__ = ["Client", "Send", "connected", "parallel", "serial"]
 

@@ -13,6 +13,8 @@ from seeds.client_002 import WebSocketClient, simulate_multiple_clients
 from support import listening
 from trio.testing import MockClock
 
+pytestmark = pytest.mark.slow
+
 FAST = 20
 
 

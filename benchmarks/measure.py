@@ -82,9 +82,9 @@ def _run_load(load: list[str], server: int, before: int, *, watch_memory: bool) 
 
     listener = threading.Thread(target=listen)
     listener.start()
-    peak, give_up = before, time.monotonic() + LONGEST
+    peak, report_loss = before, time.monotonic() + LONGEST
     try:
-        while client.poll() is None and time.monotonic() < give_up:
+        while client.poll() is None and time.monotonic() < report_loss:
             time.sleep(WATCH)
             if watch_memory:
                 peak = max(peak, memory(server))
@@ -166,13 +166,13 @@ def _running(command: list[str], log: Path, peers: Path) -> Iterator[subprocess.
 
 
 def _wait_for(port: int, server: subprocess.Popen[bytes], log: Path) -> None:
-    give_up = time.monotonic() + START
+    report_loss = time.monotonic() + START
     while True:
         try:
             socket.create_connection(("127.0.0.1", port), 0.2).close()
             break
         except OSError:
-            if server.poll() is not None or time.monotonic() > give_up:
+            if server.poll() is not None or time.monotonic() > report_loss:
                 raise Failed(f"the server did not start: {_tail(log)}") from None
             time.sleep(0.05)
     time.sleep(0.5)

@@ -9,12 +9,12 @@ Public modules beside this one: `trioswitch.messages`, `trioswitch.client`, `tri
 from . import messages
 from .assembly import open_switch
 from .auth.identity import Identity
-from .config import Keep, Options, Overflow, RoomPolicy
+from .config import HistoryStorage, Options, Overflow, RoomPolicy
 from .connections.connection import Connection
 from .connections.request import ConnectRequest
 from .durability.recovery import HistoryPage
 from .errors import (
-    Cause,
+    CloseCause,
     DeliveryError,
     HistoryNotAvailable,
     InboxFull,
@@ -40,16 +40,16 @@ from .wire.prepared import Receipt
 from .workers import MissingExtra, WorkerDied, Workers, WorkersStatistics, open_workers
 
 __all__ = [
-    "Cause",
+    "CloseCause",
     "ConnectRequest",
     "Connection",
     "DeliveryError",
     "Handlers",
     "HistoryNotAvailable",
     "HistoryPage",
+    "HistoryStorage",
     "Identity",
     "InboxFull",
-    "Keep",
     "MissingExtra",
     "Options",
     "OutboxStatistics",

@@ -24,11 +24,11 @@ from .connections.heartbeats import Heartbeats
 from .connections.request import ConnectRequest
 from .durability.inbox import Inbox
 from .durability.sessions import Sessions
-from .errors import Cause, PeerGone, Refused
+from .errors import CloseCause, PeerGone, Refused
 from .metrics import Traffic
 from .transport.native import NativeTransport, read_head
 from .transport.reactor import Reactor
-from .transport.streams import ByteChannel, PrefixedStream, address
+from .transport.streams import ByteStream, PrefixedStream, address
 from .transport.trio_websocket import TrioWebsocketTransport
 from .version import __version__
 from .wire.formats import Formats
@@ -44,9 +44,9 @@ _log = logging.getLogger(__name__)
 
 OnConnect = Callable[[ConnectRequest], Awaitable[Identity | None]]
 """Called before a client is let in. Returns who it is (None: anonymous), or raises Refused."""
-OnDisconnect = Callable[[Connection, Cause], Awaitable[None]]
+OnDisconnect = Callable[[Connection, CloseCause], Awaitable[None]]
 """Called when a client that was let in is gone, always; it has `hook_timeout` seconds."""
-HttpHandler = Callable[[ByteChannel, bytes], Awaitable[None]]
+HttpHandler = Callable[[ByteStream, bytes], Awaitable[None]]
 """Answers a request that is no WebSocket upgrade: gets the channel, which is closed afterwards, and the bytes read from it."""
 TransportName = Literal["native", "trio-websocket"]
 
@@ -54,7 +54,7 @@ PATHS: Final = frozenset({"/", "/ws"})
 WELCOME_PRIORITY: Final = 10
 FILE_RESERVE: Final = 64
 """Open files that are kept for everything but connections."""
-_CLOSED_WITH = {"unauthorised": Cause.UNAUTHORISED, "forbidden": Cause.FORBIDDEN}
+_CLOSED_WITH = {"unauthorised": CloseCause.UNAUTHORISED, "forbidden": CloseCause.FORBIDDEN}
 _STATUS = {"unauthorised": 401, "not_found": 404, "rate_limited": 429, "internal": 500, "unavailable": 503}
 """HTTP status for the code of a Refused; 403 for any other."""
 RETRY_AFTER: Final = 5
@@ -90,8 +90,8 @@ class Admission:
 
     # --- ways in
 
-    async def serve_channel(
-        self, channel: ByteChannel, http_handler: HttpHandler | None, transport: TransportName = "native"
+    async def serve_byte_stream(
+        self, channel: ByteStream, http_handler: HttpHandler | None, transport: TransportName = "native"
     ) -> None:
         """Serve whoever is at the other end until it is gone; closes the channel. Raises nothing but Cancelled."""
         try:
@@ -112,7 +112,7 @@ class Admission:
             await channel.aclose()
 
     async def _let_in(
-        self, channel: ByteChannel, http_handler: HttpHandler | None, transport: TransportName
+        self, channel: ByteStream, http_handler: HttpHandler | None, transport: TransportName
     ) -> Callable[[], Awaitable[None]] | None:
         """From the first byte to the end of the handshake. Returns what serves the client from then on.
 
@@ -131,7 +131,7 @@ class Admission:
         return None
 
     async def _shake_hands(
-        self, channel: ByteChannel, head: bytes, rest: bytes, transport: TransportName, deadline: float
+        self, channel: ByteStream, head: bytes, rest: bytes, transport: TransportName, deadline: float
     ) -> Callable[[], Awaitable[None]] | None:
         options = self.options
         handshake = Handshake(
@@ -214,17 +214,17 @@ class Admission:
         try:
             return await request.accept(subprotocol=protocol.subprotocol if named else None), protocol
         except (trio.BrokenResourceError, trio_websocket.ConnectionClosed):
-            raise PeerGone(Cause.VANISHED) from None
+            raise PeerGone(CloseCause.VANISHED) from None
 
     @staticmethod
-    async def _answer(channel: ByteChannel, data: bytes) -> None:
+    async def _answer(channel: ByteStream, data: bytes) -> None:
         """Tell a peer that is not let in why, if it listens for a moment."""
         with trio.move_on_after(PARTING):
             await channel.write(data)
             await Admission._part(channel)
 
     @staticmethod
-    async def _part(channel: ByteChannel) -> None:
+    async def _part(channel: ByteStream) -> None:
         """Let the peer read the last that was written: to close while bytes of it are unread would reset the connection."""
         with trio.move_on_after(PARTING):
             await channel.end_writing()
@@ -329,14 +329,14 @@ class Admission:
         elif connection.identity.user is not None:
             self.inbox.arrived(connection)
         if self.connections.draining:
-            connection.close(Cause.DRAIN)
+            connection.close(CloseCause.DRAIN)
         elif len(self.connections) > self.max_connections:  # several came out of their hooks together
-            connection.close(Cause.OVERLOADED)
+            connection.close(CloseCause.OVERLOADED)
 
     async def _await_identity(self, connection: ConnectionDriver) -> None:
         await trio.sleep(self.options.handshake_timeout)
         if connection.identity is None:
-            connection.close(Cause.UNAUTHORISED)
+            connection.close(CloseCause.UNAUTHORISED)
 
     async def _tell(self, on_disconnect: OnDisconnect, connection: ConnectionDriver) -> None:
         assert connection.cause is not None
@@ -355,7 +355,7 @@ def _connect_request(path: str, query: dict[str, str], headers: dict[str, str], 
     return ConnectRequest(path=path, query=query, headers=headers, remote=remote, token=token or None)
 
 
-def _told_by_closing(request: ConnectRequest, refused: Refused) -> Cause | None:
+def _told_by_closing(request: ConnectRequest, refused: Refused) -> CloseCause | None:
     """The cause with which a client is admitted and closed at once, because it would not see an HTTP status.
 
     A browser (it sends `Origin`) does not show a page the status of a refused handshake, and the page would try again without

@@ -13,7 +13,7 @@ from .config import Options
 from .connections.directory import ConnectionDirectory
 from .connections.groups import Groups
 from .connections.heartbeats import Heartbeats
-from .durability.idempotency import Retries
+from .durability.idempotency import IdempotencyKeys
 from .durability.inbox import Inbox
 from .durability.recovery import Recovery
 from .durability.sessions import Sessions
@@ -111,7 +111,7 @@ def _assemble(
     writer = StoreWriter(store, health, budget, options)
     rooms = RoomDirectory(options, traffic, budget, nursery, writer.submit)
     inbox = Inbox(connections, store, health, options)
-    publisher = Publisher(rooms, inbox, Retries())
+    publisher = Publisher(rooms, inbox, IdempotencyKeys())
     announcements = Announcements(rooms, publisher.publish_nowait)
     presence = Presence(rooms, connections, announcements)
     recovery = Recovery(rooms, presence, writer, options)

@@ -13,11 +13,11 @@ from .config import Options
 from .connections.directory import ConnectionDirectory
 from .connections.driver import ConnectionDriver, Pending
 from .connections.groups import Groups
-from .durability.idempotency import owned_key
+from .durability.idempotency import scoped_key
 from .durability.inbox import Inbox
 from .durability.recovery import Recovery
 from .durability.sessions import Sessions
-from .errors import Cause, HistoryNotAvailable, Refused, StoreError
+from .errors import CloseCause, HistoryNotAvailable, Refused, StoreError
 from .handlers import Handlers
 from .publishing import Publisher
 from .replies import Acknowledge, tell_history, tell_joined
@@ -222,7 +222,7 @@ class Commands:
     def _publish(self, connection: ConnectionDriver, request_id: str | int | None, message: Prepared) -> Pending | None:
         assert message.room is not None
         if request_id is not None or self._rooms.is_stored(message.room):
-            message.settle = Acknowledge(connection, request_id)
+            message.on_outcome = Acknowledge(connection, request_id)
         return self._publisher.publish(message.room, message)
 
     # --- users and groups
@@ -233,7 +233,7 @@ class Commands:
             event,
             expires_at=None if command.expires is None else trio.current_time() + command.expires,
             idempotency_key=_key(connection, command),
-            settle=Acknowledge(connection, command.id),
+            on_outcome=Acknowledge(connection, command.id),
             size=size,
         )
         if not (self._options.inbox_messages or self._connections.of_user(command.to)):
@@ -303,7 +303,7 @@ class Commands:
             identity = await authenticate(command.token)
         except Refused as refused:
             connection.reply_error("unauthorised", refused.message, command.id)
-            connection.close(Cause.UNAUTHORISED)
+            connection.close(CloseCause.UNAUTHORISED)
             return
         connection.authenticate(identity)
         if identity.user is not None:
@@ -343,6 +343,6 @@ def _key(connection: ConnectionDriver, command: SendChat | SendMessage | SendDir
     if command.idempotency_key is None:
         return None
     try:
-        return owned_key(connection.user if connection.has_declared_name else None, command.idempotency_key)
+        return scoped_key(connection.user if connection.has_declared_name else None, command.idempotency_key)
     except ValueError as error:
         raise Refused(str(error), code="invalid") from None

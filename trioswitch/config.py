@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import attrs
 from attrs.validators import deep_iterable, ge, gt, in_, instance_of, le, optional
 
-__all__ = ["Keep", "Options", "Overflow", "RoomPolicy", "one_of"]
+__all__ = ["HistoryStorage", "Options", "Overflow", "RoomPolicy", "one_of"]
 
 _Choice = TypeVar("_Choice", bound=enum.Enum)
 
@@ -30,19 +30,19 @@ class Overflow(enum.Enum):
     CONFLATE = "conflate"
     """A message replaces the waiting one with the same key, at any time; when it is full, as `DROP_OLDEST`."""
     RESYNC = "resync"
-    """All its waiting messages of this room are dropped: it is told the gap and catches up by itself."""
+    """All its waiting messages of this room are dropped: it is told of the gap and catches up by itself."""
     DISCONNECT = "disconnect"
     """Its connection is closed with 4000; it comes back when it can."""
 
 
-class Keep(enum.Enum):
+class HistoryStorage(enum.Enum):
     """Where a room's history is kept."""
 
     NONE = "none"
     MEMORY = "memory"
     """In this process, and gone with it."""
     STORED = "stored"
-    """In the store: a publish is acknowledged, and handed out, after it was committed there."""
+    """In the store: a publish is acknowledged, and delivered, after it was committed there."""
 
 
 DIRECT_OVERFLOW = (Overflow.DROP_OLDEST, Overflow.DROP_NEWEST, Overflow.DISCONNECT)
@@ -60,8 +60,8 @@ def _overflow(value: Overflow | str) -> Overflow:
     return one_of(Overflow, value)
 
 
-def _keep(value: Keep | str) -> Keep:
-    return one_of(Keep, value)
+def _keep(value: HistoryStorage | str) -> HistoryStorage:
+    return one_of(HistoryStorage, value)
 
 
 def _policies(policies: "Iterable[RoomPolicy] | RoomPolicy") -> "tuple[RoomPolicy, ...]":
@@ -103,7 +103,7 @@ class RoomPolicy:
     announce: bool = attrs.field(default=True, validator=_flag)
     """Whether joins and leaves are announced at all."""
     announce_limit: int = option(100, "users above which joins and leaves are not announced one by one", ge(0))
-    history: Keep = attrs.field(default=Keep.NONE, converter=_keep)
+    history: HistoryStorage = attrs.field(default=HistoryStorage.NONE, converter=_keep)
     history_size: int = option(100, "messages that the history keeps", ge(1), le(2**63 - 1))
     history_age: float | None = option(
         None, "seconds that the history keeps a message; without it, any time", optional([_number, gt(0)])
@@ -200,7 +200,7 @@ class Options:
     @property
     def needs_store(self) -> bool:
         """Whether a policy promises what only a durable store can keep."""
-        return any(policy.history is Keep.STORED for policy in self.policies)
+        return any(policy.history is HistoryStorage.STORED for policy in self.policies)
 
     def policy(self, room: str) -> RoomPolicy:
         return next((policy for policy in self.policies if policy.matches(room)), _DEFAULT_POLICY)

@@ -22,7 +22,7 @@ from typing import ClassVar
 
 __all__ = [
     "BadInput",
-    "Cause",
+    "CloseCause",
     "DeliveryError",
     "HistoryNotAvailable",
     "InboxFull",
@@ -39,7 +39,7 @@ __all__ = [
 ]
 
 
-class Cause(enum.Enum):
+class CloseCause(enum.Enum):
     """Why a connection ended. The value is (WebSocket close code, reason for a person).
 
     4000-4499 invite the client to come back, 4500-4999 tell it not to (`docs/protocol.md`).
@@ -103,7 +103,7 @@ class BadInput(TrioswitchError):
         *,
         request_id: str | int | None = None,
         counts: bool = False,
-        fatal: Cause | None = None,
+        fatal: CloseCause | None = None,
     ) -> None:
         super().__init__(message)
         self.code = code
@@ -116,7 +116,7 @@ class BadInput(TrioswitchError):
 class PeerGone(TrioswitchError):
     """The connection is over. `code` and `reason` are those of the closing handshake, 1006 where there was none."""
 
-    def __init__(self, cause: Cause, code: int | None = None, reason: str | None = None) -> None:
+    def __init__(self, cause: CloseCause, code: int | None = None, reason: str | None = None) -> None:
         self.cause = cause
         self.code = cause.code if code is None else code
         self.reason = cause.reason if reason is None else reason

@@ -78,7 +78,7 @@ class RoomStatistics:
 class SwitchStatistics:
     """The whole switch since it was opened.
 
-    Messages are counted once for each receiver: `messages_queued` were handed to a connection, `messages_sent` of them
+    Messages are counted once for each receiver: `messages_queued` were delivered to a connection, `messages_sent` of them
     were written to its socket, in `batches_sent` writes of `bytes_sent` bytes; `pending_messages` wait now.
     """
 

@@ -54,7 +54,7 @@ class Parts:
         return SwitchStatistics(
             active_connections=len(self.connections),
             connections_opened=self.connections.opened,
-            rooms={room.name: len(room.members) for room in self.rooms},
+            rooms={room.name: len(room.membership.members) for room in self.rooms},
             users=len(self.connections.users),
             groups=len(self.groups),
             messages_queued=sent + traffic.waiting + traffic.drops.total(),

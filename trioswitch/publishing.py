@@ -1,9 +1,9 @@
 """The one publishing path: everything that goes into a room, or to a user's inbox, goes through `Publisher`.
 
-Its contract: the outcome of a message is reported exactly once, by a call of the message's `settle`, however the message ends.
-It ends when the room has delivered it, when nobody is there, when the store or the inbox refuses it, when the room is full and
-the publisher does not wait, when the publisher is cancelled while it waits, when the room or the switch is closed, and when
-another message with the same idempotency key was first.
+Its contract: the outcome of a message is reported exactly once, to the callback `on_outcome` of the message. A message ends when
+the room has delivered it, when nobody is there, when the store or the inbox refuses it, when the room is full and the publisher
+does not wait, when the publisher is cancelled while it waits, when the room or the switch is closed, and when another message
+with the same idempotency key was first.
 """
 
 import copy
@@ -17,7 +17,7 @@ from msgspec import UNSET
 
 from ._util.checks import check_text
 from .connections.connection import Connection
-from .durability.idempotency import Retries, owned_key
+from .durability.idempotency import IdempotencyKeys, scoped_key
 from .durability.inbox import Inbox
 from .errors import DeliveryError, RoomFull, StoreError
 from .rooms.directory import RoomDirectory
@@ -58,31 +58,31 @@ class PendingPublish:
         """Give the message up, with the reason that is reported. Does nothing when it was enqueued, or has ended."""
         message, self._message = self._message, None
         if message is not None:
-            _report(message, reason or DeliveryError("not published: the publisher left while it waited for space"))
+            message.report(reason or DeliveryError("not published: the publisher left while it waited for space"))
 
 
 class Publisher:
     """Publishes to rooms, and sends to users and their inboxes."""
 
-    def __init__(self, rooms: RoomDirectory, inbox: Inbox, keys: Retries) -> None:
+    def __init__(self, rooms: RoomDirectory, inbox: Inbox, keys: IdempotencyKeys) -> None:
         self._rooms = rooms
         self._inbox = inbox
         self._keys = keys
 
     def publish(self, room: str, message: Prepared) -> PendingPublish | None:
         """Publish to a room. Returns what waits for space there; None when the message was enqueued, or has ended."""
-        if message.idempotency_key is not None and not self._keys.is_first("room", room, message):
+        if message.idempotency_key is not None and not self._keys.claim("room", room, message):
             return None
         try:
             target = self._rooms.for_publishing(room)
             if target is not None:
                 target.publish_nowait(message)
-            elif message.settle is not None:
-                message.settle(Receipt())
+            else:
+                message.report(Receipt())
         except trio.WouldBlock:
             return PendingPublish(message, partial(self._enqueue, room))
         except trio.ClosedResourceError:
-            _report(message, self._closed(room))
+            message.report(self._closed(room))
         return None
 
     def publish_nowait(self, room: str, message: Prepared) -> None:
@@ -98,9 +98,9 @@ class Publisher:
             if target is not None:
                 await target.publish(message)
             else:
-                _report(message, Receipt())
+                message.report(Receipt())
         except trio.ClosedResourceError:
-            _report(message, self._closed(room))
+            message.report(self._closed(room))
 
     def _closed(self, room: str) -> Outcome:
         """The outcome of a message for a room that was closed. Nobody is there; but a stored message was not stored."""
@@ -108,7 +108,7 @@ class Publisher:
 
     def send_to_user(self, user: str, message: Prepared, *, keep: bool = True) -> PendingPublish | None:
         """Send a message to a user; `keep`: into the inbox, where that is needed (`durability.inbox`). Returns as `publish`."""
-        if message.idempotency_key is not None and not self._keys.is_first("user", user, message):
+        if message.idempotency_key is not None and not self._keys.claim("user", user, message):
             return None
         try:
             self._inbox.send_nowait(user, message, keep=keep)
@@ -117,18 +117,13 @@ class Publisher:
         return None
 
 
-def _report(message: Prepared, outcome: Outcome) -> None:
-    if message.settle is not None:
-        message.settle(outcome)
-
-
 class OutcomeWaiter:
     """Waits for the outcome of a message: its receipt, or the reason why it was not published."""
 
     def __init__(self, message: Prepared) -> None:
         self._reported = trio.Event()
         self._outcome: Outcome | None = None
-        message.settle = self._report
+        message.on_outcome = self._report
 
     def _report(self, outcome: Outcome) -> None:
         self._outcome = outcome
@@ -144,7 +139,7 @@ class OutcomeWaiter:
 
 
 def log_loss(outcome: Outcome) -> None:
-    """The `settle` of a message whose publisher does not wait for a receipt, and must not lose it in silence."""
+    """The `on_outcome` of a message whose publisher does not wait for a receipt, and must not lose it in silence."""
     if not isinstance(outcome, Receipt):
         _log.error("a message was not published: %s", outcome)
 
@@ -185,7 +180,7 @@ def prepare(
         if seconds is not None and not seconds >= 0:
             raise ValueError(f"{name} must be a number of seconds, 0 or more, not {seconds!r}")
     if idempotency_key is not None:
-        idempotency_key = owned_key("", idempotency_key)  # no user has an empty name
+        idempotency_key = scoped_key("", idempotency_key)  # no user has an empty name
     event = copy.copy(event)  # it is stamped when it is delivered, and the caller may use it again
     if isinstance(event, Recorded):
         event.epoch = event.offset = UNSET  # of the room that it comes from, if it does

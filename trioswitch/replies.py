@@ -45,7 +45,7 @@ def tell_joined(connection: ConnectionDriver, command: JoinRoom, joined: Joined)
     if command.id is None:
         return
     room, position = joined.room, joined.position
-    ack = Ack(id=command.id, room=room.name, online_count=len(room.users), user_id=connection.user)
+    ack = Ack(id=command.id, room=room.name, online_count=len(room.membership.users), user_id=connection.user)
     if position is not None:
         ack.epoch, ack.offset = position.epoch, position.offset
     if joined.recovered is not None:

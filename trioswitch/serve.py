@@ -18,8 +18,8 @@ import trio
 from .admission import RETRY_AFTER, TransportName
 from .errors import ServeError
 from .switch import Switch
-from .transport.streams import ByteChannel, SocketChannel, address
-from .transport.tls import TlsChannel
+from .transport.streams import ByteStream, SocketByteStream, address
+from .transport.tls import TlsByteStream
 from .web import Pages, Site
 from .wire.handshake import response
 
@@ -85,7 +85,7 @@ async def serve(
     site = Site(pages or {})
 
     def serve_one(accepted: socket.socket) -> Coroutine[Any, Any, None]:
-        return switch.serve_channel(_channel(accepted, ssl_context), http_handler=site, transport=transport)
+        return switch.serve_byte_stream(_channel(accepted, ssl_context), http_handler=site, transport=transport)
 
     async with trio.open_nursery() as connections:
         try:
@@ -207,7 +207,7 @@ class _Acceptor:
                 accepted, _address = listener.accept()
                 with accepted:
                     accepted.setblocking(False)
-                    SocketChannel(accepted).read_nowait()  # bytes left unread would turn the answer into a reset
+                    SocketByteStream(accepted).read_nowait()  # bytes left unread would turn the answer into a reset
                     accepted.send(refusal)
             except OSError:
                 return
@@ -227,7 +227,7 @@ class _Acceptor:
             self._spare = None
 
 
-def _channel(accepted: socket.socket, ssl_context: ssl.SSLContext | None) -> ByteChannel:
+def _channel(accepted: socket.socket, ssl_context: ssl.SSLContext | None) -> ByteStream:
     if accepted.family != socket.AF_UNIX:
         try:
             accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # batching is the outbox's business
@@ -240,7 +240,7 @@ def _channel(accepted: socket.socket, ssl_context: ssl.SSLContext | None) -> Byt
                 accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT * 1000)
         except OSError as error:  # on some systems, for a client that has gone already: reading will tell
             _log.debug("cannot set the options of a socket: %s", error)
-    return SocketChannel(accepted) if ssl_context is None else TlsChannel(accepted, ssl_context)
+    return SocketByteStream(accepted) if ssl_context is None else TlsByteStream(accepted, ssl_context)
 
 
 async def _tcp_listeners(host: str, port: int) -> list[socket.socket]:

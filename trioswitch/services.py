@@ -4,7 +4,7 @@ from typing import Any
 
 from .connections.connection import Connection
 from .connections.directory import ConnectionDirectory
-from .errors import Cause
+from .errors import CloseCause
 from .publishing import check_name, event_of, prepare
 from .rooms.presence import Presence
 from .wire.prepared import Receipt
@@ -42,4 +42,4 @@ class ConnectionServices:
         self._presence.leave(self._connections.get(connection), room)
 
     def kick(self, connection: Connection | str, reason: str = "") -> None:
-        self._connections.get(connection).close(Cause.KICKED, reason or None)
+        self._connections.get(connection).close(CloseCause.KICKED, reason or None)

@@ -13,13 +13,13 @@ from .admission import HttpHandler, TransportName
 from .config import Options
 from .connections.connection import Connection
 from .durability.recovery import HistoryPage
-from .errors import Cause
+from .errors import CloseCause
 from .handlers import Handlers
 from .metrics import OutboxStatistics, RoomStatistics, SwitchStatistics
 from .parts import Parts
 from .publishing import OutcomeWaiter, check_name, event_of, log_loss, prepare
 from .rooms.subscription import Subscription
-from .transport.streams import ByteChannel, StreamChannel
+from .transport.streams import ByteStream, TrioByteStream
 from .wire.messages import MAX_PAGE, DirectMessage, Event, GroupMessage, Position, Reconnect
 from .wire.prepared import Receipt
 
@@ -131,7 +131,7 @@ class Switch:
             idempotency_key=idempotency_key,
         )
         if self._parts.rooms.is_stored(room):
-            message.settle = log_loss
+            message.on_outcome = log_loss
         self._parts.publisher.publish_nowait(room, message)
 
     async def send(
@@ -315,13 +315,13 @@ class Switch:
             remote: where the client comes from, for logs and hooks; by default the name of the stream's class.
             http_handler: answers requests that are not a WebSocket upgrade; without it they get 426.
         """
-        await self.serve_channel(StreamChannel(stream, remote), http_handler=http_handler)
+        await self.serve_byte_stream(TrioByteStream(stream, remote), http_handler=http_handler)
 
-    def serve_channel(
-        self, channel: ByteChannel, *, http_handler: HttpHandler | None = None, transport: TransportName = "native"
+    def serve_byte_stream(
+        self, channel: ByteStream, *, http_handler: HttpHandler | None = None, transport: TransportName = "native"
     ) -> Coroutine[Any, Any, None]:
         """As `serve_stream`, for a channel of bytes."""
-        return self._parts.admission.serve_channel(channel, http_handler, transport)
+        return self._parts.admission.serve_byte_stream(channel, http_handler, transport)
 
     async def serve_request(self, request: trio_websocket.WebSocketRequest) -> None:
         """Serve a client of a program that runs trio-websocket: call it in the handler. Returns when the client has gone."""
@@ -340,8 +340,8 @@ class Switch:
                 await self._parts.inbox.flush()
             for connection in list(connections):
                 after = round(random.uniform(0.5, RECONNECT_SPREAD), 3)
-                connection.reply(Reconnect(after=after, reason=Cause.DRAIN.reason))
-                connection.close(Cause.DRAIN)
+                connection.reply(Reconnect(after=after, reason=CloseCause.DRAIN.reason))
+                connection.close(CloseCause.DRAIN)
             await connections.wait_empty()
         return not connections
 

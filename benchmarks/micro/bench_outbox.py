@@ -6,7 +6,7 @@ import pytest
 from micro_support import Sink, chat, in_trio, outbox_on
 
 from trioswitch.config import Overflow
-from trioswitch.connections.outbox import Offer
+from trioswitch.connections.outbox import OfferResult
 from trioswitch.wire.batch import BatchQueue
 from trioswitch.wire.windows import QueuedMessage, Window
 
@@ -31,7 +31,7 @@ def bench_deliver(benchmark: Any, count: int) -> None:
 def bench_offer_written(benchmark: Any) -> None:
     def measure() -> None:
         outbox, message = outbox_on(Sink()), chat()
-        assert benchmark(outbox.offer, message, Overflow.DROP_OLDEST) is Offer.WRITTEN
+        assert benchmark(outbox.offer, message, Overflow.DROP_OLDEST) is OfferResult.WRITTEN
 
     in_trio(measure)
 
@@ -43,7 +43,7 @@ def bench_offer_full(benchmark: Any, overflow: Overflow) -> None:
         outbox, message = outbox_on(Sink(full=True)), chat()
         for _ in range(3000):
             outbox.offer(message, overflow)
-        assert benchmark(outbox.offer, message, overflow) in (Offer.QUEUED, Offer.DROPPED)
+        assert benchmark(outbox.offer, message, overflow) in (OfferResult.QUEUED, OfferResult.DROPPED)
 
     in_trio(measure)
 
@@ -56,7 +56,7 @@ def bench_take_full(benchmark: Any, count: int) -> None:
         wanted = range(count)
         for _ in range(3000 // count):
             outbox.take(window, wanted, Overflow.DROP_OLDEST)
-        assert benchmark(outbox.take, window, wanted, Overflow.DROP_OLDEST) == (Offer.QUEUED, count)
+        assert benchmark(outbox.take, window, wanted, Overflow.DROP_OLDEST) == (OfferResult.QUEUED, count)
 
     in_trio(measure)
 

@@ -20,7 +20,7 @@ from trioswitch.web import Page
 
 log = logging.getLogger("chat")
 
-POLICIES = (trioswitch.RoomPolicy(pattern="*", history=trioswitch.Keep.STORED, history_size=1000),)
+POLICIES = (trioswitch.RoomPolicy(pattern="*", history=trioswitch.HistoryStorage.STORED, history_size=1000),)
 """Every room keeps its last 1,000 messages. The inbox for direct messages needs no policy: it is always there."""
 
 
@@ -33,7 +33,7 @@ async def let_in(request: trioswitch.ConnectRequest) -> trioswitch.Identity:
     return trioswitch.Identity(user=name)
 
 
-async def say_goodbye(connection: trioswitch.Connection, cause: trioswitch.Cause) -> None:
+async def say_goodbye(connection: trioswitch.Connection, cause: trioswitch.CloseCause) -> None:
     log.info("%r is gone: %s", connection.user, cause.reason)
 
 

@@ -11,11 +11,12 @@ from trioswitch.client.inbox import Inbox
 from trioswitch.client.track import Buffer
 
 
-class Letters(RuleBasedStateMachine):
-    """A server that keeps letters until they are acknowledged, and an application that takes its time.
+class InboxMessages(RuleBasedStateMachine):
+    """A server that keeps inbox messages until they are acknowledged, and an application that takes its time.
 
-    The server may start again, with its letters and numbers or without them. Acknowledgements and letters may be lost with the
-    connection. The application sees every letter once, in order, but for those that a server forgot before it gave them.
+    The server may start again, with its inbox messages and numbers or without them. Acknowledgements and inbox messages may be
+    lost with the connection. The application gets each inbox message once, in order, but for those that a server forgot before
+    it sent them.
     """
 
     LIMIT = 4
@@ -26,7 +27,7 @@ class Letters(RuleBasedStateMachine):
         self.inbox.used = True
         self.last = 0
         self.sent = 0
-        self.kept: dict[int, int] = {}  # seq -> which letter it is
+        self.kept: dict[int, int] = {}  # seq -> which inbox message it is
         self.forgotten: set[int] = set()
         self.wire: deque[int] = deque()
         self.acks: deque[int] = deque()
@@ -51,15 +52,15 @@ class Letters(RuleBasedStateMachine):
             self.inbox.failed()
             return
         for seq in [seq for seq in self.kept if seq <= upto]:
-            letter = self.kept.pop(seq)
-            assert letter in self.finished, "acknowledged, and the application was not done with it"
+            inbox_message = self.kept.pop(seq)
+            assert inbox_message in self.finished, "acknowledged, and the application was not done with it"
         self.inbox.confirmed(upto)
 
     @rule(resumed=st.booleans(), durable=st.booleans(), heard=st.booleans())
     def reconnect(self, resumed: bool, durable: bool, heard: bool) -> None:
         if heard:  # the answers are lost, but the server has carried it out
             for upto in self.acks:
-                self.kept = {seq: letter for seq, letter in self.kept.items() if seq > upto}
+                self.kept = {seq: inbox_message for seq, inbox_message in self.kept.items() if seq > upto}
         self.acks.clear()
         self.wire.clear()
         if not resumed and not durable:
@@ -75,8 +76,8 @@ class Letters(RuleBasedStateMachine):
     def hear(self) -> None:
         seq = self.wire.popleft()
         if seq in self.kept:
-            letter = self.kept[seq]
-            message = Message(type="direct_message", to="me", data=letter, seq=seq, timestamp=str(letter))
+            inbox_message = self.kept[seq]
+            message = Message(type="direct_message", to="me", data=inbox_message, seq=seq, timestamp=str(inbox_message))
             self.inbox.message(message, 1)
 
     @rule()
@@ -93,7 +94,7 @@ class Letters(RuleBasedStateMachine):
             self.reconnect(resumed=True, durable=True, heard=False)
 
     @invariant()
-    def the_application_sees_each_letter_once_in_order(self) -> None:
+    def the_application_gets_each_inbox_message_once_in_order(self) -> None:
         assert self.got == sorted(set(self.got))
 
     @invariant()
@@ -115,5 +116,5 @@ class Letters(RuleBasedStateMachine):
         assert set(range(self.sent)) - set(self.got) <= self.forgotten
 
 
-TestLetters = Letters.TestCase
-TestLetters.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
+TestInboxes = InboxMessages.TestCase
+TestInboxes.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)

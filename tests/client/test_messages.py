@@ -359,12 +359,12 @@ async def test_without_history_a_slow_reader_sees_the_newest(clock: MockClock) -
 
 async def test_kept_messages_are_acknowledged_when_the_next_one_is_asked_for(clock: MockClock) -> None:
     async with connected(welcome={"session": "s1"}) as (_server, client, peer):
-        await peer.letter(1)
+        await peer.inbox_message(1)
         await trio.sleep(0.1)
         direct = client.direct()
         await peer.expect("inbox_ack", upto=0)
-        await peer.letter(1)
-        await peer.letter(2)
+        await peer.inbox_message(1)
+        await peer.inbox_message(2)
         assert await received(direct, 1) == [1]
         await peer.nothing()
         assert await received(direct, 1) == [2]
@@ -378,7 +378,7 @@ async def test_kept_messages_are_acknowledged_in_batches(clock: MockClock) -> No
         direct = client.direct()
         await peer.expect("inbox_ack", upto=0)
         for seq in range(1, 2 * ACK_EVERY + 1):
-            await peer.letter(seq)
+            await peer.inbox_message(seq)
         assert await received(direct, 2 * ACK_EVERY) == list(range(1, 2 * ACK_EVERY + 1))
         await peer.expect("inbox_ack", upto=ACK_EVERY)
         await peer.nothing()
@@ -389,14 +389,14 @@ async def test_what_was_not_acknowledged_comes_again_and_doubles_do_not(clock: M
         direct = client.direct()
         await peer.expect("inbox_ack", upto=0)
         for seq in (1, 2, 3):
-            await peer.letter(seq)
+            await peer.inbox_message(seq)
         assert await received(direct, 2) == [1, 2]
         await peer.vanish()
         peer = await server.accept()
         await peer.ack(await peer.expect("resume"), rooms={})
         await peer.expect("inbox_ack", upto=1)  # made up for
         for seq in (2, 3, 4):
-            await peer.letter(seq)
+            await peer.inbox_message(seq)
         assert await received(direct, 2) == [3, 4]
 
 
@@ -404,7 +404,7 @@ async def test_an_unknown_session_has_acknowledged_nothing(clock: MockClock) -> 
     async with connected() as (server, client, peer):
         direct = client.direct()
         await peer.expect("inbox_ack", upto=0)
-        await peer.letter(7)
+        await peer.inbox_message(7)
         assert await received(direct, 1) == [7]
         async with reading(direct):
             await peer.expect("inbox_ack", upto=7)
@@ -412,7 +412,7 @@ async def test_an_unknown_session_has_acknowledged_nothing(clock: MockClock) -> 
         peer = await server.accept()
         await peer.error(await peer.expect("resume"), "unknown_session")
         await peer.expect("inbox_ack", upto=0)
-        await peer.letter(1)  # it counts from the beginning again
+        await peer.inbox_message(1)  # it counts from the beginning again
         assert await received(direct, 1) == [1]
 
 
@@ -420,7 +420,7 @@ async def test_an_acknowledgement_that_failed_is_made_again(clock: MockClock) ->
     async with connected() as (_server, client, peer):
         direct = client.direct()
         await peer.ack(await peer.expect("inbox_ack", upto=0), upto=0)
-        await peer.letter(1)
+        await peer.inbox_message(1)
         async with reading(direct):
             await peer.error(await peer.expect("inbox_ack", upto=1), "unavailable")
             await trio.sleep(0.1)
@@ -433,15 +433,15 @@ async def test_what_was_not_confirmed_comes_again_over_a_restart_and_is_seen_onc
         direct = client.direct()
         await peer.ack(await peer.expect("inbox_ack", upto=0), upto=0)
         for seq in range(1, 6):
-            await peer.letter(seq, time="before")
+            await peer.inbox_message(seq, time="before")
         assert await received(direct, 3) == [1, 2, 3]
         await peer.vanish()
         peer = await server.accept()
         await peer.error(await peer.expect("resume"), "unknown_session")
         await peer.expect("inbox_ack", upto=0)
         for seq in range(2, 6):
-            await peer.letter(seq, time="before")
-        await peer.letter(6, time="after")
+            await peer.inbox_message(seq, time="before")
+        await peer.inbox_message(6, time="after")
         async with reading(direct) as items:
             await peer.expect("inbox_ack", upto=6)
         assert [item.data for item in items] == [4, 5, 6]
@@ -452,14 +452,14 @@ async def test_an_inbox_that_counts_anew_is_another_one(clock: MockClock) -> Non
         direct = client.direct()
         await peer.expect("inbox_ack", upto=0)
         for seq in range(1, 6):
-            await peer.letter(seq, time="before")
+            await peer.inbox_message(seq, time="before")
         assert await received(direct, 2) == [1, 2]
         await peer.vanish()
         peer = await server.accept()
         await peer.error(await peer.expect("resume"), "unknown_session")
         await peer.expect("inbox_ack", upto=0)
         for seq in (1, 2):
-            await peer.letter(seq, time="after")
+            await peer.inbox_message(seq, time="after")
         await trio.sleep(0.1)
         assert await received(direct, 4) == [3, 4, 5, 1]
         await peer.nothing()
@@ -473,14 +473,14 @@ async def test_kept_messages_that_found_no_place_come_on_another_connection(cloc
         direct = client.direct()
         await peer.expect("inbox_ack", upto=0)
         for seq in range(1, 7):
-            await peer.letter(seq)
+            await peer.inbox_message(seq)
         await trio.sleep(0.1)
         async with reading(direct) as items:
             peer = await server.accept()
             await peer.ack(await peer.expect("resume"), rooms={})
             await peer.expect("inbox_ack")
             for seq in range(3, 7):
-                await peer.letter(seq)
+                await peer.inbox_message(seq)
             await trio.sleep(0.1)
             assert [item.data for item in items] == [1, 2, 3, 4, 5, 6]
 

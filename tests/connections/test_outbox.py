@@ -16,8 +16,8 @@ from websockets.protocol import State
 from websockets.uri import parse_uri
 
 from trioswitch import Options, Overflow
-from trioswitch.connections.outbox import Offer, Outbox
-from trioswitch.errors import Cause, PeerGone
+from trioswitch.connections.outbox import OfferResult, Outbox
+from trioswitch.errors import CloseCause, PeerGone
 from trioswitch.metrics import Drop, Traffic
 from trioswitch.transport.port import Transport
 from trioswitch.wire.formats import Chunk, Format, Framing
@@ -67,7 +67,7 @@ class FakeTransport(Transport):
     async def wait_writable(self) -> None:
         while not self.room:
             if self.broken:
-                raise PeerGone(Cause.VANISHED)
+                raise PeerGone(CloseCause.VANISHED)
             await self._more.wait()
         await trio.lowlevel.checkpoint()
 
@@ -79,7 +79,7 @@ class FakeTransport(Transport):
             try:
                 chunk = chunk[self._write_nowait(chunk) :]
             except BrokenPipeError:
-                raise PeerGone(Cause.VANISHED) from None
+                raise PeerGone(CloseCause.VANISHED) from None
 
     def messages(self) -> list[list[dict[str, Any]]]:
         """What arrived, message by message within write by write, read by websockets' client."""
@@ -104,14 +104,14 @@ class Rig:
     outbox: Outbox
     transport: FakeTransport
     traffic: Traffic
-    failures: list[Cause]
+    failures: list[CloseCause]
 
-    def offer(self, data: Any, overflow: Overflow = Overflow.DROP_OLDEST, **how: Any) -> Offer:
+    def offer(self, data: Any, overflow: Overflow = Overflow.DROP_OLDEST, **how: Any) -> OfferResult:
         return self.outbox.offer(message(data, **how), overflow)
 
-    def take(self, *data: Any, overflow: Overflow = Overflow.DROP_OLDEST, **how: Any) -> tuple[Offer, int]:
+    def take(self, *data: Any, overflow: Overflow = Overflow.DROP_OLDEST, **how: Any) -> tuple[OfferResult, int]:
         """A window whole."""
-        return self.outbox.take(window(*data, **how), range(len(data)), overflow)
+        return self.outbox.enqueue(window(*data, **how), range(len(data)), overflow)
 
 
 def message(data: Any, *, room: str | None = "r", **how: Any) -> Prepared:
@@ -129,7 +129,7 @@ SIZE = len(JSON.codec.encode(Message(data=0, room="r", timestamp="t"))) + 2
 @asynccontextmanager
 async def rig(transport: FakeTransport | None = None, **options: Any) -> AsyncIterator[Rig]:
     transport = transport or FakeTransport()
-    traffic, failures = Traffic(), list[Cause]()
+    traffic, failures = Traffic(), list[CloseCause]()
     traffic.open_room("r")
     async with trio.open_nursery() as nursery:
         outbox = Outbox(
@@ -149,7 +149,7 @@ async def rig(transport: FakeTransport | None = None, **options: Any) -> AsyncIt
 
 async def test_while_nothing_waits_it_writes_straight_through(clock: MockClock) -> None:
     async with rig() as r:
-        assert r.offer(1) is Offer.WRITTEN
+        assert r.offer(1) is OfferResult.WRITTEN
         assert r.outbox.deliver(Window([message(2), message(3)], "t"))
         assert r.transport.messages() == [[m] for m in r.transport.messages()[0]] + [r.transport.messages()[1]]
         assert r.transport.data() == [1, 2, 3]
@@ -158,7 +158,7 @@ async def test_while_nothing_waits_it_writes_straight_through(clock: MockClock) 
 
 async def test_a_write_that_is_cut_off_is_finished_before_anything_else(clock: MockClock) -> None:
     async with rig(FakeTransport(room=SIZE + 10)) as r:
-        assert [r.offer(n) for n in (1, 2, 3)] == [Offer.WRITTEN, Offer.WRITTEN, Offer.QUEUED]
+        assert [r.offer(n) for n in (1, 2, 3)] == [OfferResult.WRITTEN, OfferResult.WRITTEN, OfferResult.QUEUED]
         assert not r.outbox.deliver(Window([message(4)], "t"))
         r.offer(4, priority=10)
         await settled()
@@ -167,7 +167,7 @@ async def test_a_write_that_is_cut_off_is_finished_before_anything_else(clock: M
         await settled()
         assert r.transport.data() == [1, 2, 4, 3]
         assert r.outbox.direct, "it is direct again when nothing waits"
-        assert r.offer(5) is Offer.WRITTEN
+        assert r.offer(5) is OfferResult.WRITTEN
 
 
 async def test_what_waits_goes_out_in_batches_by_priority_then_age(clock: MockClock) -> None:
@@ -184,7 +184,7 @@ async def test_what_waits_goes_out_in_batches_by_priority_then_age(clock: MockCl
 async def test_linger_ends_by_time(clock: MockClock, direct: bool) -> None:
     async with rig(FakeTransport(direct=direct), linger=0.05) as r:
         start = trio.current_time()
-        assert r.offer(1) is Offer.QUEUED
+        assert r.offer(1) is OfferResult.QUEUED
         await trio.sleep(0.03)
         r.offer(2)
         await trio.sleep(1)
@@ -211,7 +211,7 @@ async def test_linger_ends_for_an_urgent_message_and_for_max_delay(clock: MockCl
         r.offer("urgent", priority=6)
         await settled()
         assert r.transport.data() == ["urgent", "low"]
-        assert r.offer("alone", priority=6) is Offer.WRITTEN
+        assert r.offer("alone", priority=6) is OfferResult.WRITTEN
         start = trio.current_time()
         r.offer("a")
         await settled()
@@ -264,7 +264,7 @@ def full(protocol: Protocol = JSON) -> FakeTransport:
 async def fill(r: Rig, *, to: int) -> None:
     r.offer("under way")
     for number in range(to):
-        assert r.offer(number) is Offer.QUEUED
+        assert r.offer(number) is OfferResult.QUEUED
 
 
 async def drained(r: Rig) -> list[Any]:
@@ -277,8 +277,8 @@ async def drained(r: Rig) -> list[Any]:
 async def test_drop_oldest(clock: MockClock) -> None:
     async with rig(full(), outbox_messages=3) as r:
         await fill(r, to=3)
-        assert r.offer("a") is Offer.QUEUED
-        assert r.offer("b") is Offer.QUEUED
+        assert r.offer("a") is OfferResult.QUEUED
+        assert r.offer("b") is OfferResult.QUEUED
         assert await drained(r) == ["gap", 2, "a", "b"]
         gap = next(m for write in r.transport.messages() for m in write if m["type"] == "gap")
         assert gap == {"type": "gap", "room": "r", "dropped": 2}
@@ -291,15 +291,15 @@ async def test_drop_oldest_spares_higher_priorities_and_other_rooms(clock: MockC
         r.offer("other", room="q")
         r.offer("high", priority=9)
         r.offer("low", priority=1)
-        assert r.offer("middle", priority=5) is Offer.QUEUED
-        assert r.offer("low again", priority=1) is Offer.DROPPED
+        assert r.offer("middle", priority=5) is OfferResult.QUEUED
+        assert r.offer("low again", priority=1) is OfferResult.DROPPED
         assert await drained(r) == ["gap", "high", "middle", "other"]
 
 
 async def test_drop_newest(clock: MockClock) -> None:
     async with rig(full(), outbox_messages=2) as r:
         await fill(r, to=2)
-        assert r.offer("late", Overflow.DROP_NEWEST) is Offer.DROPPED
+        assert r.offer("late", Overflow.DROP_NEWEST) is OfferResult.DROPPED
         assert await drained(r) == ["gap", 0, 1]
         assert r.outbox.statistics().messages_dropped == 1
 
@@ -308,8 +308,8 @@ async def test_conflate_keeps_the_newest_of_each_key(clock: MockClock) -> None:
     async with rig(full(), outbox_messages=3) as r:
         r.offer("under way")
         for data, key in [("a1", "a"), ("b1", "b"), ("a2", "a"), ("c1", "c"), ("a3", "a")]:
-            assert r.offer(data, Overflow.CONFLATE, key=key) is Offer.QUEUED
-        assert r.offer("d1", Overflow.CONFLATE, key="d") is Offer.QUEUED
+            assert r.offer(data, Overflow.CONFLATE, key=key) is OfferResult.QUEUED
+        assert r.offer("d1", Overflow.CONFLATE, key="d") is OfferResult.QUEUED
         assert await drained(r) == ["gap", "b1", "c1", "d1"]
         assert r.traffic.drops == {Drop.CONFLATED: 2, Drop.OVERFLOW: 1}
 
@@ -318,7 +318,7 @@ async def test_resync_drops_the_rooms_messages_and_tells(clock: MockClock) -> No
     async with rig(full(), outbox_messages=4) as r:
         await fill(r, to=3)
         r.offer("other", room=None)
-        assert r.offer("new", Overflow.RESYNC) is Offer.QUEUED
+        assert r.offer("new", Overflow.RESYNC) is OfferResult.QUEUED
         assert await drained(r) == ["gap", "other", "new"]
         assert r.traffic.drops == {Drop.RESYNC: 3}
 
@@ -326,14 +326,14 @@ async def test_resync_drops_the_rooms_messages_and_tells(clock: MockClock) -> No
 async def test_disconnect(clock: MockClock) -> None:
     async with rig(full(), outbox_messages=2) as r:
         await fill(r, to=2)
-        assert r.offer("late", Overflow.DISCONNECT) is Offer.DROPPED
-        assert r.failures == [Cause.SLOW_CONSUMER]
+        assert r.offer("late", Overflow.DISCONNECT) is OfferResult.DROPPED
+        assert r.failures == [CloseCause.SLOW_CONSUMER]
 
 
 async def test_block_is_full_until_there_is_space(clock: MockClock) -> None:
     async with rig(full(), outbox_messages=2) as r:
         await fill(r, to=2)
-        assert r.offer("late", Overflow.BLOCK) is Offer.FULL
+        assert r.offer("late", Overflow.BLOCK) is OfferResult.FULL
         assert r.traffic.drops == {}
         async with trio.open_nursery() as nursery:
             nursery.start_soon(r.outbox.put, message("late"))
@@ -357,7 +357,7 @@ async def test_the_budget_of_all_outboxes_makes_each_of_them_full(clock: MockClo
     async with rig(full(), total_outbox_bytes=10 * SIZE) as r:
         r.traffic.waiting_bytes += 9 * SIZE  # what waits elsewhere
         await fill(r, to=1)
-        assert r.offer("late", Overflow.DROP_NEWEST) is Offer.DROPPED
+        assert r.offer("late", Overflow.DROP_NEWEST) is OfferResult.DROPPED
         r.traffic.waiting_bytes -= 9 * SIZE
         assert await drained(r) == ["gap", 0]
 
@@ -369,11 +369,11 @@ async def test_a_failed_write_is_accounted_for(clock: MockClock) -> None:
         await settled()
         r.transport.break_()
         await settled()
-        assert r.failures == [Cause.VANISHED]
+        assert r.failures == [CloseCause.VANISHED]
         r.outbox.close()
         assert r.traffic.drops == {Drop.WRITE_FAILED: 1, Drop.CLOSED: 1}
         assert r.traffic.messages_sent == 0
-        assert r.offer("late") is Offer.DROPPED
+        assert r.offer("late") is OfferResult.DROPPED
 
 
 async def test_a_batch_that_breaks_is_accounted_for(clock: MockClock) -> None:
@@ -392,8 +392,8 @@ async def test_a_direct_write_that_breaks_is_accounted_for(clock: MockClock) -> 
     async with rig() as r:
         r.transport.break_()
         assert not r.outbox.deliver(Window([message(1), message(2)], "t"))
-        assert r.failures == [Cause.VANISHED]
-        assert [r.offer(1), r.offer(2)] == [Offer.DROPPED, Offer.DROPPED]
+        assert r.failures == [CloseCause.VANISHED]
+        assert [r.offer(1), r.offer(2)] == [OfferResult.DROPPED, OfferResult.DROPPED]
         assert r.traffic.drops == {Drop.CLOSED: 2}
 
 
@@ -404,7 +404,7 @@ async def test_finish_writes_what_waits_or_only_what_is_under_way(clock: MockClo
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(lambda o=r.outbox, f=flush: o.finish(flush=f))
                 await settled()
-                assert r.offer("late") is Offer.DROPPED
+                assert r.offer("late") is OfferResult.DROPPED
                 r.transport.give(10_000)
             assert r.transport.data() == arrived
             assert r.traffic.drops[Drop.CLOSED] == (1 if flush else 3)
@@ -451,7 +451,7 @@ async def test_nothing_is_written_into_a_write_of_the_flusher(clock: MockClock) 
         await settled()  # the flusher is in the middle of it
         r.transport.room = 1
         r.outbox.control(b"\x8a\x00")
-        assert r.offer("urgent", priority=9) is Offer.QUEUED
+        assert r.offer("urgent", priority=9) is OfferResult.QUEUED
         r.transport.give(1000)
         await settled()
         assert b"".join(r.transport.writes).startswith(b"\x89\x00" * 3)
@@ -472,8 +472,8 @@ async def test_whatever_others_hold_an_empty_outbox_takes_one(clock: MockClock) 
     async with rig(full(), total_outbox_bytes=1000) as r:
         r.traffic.waiting_bytes += 1000
         r.offer("under way")
-        assert r.offer(1, Overflow.DROP_NEWEST) is Offer.QUEUED
-        assert r.offer(2, Overflow.DROP_NEWEST) is Offer.DROPPED
+        assert r.offer(1, Overflow.DROP_NEWEST) is OfferResult.QUEUED
+        assert r.offer(2, Overflow.DROP_NEWEST) is OfferResult.DROPPED
         r.traffic.waiting_bytes -= 1000
 
 
@@ -481,10 +481,10 @@ async def test_an_outbox_that_has_ended_starts_no_flusher(clock: MockClock) -> N
     """Its nursery may be closed already: asking it for a task would raise in the room."""
     async with rig(linger=1) as r:
         r.outbox.end()
-        assert r.offer(1, Overflow.BLOCK) is Offer.DROPPED
+        assert r.offer(1, Overflow.BLOCK) is OfferResult.DROPPED
         r.outbox.reply(message(2))
         r.outbox.control(b"\x89\x00")
-        r.outbox.give_up(message(3), Drop.BLOCK_TIMEOUT)
+        r.outbox.report_loss(message(3), Drop.BLOCK_TIMEOUT)
         assert r.outbox._flusher is None
 
 
@@ -522,7 +522,7 @@ async def test_a_peer_that_goes_while_the_outbox_finishes_is_not_waited_for(cloc
                     nursery.start_soon(lambda o=r.outbox, f=flush: o.finish(flush=f))
                     await settled()
                     r.transport.break_()
-            assert r.failures == [Cause.VANISHED]
+            assert r.failures == [CloseCause.VANISHED]
 
 
 # --- windows
@@ -532,7 +532,7 @@ async def test_a_window_waits_as_a_whole(clock: MockClock) -> None:
     async with rig(full()) as r:
         await fill(r, to=1)
         assert r.outbox.deliver(window("a", "b")) is None
-        assert r.take("a", "b") == (Offer.QUEUED, 2)
+        assert r.take("a", "b") == (OfferResult.QUEUED, 2)
         assert r.outbox.statistics().depth == 3
         assert await drained(r) == [0, "a", "b"]
 
@@ -540,12 +540,12 @@ async def test_a_window_waits_as_a_whole(clock: MockClock) -> None:
 async def test_a_window_without_some_of_its_messages(clock: MockClock) -> None:
     async with rig() as r:
         sent = window("a", "mine", "b", "c")
-        assert r.outbox.take(sent, [0, 2], Overflow.DROP_OLDEST) == (Offer.WRITTEN, 2)
+        assert r.outbox.enqueue(sent, [0, 2], Overflow.DROP_OLDEST) == (OfferResult.WRITTEN, 2)
         assert [[m["data"] for m in write] for write in r.transport.messages()] == [["a", "b"]], "in one write"
-        assert r.outbox.take(sent, [], Overflow.DROP_OLDEST)[1] == 0
+        assert r.outbox.enqueue(sent, [], Overflow.DROP_OLDEST)[1] == 0
         r.transport.room = 0
         r.offer("under way")
-        assert r.outbox.take(sent, [0, 3], Overflow.DROP_OLDEST) == (Offer.QUEUED, 2)
+        assert r.outbox.enqueue(sent, [0, 3], Overflow.DROP_OLDEST) == (OfferResult.QUEUED, 2)
         r.transport.give(10_000)
         await settled()
         assert r.transport.data() == ["a", "b", "under way", "a", "c"]
@@ -555,7 +555,7 @@ async def test_a_transport_that_has_to_wait_gets_a_window_in_one_write(clock: Mo
     """As long as nothing waits: shared bytes, whatever a batch may hold."""
     async with rig(FakeTransport(direct=False), batch_messages=2) as r:
         for number in range(3):
-            assert r.outbox.deliver(window(*[number] * 5)) is Offer.QUEUED
+            assert r.outbox.deliver(window(*[number] * 5)) is OfferResult.QUEUED
             assert r.outbox.deliver(window("later")) is None, "the flusher has not written it yet"
             await settled()
         assert [[m["data"] for m in write] for write in r.transport.messages()] == [[n] * 5 for n in range(3)]
@@ -566,12 +566,12 @@ async def test_a_transport_that_has_to_wait_gets_a_window_in_one_write(clock: Mo
 
 async def test_a_window_that_such_a_transport_does_not_get_out(clock: MockClock) -> None:
     async with rig(FakeTransport(direct=False, room=10)) as r:
-        assert r.outbox.deliver(window(1, 2)) is Offer.QUEUED
-        assert r.take(3) == (Offer.QUEUED, 1)
+        assert r.outbox.deliver(window(1, 2)) is OfferResult.QUEUED
+        assert r.take(3) == (OfferResult.QUEUED, 1)
         await settled()
         r.transport.break_()
         await settled()
-        assert r.failures == [Cause.VANISHED]
+        assert r.failures == [CloseCause.VANISHED]
         r.outbox.close()
         assert r.traffic.drops == {Drop.WRITE_FAILED: 2, Drop.CLOSED: 1}
         assert r.traffic.messages_sent == 0
@@ -580,7 +580,7 @@ async def test_a_window_that_such_a_transport_does_not_get_out(clock: MockClock)
 async def test_drop_oldest_makes_room_for_a_window(clock: MockClock) -> None:
     async with rig(full(), outbox_messages=5) as r:
         await fill(r, to=4)
-        assert r.take("a", "b", "c") == (Offer.QUEUED, 3)
+        assert r.take("a", "b", "c") == (OfferResult.QUEUED, 3)
         assert await drained(r) == ["gap", 2, 3, "a", "b", "c"]
         assert r.traffic.drops_of("r") == {"overflow": 2}
 
@@ -588,7 +588,7 @@ async def test_drop_oldest_makes_room_for_a_window(clock: MockClock) -> None:
 async def test_of_a_window_that_is_larger_than_the_outbox_the_end_is_kept(clock: MockClock) -> None:
     async with rig(full(), outbox_messages=3) as r:
         await fill(r, to=2)
-        assert r.take(*range(10, 18)) == (Offer.QUEUED, 8), "a receiver whose outbox overflows is told by a gap"
+        assert r.take(*range(10, 18)) == (OfferResult.QUEUED, 8), "a receiver whose outbox overflows is told by a gap"
         assert await drained(r) == ["gap", 15, 16, 17]
         assert r.traffic.drops_of("r") == {"overflow": 7}
 
@@ -597,22 +597,22 @@ async def test_of_a_window_that_is_larger_than_the_outbox_the_end_is_kept(clock:
 async def test_the_begin_of_a_window_is_taken_where_newer_messages_give_way(clock: MockClock, policy: Overflow) -> None:
     async with rig(full(), outbox_messages=3) as r:
         await fill(r, to=1)
-        assert r.take("a", "b", "c", "d", overflow=policy) == (Offer.QUEUED, 2)
+        assert r.take("a", "b", "c", "d", overflow=policy) == (OfferResult.QUEUED, 2)
         assert r.traffic.drops == {Drop.OVERFLOW: 2}
-        assert r.failures == ([Cause.SLOW_CONSUMER] if policy is Overflow.DISCONNECT else [])
+        assert r.failures == ([CloseCause.SLOW_CONSUMER] if policy is Overflow.DISCONNECT else [])
         assert [data for data in await drained(r) if data != "gap"] == [0, "a", "b"]
 
 
 async def test_a_window_that_blocks_is_taken_as_far_as_it_fits(clock: MockClock) -> None:
     async with rig(full(), outbox_messages=3) as r:
         await fill(r, to=1)
-        assert r.take("a", "b", "c", "d", overflow=Overflow.BLOCK) == (Offer.QUEUED, 2)
+        assert r.take("a", "b", "c", "d", overflow=Overflow.BLOCK) == (OfferResult.QUEUED, 2)
         assert r.traffic.drops == {}
         r.outbox.end()
-        assert r.take("e", overflow=Overflow.BLOCK) == (Offer.QUEUED, 0)
+        assert r.take("e", overflow=Overflow.BLOCK) == (OfferResult.QUEUED, 0)
         assert r.traffic.drops == {}, "who waits hears of the end from `put`, and it is counted there"
-        assert await r.outbox.put(message("e")) is Offer.DROPPED
-        assert r.take("f", "g") == (Offer.QUEUED, 0)
+        assert await r.outbox.put(message("e")) is OfferResult.DROPPED
+        assert r.take("f", "g") == (OfferResult.QUEUED, 0)
         assert r.traffic.drops == {Drop.CLOSED: 3}
 
 
@@ -620,7 +620,7 @@ async def test_a_window_after_an_overflow_with_resync(clock: MockClock) -> None:
     async with rig(full(), outbox_messages=4) as r:
         await fill(r, to=3)
         r.offer("other", room=None)
-        assert r.take("a", "b", overflow=Overflow.RESYNC) == (Offer.QUEUED, 2)
+        assert r.take("a", "b", overflow=Overflow.RESYNC) == (OfferResult.QUEUED, 2)
         assert await drained(r) == ["gap", "other", "a", "b"]
         assert r.traffic.drops == {Drop.RESYNC: 3}
 
@@ -631,8 +631,8 @@ async def test_what_conflates_for_one_member_stays_what_it_was_for_another(clock
         first, second = window("a1", "b1", key="k"), window("a2", key="k")
         for r in (slow, other):
             r.offer("under way")
-            assert r.outbox.take(first, [0, 1], Overflow.CONFLATE) == (Offer.QUEUED, 2)
-        assert slow.outbox.take(second, [0], Overflow.CONFLATE) == (Offer.QUEUED, 1)
+            assert r.outbox.enqueue(first, [0, 1], Overflow.CONFLATE) == (OfferResult.QUEUED, 2)
+        assert slow.outbox.enqueue(second, [0], Overflow.CONFLATE) == (OfferResult.QUEUED, 1)
         assert await drained(slow) == ["a2"]
         assert await drained(other) == ["b1"]
         assert (slow.traffic.drops, other.traffic.drops) == ({Drop.CONFLATED: 2}, {Drop.CONFLATED: 1})
@@ -644,7 +644,7 @@ async def test_conflation_spares_what_need_not_be_dropped(clock: MockClock) -> N
         r.offer("under way")
         for number in range(3):
             sent = Window([message(f"{key}{number}", key=key) for key in "ab"], "t")
-            assert r.outbox.take(sent, range(2), Overflow.CONFLATE) == (Offer.QUEUED, 2)
+            assert r.outbox.enqueue(sent, range(2), Overflow.CONFLATE) == (OfferResult.QUEUED, 2)
         assert await drained(r) == ["a2", "b2"]
         assert r.traffic.drops == {Drop.CONFLATED: 4}
 
@@ -660,8 +660,8 @@ async def test_bounds_hold_whatever_windows_come(clock: MockClock, policy: Overf
                 data, key = "x" * rng.randrange(150), rng.choice([None, "a", "b"])
                 sent.append(message(f"{number}{data}", room=room, key=key, priority=rng.randrange(3)))
             sent.sort(key=lambda each: -each.priority)
-            became, taken = r.outbox.take(Window(sent, "t"), range(len(sent)), policy)
-            assert became is Offer.QUEUED
+            became, taken = r.outbox.enqueue(Window(sent, "t"), range(len(sent)), policy)
+            assert became is OfferResult.QUEUED
             assert 0 <= taken <= len(sent)
             statistics = r.outbox.statistics()
             assert statistics.depth <= 10

@@ -3,6 +3,7 @@
 import json
 import socket
 
+import pytest
 import trio
 from support import PATIENCE, connected, listening
 

@@ -13,7 +13,7 @@ import trustme
 from support import PATIENCE
 
 from trioswitch.errors import PeerGone
-from trioswitch.transport.tls import PIECE, TlsChannel
+from trioswitch.transport.tls import PIECE, TlsByteStream
 
 VERSIONS = pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3], ids=lambda v: v.name)
 
@@ -77,7 +77,7 @@ def contexts() -> tuple[ssl.SSLContext, ssl.SSLContext]:
 @asynccontextmanager
 async def pair(
     contexts: tuple[ssl.SSLContext, ssl.SSLContext], version: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3
-) -> AsyncIterator[tuple[TlsChannel, Peer]]:
+) -> AsyncIterator[tuple[TlsByteStream, Peer]]:
     """A channel and its peer, after the handshake and one message each way."""
     server, client = contexts
     client.minimum_version = client.maximum_version = version
@@ -87,7 +87,7 @@ async def pair(
     ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
     peer = Peer(theirs, client.wrap_bio(incoming, outgoing, server_hostname="localhost"), incoming, outgoing)
-    channel = TlsChannel(ours, server)
+    channel = TlsByteStream(ours, server)
     with trio.fail_after(PATIENCE):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(peer.shake_hands)
@@ -171,7 +171,7 @@ async def test_what_is_no_tls_ends_the_connection(contexts: tuple[ssl.SSLContext
             await channel.read()
     ours, theirs = socket.socketpair()
     ours.setblocking(False)
-    channel = TlsChannel(ours, contexts[0])
+    channel = TlsByteStream(ours, contexts[0])
     theirs.send(b"GET / HTTP/1.1\r\n\r\n")
     with trio.fail_after(PATIENCE), pytest.raises(PeerGone):
         await channel.read()
@@ -182,7 +182,7 @@ async def test_what_is_no_tls_ends_the_connection(contexts: tuple[ssl.SSLContext
 async def test_a_handshake_that_is_not_finished(contexts: tuple[ssl.SSLContext, ssl.SSLContext]) -> None:
     ours, theirs = socket.socketpair()
     ours.setblocking(False)
-    channel = TlsChannel(ours, contexts[0])
+    channel = TlsByteStream(ours, contexts[0])
     theirs.send(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03")
     with trio.move_on_after(0.01) as scope:
         await channel.read()

@@ -1,7 +1,7 @@
 """The wall clock is set, by an hour: what is measured in time passed does not notice, and what a store keeps does.
 
-Messages and letters in a store carry the wall clock's time, as Trio's clock begins anew with each process. So their age and
-expiry are off by as much as that clock was set while they were kept there; everything else is on Trio's clock.
+Messages in a store carry the wall clock's time, as Trio's clock begins anew with each process. So their age and expiry
+are off by as much as that clock was set while they were kept there; everything else is on Trio's clock.
 """
 
 from typing import Any
@@ -13,7 +13,7 @@ from links import Link
 from support import running, settled
 from trio.testing import MockClock
 
-from trioswitch import Keep, Options, RoomPolicy
+from trioswitch import HistoryStorage, Options, RoomPolicy
 from trioswitch.stores.memory import MemoryStore
 
 HOUR = 3600.0
@@ -33,8 +33,7 @@ class WallClock:
 @pytest.fixture
 def wall(monkeypatch: pytest.MonkeyPatch) -> WallClock:
     wall = WallClock()
-    for module in ("store_writer", "inbox"):
-        monkeypatch.setattr(f"trioswitch.durability.{module}.wall_time", wall)
+    monkeypatch.setattr("trioswitch._util.clock.wall_time", wall)
     return wall
 
 
@@ -50,7 +49,7 @@ async def pipe(app: Any, user: str = "ann") -> tuple[Link, str]:
     return link, welcome["session"]
 
 
-def how(keep: Keep, **policy: Any) -> Options:
+def how(keep: HistoryStorage, **policy: Any) -> Options:
     return Options(policies=(RoomPolicy(pattern="r", history=keep, **policy),), leave_grace=10, session_time=120)
 
 
@@ -60,7 +59,7 @@ async def data(app: Any) -> list[Any]:
 
 @BOTH_WAYS
 async def test_sessions_and_places_follow_time_passed(clock: MockClock, wall: WallClock, jump: float) -> None:
-    async with running(how(Keep.MEMORY)) as app:
+    async with running(how(HistoryStorage.MEMORY)) as app:
         link, session = await pipe(app)
         link.vanish()
         await settled()
@@ -81,7 +80,7 @@ async def test_sessions_and_places_follow_time_passed(clock: MockClock, wall: Wa
 
 @BOTH_WAYS
 async def test_history_in_memory_follows_time_passed(clock: MockClock, wall: WallClock, jump: float) -> None:
-    async with running(how(Keep.MEMORY, history_age=100)) as app:
+    async with running(how(HistoryStorage.MEMORY, history_age=100)) as app:
         await app.switch.publish("r", "short", expires=50)
         await app.switch.publish("r", "long")
         wall.ahead = jump
@@ -95,7 +94,7 @@ async def test_history_in_memory_follows_time_passed(clock: MockClock, wall: Wal
 
 @BOTH_WAYS
 async def test_what_waits_in_an_outbox_expires_by_time_passed(clock: MockClock, wall: WallClock, jump: float) -> None:
-    async with running(how(Keep.STORED), store=MemoryStore()) as app:
+    async with running(how(HistoryStorage.STORED), store=MemoryStore()) as app:
         link, _ = await pipe(app)
         link.pause()
         for room in ("plain", "r"):
@@ -116,7 +115,7 @@ async def test_what_is_stored_keeps_to_the_wall_clock(
 ) -> None:
     """Where somebody is in the room, it is in memory as well, by time passed; else there is only what the store says."""
     store = MemoryStore()
-    async with running(how(Keep.STORED, history_age=100), store=store) as app:
+    async with running(how(HistoryStorage.STORED, history_age=100), store=store) as app:
         await pipe(app)
         await app.switch.publish("r", "short", expires=50)
         await app.switch.publish("r", "long")
@@ -126,7 +125,7 @@ async def test_what_is_stored_keeps_to_the_wall_clock(
         link.send("join_room", room="r", history=10)
         await settled()
         assert [message["data"] for message in link.take() if message["type"] == "message"] == ["short", "long"]
-    async with running(how(Keep.STORED, history_age=100), store=store) as app:
+    async with running(how(HistoryStorage.STORED, history_age=100), store=store) as app:
         assert await data(app) == there
         await trio.sleep(30)  # 70 s have passed, and 70 s with the jump
         assert await data(app) == there
@@ -137,7 +136,9 @@ async def test_what_is_stored_keeps_to_the_wall_clock(
 
 
 @pytest.mark.parametrize(("jump", "there"), [(HOUR, ["long"]), (-HOUR, ["short", "long"])])
-async def test_letters_keep_to_the_wall_clock(clock: MockClock, wall: WallClock, jump: float, there: list[str]) -> None:
+async def test_inbox_messages_keep_to_the_wall_clock(
+    clock: MockClock, wall: WallClock, jump: float, there: list[str]
+) -> None:
     async with running() as app:
         await app.switch.send_to_user("bob", "short", expires=10)
         await app.switch.send_to_user("bob", "long")
@@ -153,7 +154,7 @@ async def test_letters_keep_to_the_wall_clock(clock: MockClock, wall: WallClock,
 
 @BOTH_WAYS
 async def test_idempotency_keys_follow_time_passed(clock: MockClock, wall: WallClock, jump: float) -> None:
-    async with running(how(Keep.STORED), store=MemoryStore()) as app:
+    async with running(how(HistoryStorage.STORED), store=MemoryStore()) as app:
         first = await app.switch.publish("r", 1, idempotency_key="k")
         wall.ahead = jump
         await trio.sleep(590)

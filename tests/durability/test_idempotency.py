@@ -8,32 +8,32 @@ from trio.testing import MockClock
 
 from trioswitch import Receipt, StoreError, TooManyRetries
 from trioswitch.durability import idempotency as retries
-from trioswitch.durability.idempotency import MAX_WAITING, Retries
+from trioswitch.durability.idempotency import MAX_WAITING, IdempotencyKeys
 from trioswitch.stores.port import KEY_TIME
 from trioswitch.wire.messages import Message
 from trioswitch.wire.prepared import Outcome, Prepared
 
 
-def publish(known: Retries, key: str) -> tuple[bool, Prepared, list[Outcome]]:
+def publish(known: IdempotencyKeys, key: str) -> tuple[bool, Prepared, list[Outcome]]:
     told: list[Outcome] = []
-    message = Prepared(Message(room="r", data=0), idempotency_key=key, settle=told.append)
-    return known.is_first("room", "r", message), message, told
+    message = Prepared(Message(room="r", data=0), idempotency_key=key, on_outcome=told.append)
+    return known.claim("room", "r", message), message, told
 
 
-def settle(message: Prepared, outcome: Outcome) -> None:
-    assert message.settle is not None
-    message.settle(outcome)
+def report(message: Prepared, outcome: Outcome) -> None:
+    assert message.on_outcome is not None
+    message.on_outcome(outcome)
 
 
 async def test_what_is_under_way_is_not_forgotten_for_others(clock: MockClock, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retries, "MAX_KEYS", 3)
-    known = Retries()
+    known = IdempotencyKeys()
     _, slow, told = publish(known, "slow")
     for number in range(5):
-        settle(publish(known, str(number))[1], Receipt())
+        report(publish(known, str(number))[1], Receipt())
     again, _, told_again = publish(known, "slow")
     assert not again
-    settle(slow, Receipt(delivered=1))
+    report(slow, Receipt(delivered=1))
     assert [repr(outcome) for outcome in told + told_again] == [
         repr(Receipt(delivered=1)),
         repr(Receipt(delivered=1, duplicate=True)),
@@ -44,19 +44,19 @@ async def test_what_is_under_way_is_not_forgotten_for_others(clock: MockClock, m
 
 @pytest.mark.parametrize("outcome", [Receipt(), StoreError("no")])
 async def test_who_settles_late_takes_no_key_from_a_newer_one(clock: MockClock, outcome: Any) -> None:
-    known = Retries()
+    known = IdempotencyKeys()
     _, old, _ = publish(known, "k")
     await trio.sleep(KEY_TIME + 1)
     assert publish(known, "k")[0]
-    settle(old, outcome)
+    report(old, outcome)
     again, _, told = publish(known, "k")
     assert not again
     assert told == []  # it waits for the newer one
 
 
 async def test_a_key_is_known_for_its_time(clock: MockClock) -> None:
-    known = Retries()
-    settle(publish(known, "k")[1], Receipt())
+    known = IdempotencyKeys()
+    report(publish(known, "k")[1], Receipt())
     await trio.sleep(KEY_TIME - 1)
     assert not publish(known, "k")[0]
     await trio.sleep(2)
@@ -64,10 +64,10 @@ async def test_a_key_is_known_for_its_time(clock: MockClock) -> None:
 
 
 async def test_retries_that_wait_are_bounded(clock: MockClock) -> None:
-    known = Retries()
+    known = IdempotencyKeys()
     _, first, _ = publish(known, "k")
     waiting = [publish(known, "k")[2] for _ in range(MAX_WAITING)]
     _, _, told = publish(known, "k")
     assert isinstance(told[0], TooManyRetries)
-    settle(first, Receipt())
+    report(first, Receipt())
     assert all(len(outcomes) == 1 for outcomes in waiting)

@@ -18,7 +18,7 @@ async def come(app: Any, user: str) -> Client:
     return client
 
 
-async def letters(client: Client, count: int) -> list[tuple[int, Any]]:
+async def inbox_messages(client: Client, count: int) -> list[tuple[int, Any]]:
     got: list[tuple[int, Any]] = []
     while len(got) < count:
         message = await client.receive()
@@ -27,7 +27,7 @@ async def letters(client: Client, count: int) -> list[tuple[int, Any]]:
     return got
 
 
-async def no_letter(client: Client) -> None:
+async def no_inbox_message(client: Client) -> None:
     await settled()
     await client.send("heartbeat", id="end")
     while (message := await client.receive()).get("id") != "end":
@@ -41,22 +41,22 @@ async def test_a_message_to_a_user_who_is_away_waits(clock: MockClock, transport
             answer = await ann.ask("direct_message", to="bob", data=number)
             assert (answer["kept"], answer["seq"], answer["delivered"]) == (1, number + 1, 0)
         bob = await come(app, "bob")
-        assert await letters(bob, 3) == [(1, 0), (2, 1), (3, 2)]
+        assert await inbox_messages(bob, 3) == [(1, 0), (2, 1), (3, 2)]
         assert (await bob.ask("inbox_ack", upto=2))["upto"] == 2
         again = await come(app, "bob")
-        assert await letters(again, 1) == [(3, 2)]
+        assert await inbox_messages(again, 1) == [(3, 2)]
         await again.ask("inbox_ack", upto=3)
-        await no_letter(await come(app, "bob"))
+        await no_inbox_message(await come(app, "bob"))
 
 
 async def test_acknowledged_on_one_device_is_gone_for_all(clock: MockClock) -> None:
     async with running() as app:
         await app.switch.send_to_user("bob", "x")
         phone, desk = await come(app, "bob"), await come(app, "bob")
-        assert await letters(phone, 1) == await letters(desk, 1) == [(1, "x")]
+        assert await inbox_messages(phone, 1) == await inbox_messages(desk, 1) == [(1, "x")]
         await phone.ask("inbox_ack", upto=1)
         await desk.websocket.aclose()
-        await no_letter(await come(app, "bob"))
+        await no_inbox_message(await come(app, "bob"))
 
 
 async def test_at_least_once_for_a_client_that_acknowledges(clock: MockClock) -> None:
@@ -71,13 +71,13 @@ async def test_at_least_once_for_a_client_that_acknowledges(clock: MockClock) ->
         assert (receipt.kept, receipt.seq) == (1, 1)
         await trio.aclose_forcefully(bob.websocket._stream)
         back = await come(app, "bob")
-        assert await letters(back, 1) == [(1, "after")]
+        assert await inbox_messages(back, 1) == [(1, "after")]
 
 
 async def test_order_while_the_backlog_is_handed_out(clock: MockClock) -> None:
     class Slow(MemoryStore):
-        async def letters(self, *args: Any, **how: Any) -> Any:
-            found = await super().letters(*args, **how)
+        async def read_inbox(self, *args: Any, **how: Any) -> Any:
+            found = await super().read_inbox(*args, **how)
             await trio.sleep(1)
             return found
 
@@ -93,7 +93,7 @@ async def test_order_while_the_backlog_is_handed_out(clock: MockClock) -> None:
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(more)
-            got = await letters(bob, 300)
+            got = await inbox_messages(bob, 300)
         assert got == [(number + 1, number) for number in range(300)]
 
 
@@ -105,7 +105,7 @@ async def test_a_client_that_does_not_read_loses_nothing(clock: MockClock) -> No
         await settled()
         for number in range(100):
             assert (await app.switch.send_to_user("bob", number)).kept == 1
-        assert await letters(bob, 100) == [(number + 1, number) for number in range(100)]
+        assert await inbox_messages(bob, 100) == [(number + 1, number) for number in range(100)]
 
 
 async def test_a_full_inbox_refuses_and_forgets_nothing(clock: MockClock) -> None:
@@ -117,7 +117,7 @@ async def test_a_full_inbox_refuses_and_forgets_nothing(clock: MockClock) -> Non
         with pytest.raises(InboxFull):
             await app.switch.send_to_user("bob", 3)
         bob = await come(app, "bob")
-        assert await letters(bob, 2) == [(1, 0), (2, 1)]
+        assert await inbox_messages(bob, 2) == [(1, 0), (2, 1)]
 
 
 async def test_a_full_inbox_is_no_obstacle_to_a_client_that_does_not_acknowledge(clock: MockClock) -> None:
@@ -137,21 +137,20 @@ async def test_nothing_is_lost_before_a_client_has_said_that_it_acknowledges(clo
         await settled()
         assert (await app.switch.send_to_user("bob", "x")).kept == 1
         await trio.aclose_forcefully(bob.websocket._stream)
-        assert await letters(await come(app, "bob"), 1) == [(1, "x")]
+        assert await inbox_messages(await come(app, "bob"), 1) == [(1, "x")]
 
 
 async def test_expires_and_age_hold_in_the_inbox(clock: MockClock, monkeypatch: Any) -> None:
     started = trio.current_time()
-    for module in ("inbox", "store_writer"):
-        monkeypatch.setattr(f"trioswitch.durability.{module}.wall_time", lambda: 1e9 + trio.current_time() - started)
+    monkeypatch.setattr("trioswitch._util.clock.wall_time", lambda: 1e9 + trio.current_time() - started)
     async with running(Options(inbox_age=1000)) as app:
         ann = await come(app, "ann")
         await ann.ask("direct_message", to="bob", data="short", expires=10)
         await ann.ask("direct_message", to="bob", data="long")
         await trio.sleep(11)
-        assert await letters(await come(app, "bob"), 1) == [(2, "long")]
+        assert await inbox_messages(await come(app, "bob"), 1) == [(2, "long")]
         await trio.sleep(1100)
-        await no_letter(await come(app, "bob"))
+        await no_inbox_message(await come(app, "bob"))
 
 
 async def test_without_an_inbox(clock: MockClock) -> None:
@@ -161,7 +160,7 @@ async def test_without_an_inbox(clock: MockClock) -> None:
         assert not (await app.switch.send_to_user("bob", 1)).kept
     async with running() as app:
         assert not (await app.switch.send_to_user("bob", 1, keep=False)).kept
-        await no_letter(await come(app, "bob"))
+        await no_inbox_message(await come(app, "bob"))
 
 
 async def test_a_retry_of_a_direct_message_is_harmless(clock: MockClock) -> None:
@@ -171,16 +170,16 @@ async def test_a_retry_of_a_direct_message_is_harmless(clock: MockClock) -> None
         again = await ann.ask("direct_message", to="bob", data=1, idempotency_key="k")
         assert (first["seq"], again["seq"], again["duplicate"]) == (1, 1, True)
         bob = await come(app, "bob")
-        assert await letters(bob, 1) == [(1, 1)]
+        assert await inbox_messages(bob, 1) == [(1, 1)]
         once = await ann.ask("direct_message", to="ann", data=2, idempotency_key="l")
         assert once["delivered"] + once["queued"] == 1
         assert (await ann.ask("direct_message", to="ann", data=2, idempotency_key="l"))["duplicate"]
 
 
-async def test_who_comes_between_the_commit_and_the_hand_out_gets_a_letter_once(clock: MockClock) -> None:
+async def test_a_connection_between_commit_and_delivery_gets_a_message_once(clock: MockClock) -> None:
     class Slow(MemoryStore):
-        async def post(self, *args: Any, **how: Any) -> Any:
-            posted = await super().post(*args, **how)
+        async def add_to_inboxes(self, *args: Any, **how: Any) -> Any:
+            posted = await super().add_to_inboxes(*args, **how)
             await trio.sleep(5)
             return posted
 
@@ -188,9 +187,9 @@ async def test_who_comes_between_the_commit_and_the_hand_out_gets_a_letter_once(
         nursery.start_soon(app.switch.send_to_user, "bob", 1)
         await trio.sleep(1)
         bob = await come(app, "bob")
-        assert await letters(bob, 1) == [(1, 1)]
+        assert await inbox_messages(bob, 1) == [(1, 1)]
         await trio.sleep(10)
-        await no_letter(bob)
+        await no_inbox_message(bob)
 
 
 async def test_inboxes_are_bounded_in_bytes(clock: MockClock) -> None:
@@ -208,9 +207,9 @@ async def test_inboxes_are_bounded_in_bytes(clock: MockClock) -> None:
 
 async def test_what_waits_for_the_store_is_bounded_in_bytes(clock: MockClock) -> None:
     class Slow(MemoryStore):
-        async def post(self, *args: Any, **how: Any) -> Any:
+        async def add_to_inboxes(self, *args: Any, **how: Any) -> Any:
             await trio.sleep(5)
-            return await super().post(*args, **how)
+            return await super().add_to_inboxes(*args, **how)
 
     async with running(Options(room_bytes=2_000), store=Slow()) as app, trio.open_nursery() as nursery:
         for number in range(20):
@@ -221,22 +220,22 @@ async def test_what_waits_for_the_store_is_bounded_in_bytes(clock: MockClock) ->
         assert app.switch.statistics().uncommitted_messages
         await trio.sleep(60)
         assert app.switch.statistics().uncommitted_messages == 0
-        assert await letters(await come(app, "user19"), 1) == [(1, "x" * 500)]
+        assert await inbox_messages(await come(app, "user19"), 1) == [(1, "x" * 500)]
 
 
 async def test_what_waits_is_read_in_pages_of_bytes(clock: MockClock) -> None:
     pages: list[int] = []
 
     class Counting(MemoryStore):
-        async def letters(self, *args: Any, **how: Any) -> Any:
-            found = await super().letters(*args, **how)
+        async def read_inbox(self, *args: Any, **how: Any) -> Any:
+            found = await super().read_inbox(*args, **how)
             pages.append(len(found))
             return found
 
     async with running(Options(inbox_bytes=1 << 30), store=Counting()) as app:
         for number in range(10):
             await app.switch.send_to_user("bob", [number, "x" * 100_000])
-        got = await letters(await come(app, "bob"), 10)
+        got = await inbox_messages(await come(app, "bob"), 10)
         assert [data[0] for _seq, data in got] == list(range(10))
         await settled()
         assert pages == [2, 2, 2, 2, 2, 0]
@@ -246,12 +245,12 @@ async def test_a_crash_leaves_nothing_lying(clock: MockClock, caplog: pytest.Log
     class Crashing(MemoryStore):
         crashed = False
 
-        async def post(self, *args: Any, **how: Any) -> Any:
+        async def add_to_inboxes(self, *args: Any, **how: Any) -> Any:
             if not self.crashed:
                 await trio.sleep(1)
                 self.crashed = True
                 raise RuntimeError("a bug")
-            return await super().post(*args, **how)
+            return await super().add_to_inboxes(*args, **how)
 
     async with running(store=Crashing()) as app, trio.open_nursery() as nursery:
 

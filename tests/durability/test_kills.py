@@ -47,9 +47,9 @@ class World:
     """Offset by publisher and number."""
     seen: list[list[dict[str, Any]]] = attrs.field(factory=lambda: [[] for _ in range(SUBSCRIBERS)])
     sent: dict[str, int] = attrs.field(factory=dict)
-    """Letters that were acknowledged to their sender: seq by text."""
-    letters: dict[int, str] = attrs.field(factory=dict)
-    """Letters that arrived: text by seq."""
+    """Inbox messages that were acknowledged to their sender: seq by text."""
+    inbox_messages: dict[int, str] = attrs.field(factory=dict)
+    """Inbox messages that arrived: text by seq."""
     visits: int = 0
     at_work: int = PUBLISHERS + 1
     """Those who publish or send, and may still hear of what they sent last."""
@@ -109,7 +109,7 @@ class World:
     def done(self, index: int) -> bool:
         return not self.at_work and len(self.seen[index]) >= max(self.acknowledged.values(), default=0)
 
-    async def send_letters(self) -> None:
+    async def send_inbox_messages(self) -> None:
         number = 0
 
         async def once(client: Client) -> None:
@@ -124,18 +124,18 @@ class World:
         await self.again_and_again(once, lambda: not self.publishing)
         self.at_work -= 1
 
-    async def receive_letters(self) -> None:
+    async def receive_inbox_messages(self) -> None:
         async def once(client: Client) -> None:
             await client.send("join_room", room="of bob", user_id="bob")
             await client.send("inbox_ack", upto=0)
             patience = self.random.randrange(1, 200)
-            while not self.all_letters():
+            while not self.all_inbox_messages():
                 with trio.move_on_after(0.1) as silence:
                     message = await client.receive()
                 if silence.cancelled_caught:
                     continue
                 if message["type"] == "direct_message":
-                    known = self.letters.setdefault(message["seq"], message["data"])
+                    known = self.inbox_messages.setdefault(message["seq"], message["data"])
                     assert known == message["data"], "one seq, two letters"
                     if self.random.random() < 0.3:
                         await client.send("inbox_ack", upto=message["seq"])
@@ -144,10 +144,10 @@ class World:
                     await trio.sleep(self.random.uniform(0, 0.05))
                     return
 
-        await self.again_and_again(once, self.all_letters)
+        await self.again_and_again(once, self.all_inbox_messages)
 
-    def all_letters(self) -> bool:
-        return not self.at_work and set(self.sent.values()) <= self.letters.keys()
+    def all_inbox_messages(self) -> bool:
+        return not self.at_work and set(self.sent.values()) <= self.inbox_messages.keys()
 
     async def live(self, disturb: Callable[[], Any]) -> None:
         with trio.fail_after(200):
@@ -156,8 +156,8 @@ class World:
                     nursery.start_soon(self.publish, number)
                 for index in range(SUBSCRIBERS):
                     nursery.start_soon(self.subscribe, index)
-                nursery.start_soon(self.send_letters)
-                nursery.start_soon(self.receive_letters)
+                nursery.start_soon(self.send_inbox_messages)
+                nursery.start_soon(self.receive_inbox_messages)
                 await disturb()
                 self.restless = self.publishing = False
 
@@ -187,8 +187,8 @@ class World:
             assert seen == history[: len(seen)]
             assert len(seen) >= max(self.acknowledged.values())
         for text, seq in self.sent.items():
-            assert self.letters[seq] == text, "a letter was acknowledged, and never came"
-        assert len(set(self.letters.values())) == len(self.letters), "a letter came under two numbers"
+            assert self.inbox_messages[seq] == text, "a letter was acknowledged, and never came"
+        assert len(set(self.inbox_messages.values())) == len(self.inbox_messages), "a letter came under two numbers"
 
 
 @pytest.mark.parametrize("seed", [1])

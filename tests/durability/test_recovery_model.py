@@ -11,7 +11,7 @@ What is checked, as it happens and when everybody has caught up:
 - a client has everything since it first joined, or was told exactly what is lost; `recovered` is true when, and only when,
   nothing was;
 - what was acknowledged for a stored room is in its history, before and after a restart, in the bounds of size, age and expiry;
-- a letter comes in order of `seq` on every new connection until it is acknowledged, and not after;
+- a inbox message comes in order of `seq` on every new connection until it is acknowledged, and not after;
 - who is in a room, and for how long after the connection was lost; each join and leave of a user is announced once;
 - nothing is left of anybody when all have gone.
 """
@@ -35,9 +35,17 @@ from trio.testing import MockClock
 import trioswitch
 from trioswitch import ConnectRequest, Identity, InboxFull, Options, Overflow, Position, RoomPolicy, StoreError, Switch
 from trioswitch.stores.memory import MemoryStore
-from trioswitch.stores.port import Append, Appended, InboxLimits, Kept, Letter, Page, Posted
+from trioswitch.stores.port import (
+    Append,
+    Appended,
+    HistoryRecords,
+    InboxLimits,
+    InboxMessage,
+    InboxResult,
+    StoredInboxMessage,
+)
 from trioswitch.wire.messages import DirectMessage, Message
-from trioswitch.wire.records import load
+from trioswitch.wire.records import decode_record
 
 pytestmark = pytest.mark.slow
 
@@ -278,26 +286,26 @@ class Ledger(MemoryStore):
         super().__init__()
         self.log = log
         self.seconds = seconds
-        self.letters_of: dict[str, dict[int, int]] = defaultdict(dict)
+        self.inbox_of: dict[str, dict[int, int]] = defaultdict(dict)
 
     async def append(self, appends: Sequence[Append]) -> list[Appended]:
         await trio.sleep(self.seconds)
         appended = await super().append(appends)
         for append, place in zip(appends, appended, strict=True):
-            event = load(append.payload)
+            event = decode_record(append.payload)
             assert isinstance(event, Message)
             if append.room == "stored":
                 self.log.learn(place.epoch, place.offset, event.data)
         await trio.sleep(self.seconds)
         return appended
 
-    async def post(self, letters: Sequence[Letter], *, limits: InboxLimits) -> list[Posted]:
+    async def add_to_inboxes(self, inbox_messages: Sequence[InboxMessage], *, limits: InboxLimits) -> list[InboxResult]:
         await trio.sleep(self.seconds)
-        posted = await super().post(letters, limits=limits)
-        for letter, place in zip(letters, posted, strict=True):
-            event = load(letter.payload)
+        posted = await super().add_to_inboxes(inbox_messages, limits=limits)
+        for inbox_message, place in zip(inbox_messages, posted, strict=True):
+            event = decode_record(inbox_message.payload)
             assert isinstance(event, DirectMessage)
-            kept = self.letters_of[letter.user]
+            kept = self.inbox_of[inbox_message.user]
             if place.seq and not place.duplicate:
                 twice = event.data in kept.values()
                 assert not (twice and self.log.published[event.data].is_new), "a letter was kept twice"
@@ -307,14 +315,16 @@ class Ledger(MemoryStore):
         await trio.sleep(self.seconds)
         return posted
 
-    async def read(self, room: str, *, after: int, limit: int, max_bytes: int, now: float) -> Page:
+    async def read(self, room: str, *, after: int, limit: int, max_bytes: int, now: float) -> HistoryRecords:
         await trio.sleep(self.seconds / 2)
         return await super().read(room, after=after, limit=limit, max_bytes=max_bytes, now=now)
 
-    async def letters(self, user: str, *, after: int, limit: int, max_bytes: int, now: float) -> list[Kept]:
-        letters = await super().letters(user, after=after, limit=limit, max_bytes=max_bytes, now=now)
+    async def inbox_messages(
+        self, user: str, *, after: int, limit: int, max_bytes: int, now: float
+    ) -> list[StoredInboxMessage]:
+        inbox_messages = await super().read_inbox(user, after=after, limit=limit, max_bytes=max_bytes, now=now)
         await trio.sleep(self.seconds / 2)
-        return letters
+        return inbox_messages
 
 
 # --- what a client knows
@@ -336,7 +346,7 @@ class Wire:
     link: Link
     user: str
     opened_after: int
-    """Letters up to here had been acknowledged when it was opened."""
+    """Inbox messages up to here had been acknowledged when it was opened."""
     id: str = ""
     session: str = ""
     goodbye: bool = False
@@ -634,7 +644,7 @@ class World:
         if answer["type"] == "error":
             assert answer["code"] == "inbox_full"
         elif answer.get("kept"):
-            assert self.store.letters_of[to][answer["seq"]] == message.number
+            assert self.store.inbox_of[to][answer["seq"]] == message.number
 
     # --- coming and going
 
@@ -936,7 +946,7 @@ class World:
         actor.gaps[room, epoch].append((first, last))
         self.ask(actor, answered, "history", room=room, since=attrs.asdict(since), limit=3)
 
-    # --- letters
+    # --- inbox messages
 
     def acknowledge(self, actor: Actor, upto: int) -> None:
         self.perhaps_acknowledged[actor.user] = max(self.perhaps_acknowledged[actor.user], upto)
@@ -947,10 +957,10 @@ class World:
 
         self.ask(actor, answered, "inbox_ack", upto=upto)
 
-    def letter(self, actor: Actor, wire: Wire, message: Fields) -> None:
+    def inbox_message(self, actor: Actor, wire: Wire, message: Fields) -> None:
         if (seq := message.get("seq")) is None:
             return
-        assert self.store.letters_of[actor.user][seq] == message["data"]
+        assert self.store.inbox_of[actor.user][seq] == message["data"]
         assert seq > wire.opened_after, "it was acknowledged before"
         assert seq > wire.seq, "letters are out of order, or doubled"
         wire.seq = seq
@@ -978,7 +988,7 @@ class World:
             case "ack" | "error":
                 actor.asked.pop(message["id"])(message)
             case "direct_message":
-                self.letter(actor, wire, message)
+                self.inbox_message(actor, wire, message)
             case "gap":
                 wire.deaf.add(message.get("room", ""))
                 self.gap(actor, message)
@@ -1134,10 +1144,10 @@ class World:
             }
             self.check_page(room, Position("", 0), 1000, trio.current_time(), answer)
 
-    async def check_letters(self) -> None:
+    async def check_inboxes(self) -> None:
         """Whoever comes now gets what was not acknowledged, in order."""
         for user in set(USERS):
-            kept = self.store.letters_of[user]
+            kept = self.store.inbox_of[user]
             link = Link.open(self.switch, self._connections, f"/ws?token={user}")
             await trio.sleep(1)
             got = [message["seq"] for message in link.take() if message["type"] == "direct_message"]
@@ -1185,10 +1195,7 @@ async def run(setting: Setting, program: Sequence[Step]) -> None:
     def wall_time() -> float:
         return WALL + trio.current_time() - started
 
-    with (
-        patch("trioswitch.durability.store_writer.wall_time", wall_time),
-        patch("trioswitch.durability.inbox.wall_time", wall_time),
-    ):
+    with patch("trioswitch._util.clock.wall_time", wall_time):
         async with trio.open_nursery() as nursery:
             world = World(setting, nursery)
             await world.start()
@@ -1196,7 +1203,7 @@ async def run(setting: Setting, program: Sequence[Step]) -> None:
                 await world.carry_out(step)
             await world.catch_up()
             await world.check_histories()
-            await world.check_letters()
+            await world.check_inboxes()
             await world.check_nothing_is_left()
             await world.restart()
             await world.check_histories()

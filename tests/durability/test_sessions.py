@@ -317,7 +317,7 @@ async def test_taken_over_in_the_middle_of_resuming(clock: MockClock, monkeypatc
             await trio.sleep(5)
             return await super().read(*args, **how)
 
-    monkeypatch.setattr("trioswitch.durability.store_writer.wall_time", lambda: 1e9 + trio.current_time())
+    monkeypatch.setattr("trioswitch._util.clock.wall_time", lambda: 1e9 + trio.current_time())
     policy = RoomPolicy(pattern="stored", history="stored", history_age=30)
     async with running(Options(policies=(policy,), ping_interval=1e6), store=Slow()) as app:
         ann, session = await arrive(app, "ann", "stored")

@@ -36,13 +36,13 @@ class Broken(MemoryStore):
         self._check()
         return await super().read_newest(*args, **how)
 
-    async def post(self, *args: Any, **how: Any) -> Any:
+    async def add_to_inboxes(self, *args: Any, **how: Any) -> Any:
         self._check()
-        return await super().post(*args, **how)
+        return await super().add_to_inboxes(*args, **how)
 
-    async def letters(self, *args: Any, **how: Any) -> Any:
+    async def read_inbox(self, *args: Any, **how: Any) -> Any:
         self._check()
-        return await super().letters(*args, **how)
+        return await super().read_inbox(*args, **how)
 
     async def sweep(self, *args: Any, **how: Any) -> Any:
         self._check()
@@ -89,7 +89,7 @@ async def test_a_history_that_cannot_be_read(clock: MockClock) -> None:
         assert (await client.ask("join_room", room="s"))["type"] == "ack"
 
 
-async def test_letters_that_cannot_be_kept_or_read(clock: MockClock) -> None:
+async def test_inbox_messages_that_cannot_be_kept_or_read(clock: MockClock) -> None:
     store = Broken()
     async with running(store=store) as app:
         ann = await app.connect()

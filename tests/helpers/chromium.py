@@ -202,7 +202,7 @@ class Browser:
         return result
 
     async def listen(self) -> None:
-        """The task that hands out what the browser says."""
+        """The task that delivers what the browser says."""
         while True:
             try:
                 message = json.loads(await self._socket.get_message())

@@ -12,13 +12,13 @@ import trio
 from raw import CLOSE, PING, PONG, TEXT, frame, upgrade
 
 from trioswitch import Switch
-from trioswitch.errors import Cause, PeerGone
-from trioswitch.transport.streams import ByteChannel
+from trioswitch.errors import CloseCause, PeerGone
+from trioswitch.transport.streams import ByteStream
 
 __all__ = ["Link", "Pipe"]
 
 
-class Pipe(ByteChannel):
+class Pipe(ByteStream):
     """The server's end of a connection in memory. `capacity` is how many bytes the client lets wait.
 
     `direct`: it can be written to at once, as a socket can be.
@@ -43,7 +43,7 @@ class Pipe(ByteChannel):
         while not (self.to_server or self.ended_by_client or self.broken):
             await self._changed.wait()
         if self.broken:
-            raise PeerGone(Cause.VANISHED)
+            raise PeerGone(CloseCause.VANISHED)
         data = bytes(self.to_server)
         self.to_server.clear()
         return data
@@ -69,7 +69,7 @@ class Pipe(ByteChannel):
         while not self.broken and len(self.to_client) >= self.capacity:
             await self._changed.wait()
         if self.broken or self.ended_by_server:
-            raise PeerGone(Cause.VANISHED)
+            raise PeerGone(CloseCause.VANISHED)
 
     async def end_writing(self) -> None:
         await trio.lowlevel.checkpoint()
@@ -96,7 +96,7 @@ class Link:
     @classmethod
     def open(cls, switch: Switch, nursery: trio.Nursery, path: str = "/ws", *, direct: bool = True) -> "Link":
         link = cls(Pipe(direct=direct))
-        nursery.start_soon(switch.serve_channel, link.pipe)
+        nursery.start_soon(switch.serve_byte_stream, link.pipe)
         link.pipe.to_server += upgrade(path)
         return link
 

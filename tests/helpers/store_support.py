@@ -1,6 +1,14 @@
 """Short ways to ask a store for something."""
 
-from trioswitch.stores.port import Append, InboxLimits, Kept, Letter, Page, Retention, Store
+from trioswitch.stores.port import (
+    Append,
+    HistoryRecords,
+    InboxLimits,
+    InboxMessage,
+    Retention,
+    Store,
+    StoredInboxMessage,
+)
 
 ENDLESS = Retention(1000, None)
 PLENTY = 1 << 20
@@ -19,19 +27,19 @@ def message(
     return Append(room=room, payload=data, at=at, expires_at=expires_at, key=key, retention=retention)
 
 
-def letter(
+def inbox_message(
     payload: bytes = b"x",
     user: str = "ann",
     *,
     at: float = 100.0,
     expires_at: float | None = None,
     key: str | None = None,
-) -> Letter:
-    return Letter(user=user, payload=payload, at=at, expires_at=expires_at, key=key)
+) -> InboxMessage:
+    return InboxMessage(user=user, payload=payload, at=at, expires_at=expires_at, key=key)
 
 
-def upto(letters: int, *, size: int = 1 << 30, total: int = 1 << 40) -> InboxLimits:
-    return InboxLimits(letters=letters, bytes=size, total_bytes=total)
+def upto(inbox_messages: int, *, size: int = 1 << 30, total: int = 1 << 40) -> InboxLimits:
+    return InboxLimits(messages=inbox_messages, bytes=size, total_bytes=total)
 
 
 async def fill(
@@ -44,25 +52,25 @@ async def fill(
 
 async def read(
     store: Store, room: str = "room", *, after: int = 0, limit: int = 100, max_bytes: int = PLENTY, now: float = 100.0
-) -> Page:
+) -> HistoryRecords:
     return await store.read(room, after=after, limit=limit, max_bytes=max_bytes, now=now)
 
 
 async def newest(
     store: Store, room: str = "room", *, limit: int = 100, max_bytes: int = PLENTY, now: float = 100.0
-) -> Page:
+) -> HistoryRecords:
     return await store.read_newest(room, limit=limit, max_bytes=max_bytes, now=now)
 
 
-async def letters(
+async def inbox_messages(
     store: Store, user: str = "ann", *, after: int = 0, limit: int = 100, max_bytes: int = PLENTY, now: float = 100.0
-) -> list[Kept]:
-    return await store.letters(user, after=after, limit=limit, max_bytes=max_bytes, now=now)
+) -> list[StoredInboxMessage]:
+    return await store.read_inbox(user, after=after, limit=limit, max_bytes=max_bytes, now=now)
 
 
-def offsets(page: Page) -> list[int]:
+def offsets(page: HistoryRecords) -> list[int]:
     return [record.offset for record in page.records]
 
 
-def bounds(page: Page) -> tuple[int, int]:
+def bounds(page: HistoryRecords) -> tuple[int, int]:
     return page.first, page.last

@@ -12,7 +12,7 @@ import trio.testing
 import trio_websocket
 
 import trioswitch
-from trioswitch.transport.streams import StreamChannel
+from trioswitch.transport.streams import TrioByteStream
 
 PATIENCE = 20.0
 """Seconds that a test waits for something that must come: on the mock clock they pass at once."""
@@ -95,8 +95,8 @@ class App:
     async def stream(self, pair: Callable[[], Any] = trio.testing.memory_stream_pair) -> trio.abc.Stream:
         """The client's end of a new stream to the switch."""
         ours, theirs = pair()
-        channel = StreamChannel(theirs, "test")
-        self.nursery.start_soon(lambda: self.switch.serve_channel(channel, transport=self.transport))
+        channel = TrioByteStream(theirs, "test")
+        self.nursery.start_soon(lambda: self.switch.serve_byte_stream(channel, transport=self.transport))
         return ours
 
     async def connect(

@@ -17,7 +17,7 @@ import trio
 from trio.testing import MockClock
 
 import trioswitch
-from trioswitch import Cause, Keep, Options, Overflow, RoomPolicy
+from trioswitch import CloseCause, HistoryStorage, Options, Overflow, RoomPolicy
 from trioswitch.cli.main import _parser
 from trioswitch.wire import messages
 from trioswitch.wire.protocols import JSON, JSON_CODEC, PROTOCOLS
@@ -287,7 +287,7 @@ def test_every_error_code_is_listed() -> None:
 
 def test_every_close_code_is_listed() -> None:
     documented = [(int(row[0]), code(row[1])) for row in rows(sections(PROTOCOL, 2)["Close codes"])]
-    assert sorted(documented) == sorted((cause.code, cause.name.lower()) for cause in Cause)
+    assert sorted(documented) == sorted((cause.code, cause.name.lower()) for cause in CloseCause)
 
 
 def test_every_status_of_a_refused_handshake_is_listed() -> None:
@@ -319,7 +319,9 @@ def option_rows() -> dict[str, Any]:
 
 def defaults(of: type) -> dict[str, Any]:
     values = {field.name: field.default for field in attrs.fields(of)}
-    return {name: value.value if isinstance(value, Overflow | Keep) else value for name, value in values.items()}
+    return {
+        name: value.value if isinstance(value, Overflow | HistoryStorage) else value for name, value in values.items()
+    }
 
 
 def test_every_option_is_listed_with_its_default() -> None:

@@ -12,8 +12,8 @@ from trio.testing import MockClock, memory_stream_pair
 
 from trioswitch import (
     ConnectRequest,
+    HistoryStorage,
     Identity,
-    Keep,
     Options,
     Overflow,
     Position,
@@ -24,14 +24,14 @@ from trioswitch import (
 )
 from trioswitch.stores.memory import MemoryStore
 
-BOTH = pytest.mark.parametrize("keep", [Keep.MEMORY, Keep.STORED])
+BOTH = pytest.mark.parametrize("keep", [HistoryStorage.MEMORY, HistoryStorage.STORED])
 
 
-def options(keep: Keep = Keep.MEMORY, **policy: Any) -> Options:
+def options(keep: HistoryStorage = HistoryStorage.MEMORY, **policy: Any) -> Options:
     return Options(policies=(RoomPolicy(pattern="r*", history=keep, announce=False, **policy),))
 
 
-def app_with(keep: Keep = Keep.MEMORY, **policy: Any) -> Any:
+def app_with(keep: HistoryStorage = HistoryStorage.MEMORY, **policy: Any) -> Any:
     return running(options(keep, **policy), store=MemoryStore())
 
 
@@ -63,7 +63,7 @@ async def joined(client: Client, **fields: Any) -> tuple[dict[str, Any], list[tu
 
 
 @BOTH
-async def test_messages_have_positions_and_so_does_the_receipt(clock: MockClock, keep: Keep) -> None:
+async def test_messages_have_positions_and_so_does_the_receipt(clock: MockClock, keep: HistoryStorage) -> None:
     async with app_with(keep) as app:
         ann = await app.connect()
         await ann.join("r")
@@ -77,7 +77,7 @@ async def test_messages_have_positions_and_so_does_the_receipt(clock: MockClock,
 
 
 @BOTH
-async def test_a_room_without_members_keeps_its_history(clock: MockClock, keep: Keep) -> None:
+async def test_a_room_without_members_keeps_its_history(clock: MockClock, keep: HistoryStorage) -> None:
     async with app_with(keep) as app:
         for number in range(1, 6):
             await app.switch.publish("r", number)
@@ -91,7 +91,7 @@ async def test_a_room_without_members_keeps_its_history(clock: MockClock, keep: 
 
 
 @BOTH
-async def test_who_comes_back_gets_what_was_missed(clock: MockClock, keep: Keep) -> None:
+async def test_who_comes_back_gets_what_was_missed(clock: MockClock, keep: HistoryStorage) -> None:
     async with app_with(keep) as app:
         ann = await app.connect()
         ack, _, _ = await joined(ann)
@@ -108,7 +108,7 @@ async def test_who_comes_back_gets_what_was_missed(clock: MockClock, keep: Keep)
 
 
 @BOTH
-async def test_a_position_that_is_gone(clock: MockClock, keep: Keep) -> None:
+async def test_a_position_that_is_gone(clock: MockClock, keep: HistoryStorage) -> None:
     async with app_with(keep, history_size=3) as app:
         epoch = (await app.switch.publish("r", 1)).epoch
         for number in range(2, 8):
@@ -131,10 +131,10 @@ async def test_a_room_without_history_says_that_nothing_is_recovered(clock: Mock
 
 
 @BOTH
-async def test_age_and_expiry_hold_in_the_history(clock: MockClock, keep: Keep, monkeypatch: Any) -> None:
+async def test_age_and_expiry_hold_in_the_history(clock: MockClock, keep: HistoryStorage, monkeypatch: Any) -> None:
     wall = 1_000_000.0
     started = trio.current_time()
-    monkeypatch.setattr("trioswitch.durability.store_writer.wall_time", lambda: wall + trio.current_time() - started)
+    monkeypatch.setattr("trioswitch._util.clock.wall_time", lambda: wall + trio.current_time() - started)
     async with app_with(keep, history_age=100) as app:
         await app.switch.publish("r", "old")
         await trio.sleep(60)
@@ -149,7 +149,7 @@ async def test_age_and_expiry_hold_in_the_history(clock: MockClock, keep: Keep, 
 
 
 @BOTH
-async def test_history_in_pages(clock: MockClock, keep: Keep) -> None:
+async def test_history_in_pages(clock: MockClock, keep: HistoryStorage) -> None:
     async with app_with(keep, history_size=5000) as app:
         for number in range(1, 2501):
             app.switch.publish_nowait("r", number)
@@ -195,7 +195,7 @@ async def test_who_may_not_join_may_not_look_back(clock: MockClock) -> None:
 
 @pytest.mark.slow
 @BOTH
-async def test_no_hole_while_others_publish_at_full_speed(clock: MockClock, keep: Keep) -> None:
+async def test_no_hole_while_others_publish_at_full_speed(clock: MockClock, keep: HistoryStorage) -> None:
     """Clients come and go, and say where they were; a publisher never stops. Everybody gets everything, once, in order."""
     count, rounds = 3000, 12
     async with app_with(keep, history_size=count) as app:
@@ -270,7 +270,7 @@ async def test_priority_does_not_reorder_where_there_is_a_history(clock: MockClo
 
 
 @BOTH
-async def test_a_retry_is_harmless(clock: MockClock, keep: Keep) -> None:
+async def test_a_retry_is_harmless(clock: MockClock, keep: HistoryStorage) -> None:
     async with app_with(keep) as app:
         client = await app.connect()
         await client.join("r")
@@ -379,7 +379,7 @@ async def test_quiet_rooms_give_way_when_histories_are_too_big(clock: MockClock)
 
 
 async def test_what_json_cannot_carry_is_not_stored(clock: MockClock) -> None:
-    async with app_with(Keep.STORED) as app:
+    async with app_with(HistoryStorage.STORED) as app:
         client = await app.connect(subprotocol="trioswitch.v1.msgpack")
         await client.join("r")
         answer = await client.ask("message", room="r", data={(1, 2): 3})
@@ -444,7 +444,7 @@ async def test_what_is_trimmed_while_a_client_catches_up_is_told_each_time(clock
 
 
 @BOTH
-async def test_nothing_follows_what_is_beyond_the_end(clock: MockClock, keep: Keep) -> None:
+async def test_nothing_follows_what_is_beyond_the_end(clock: MockClock, keep: HistoryStorage) -> None:
     async with app_with(keep) as app:
         epoch = (await app.switch.publish("r", 1)).epoch
         client, future = await app.connect(), {"epoch": epoch, "offset": 99}
@@ -546,7 +546,7 @@ async def test_a_publish_that_meets_the_end_of_the_switch_is_answered(clock: Moc
         return Identity(user=None, publish=("*",))
 
     async with trio.open_nursery() as nursery:
-        async with open_switch(options(Keep.STORED), store=MemoryStore(), on_connect=anybody) as switch:
+        async with open_switch(options(HistoryStorage.STORED), store=MemoryStore(), on_connect=anybody) as switch:
             client = await App(switch, nursery).connect()
             if there:
                 await client.join("r")
@@ -568,7 +568,7 @@ async def test_a_room_that_is_closed_while_it_is_loaded_takes_no_memory(clock: M
             return await super().read_newest(*args, **how)
 
     store = Slow()
-    async with running(options(Keep.STORED), store=store) as app:
+    async with running(options(HistoryStorage.STORED), store=store) as app:
         await app.switch.publish("r", 1)
         await trio.sleep(30)
         store.seconds = 15.0
@@ -591,7 +591,7 @@ async def test_what_was_committed_though_the_store_could_not_say_so_is_handed_ou
             return appended
 
     store = Uncertain()
-    async with running(options(Keep.STORED), store=store) as app:
+    async with running(options(HistoryStorage.STORED), store=store) as app:
         client, other = await app.connect(), await app.connect()
         await client.join("r")
         await other.join("r")
@@ -611,7 +611,7 @@ async def test_the_position_goes_past_what_expired_on_its_way(clock: MockClock) 
             await trio.sleep(1)
             return await super().append(*args, **how)
 
-    async with running(options(Keep.STORED), store=Slow()) as app:
+    async with running(options(HistoryStorage.STORED), store=Slow()) as app:
         receipt = await app.switch.publish("r", 1, expires=0.5)
         ack, _, _ = await joined(await app.connect())
         assert ack["offset"] == receipt.offset == 1
@@ -665,7 +665,7 @@ async def test_a_member_that_is_made_to_leave_while_it_joins_again(clock: MockCl
             await trio.sleep(5)
             return await super().read(*args, **how)
 
-    async with running(options(Keep.STORED, history_size=2000), store=Slow()) as app:
+    async with running(options(HistoryStorage.STORED, history_size=2000), store=Slow()) as app:
         for number in range(1, 1201):
             app.switch.publish_nowait("r", number)
         await app.switch.flush_all()

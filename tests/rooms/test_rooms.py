@@ -9,8 +9,7 @@ from support import Client, running, settled
 from trio.testing import MockClock, lockstep_stream_pair
 
 from trioswitch import Options, Overflow, Receipt, RoomPolicy
-from trioswitch.rooms.members import Member, Tally
-from trioswitch.rooms.room import Room
+from trioswitch.wire.prepared import Prepared
 from trioswitch.wire.windows import Window
 
 
@@ -90,14 +89,12 @@ class Crash(Exception):
 async def test_a_room_that_crashes_starts_again_with_its_members(
     clock: MockClock, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hand_to = Room._hand_to
-
-    def fragile(self: Room, members: list[Member], window: Window, tally: Tally) -> Any:
-        if any(getattr(message.event, "data", None) == "poison" for message in window.messages):
+    def fragile(messages: list[Prepared], *rest: Any) -> Window:
+        if any(getattr(message.event, "data", None) == "poison" for message in messages):
             raise Crash("the room cannot take this")
-        return hand_to(self, members, window, tally)
+        return Window(messages, *rest)
 
-    monkeypatch.setattr(Room, "_hand_to", fragile)
+    monkeypatch.setattr("trioswitch.rooms.room.Window", fragile)
     async with running(Options(window_messages=1)) as app:
         client, neighbour = await app.connect(), await app.connect()
         app.switch.join(client.connection_id, "r")

@@ -18,8 +18,18 @@ from raw import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, RawPeer, deflated
 from support import App, connected, listening, settled
 from trio.testing import MockClock, lockstep_stream_pair, memory_stream_pair
 
-from trioswitch import Cause, Connection, ConnectRequest, Identity, Options, Overflow, Refused, RoomPolicy, open_switch
-from trioswitch.transport.streams import SocketChannel
+from trioswitch import (
+    CloseCause,
+    Connection,
+    ConnectRequest,
+    Identity,
+    Options,
+    Overflow,
+    Refused,
+    RoomPolicy,
+    open_switch,
+)
+from trioswitch.transport.streams import SocketByteStream
 
 LIMIT = 1000
 SMALL = Options(max_message_bytes=LIMIT, max_fragments=5)
@@ -51,7 +61,7 @@ class SocketApp(App):
         ours, theirs = socket.socketpair()
         theirs.setblocking(False)
         self._ours.append(ours)
-        self.nursery.start_soon(self.switch.serve_channel, SocketChannel(theirs))
+        self.nursery.start_soon(self.switch.serve_byte_stream, SocketByteStream(theirs))
         return trio.SocketStream(trio.socket.from_stdlib_socket(ours))
 
     def close(self) -> None:
@@ -210,7 +220,7 @@ async def test_who_never_reads_the_answer_to_its_handshake(clock: MockClock, tra
 
 
 async def test_a_request_that_only_trio_websocket_refuses(clock: MockClock) -> None:
-    """It answers by itself, and would wait for a better request for ever."""
+    """It answers by itself, and would wait for a better request forever."""
     async with running(transport="trio-websocket") as app, good_neighbours(app):
         before = len(app.nursery.child_tasks)
         peer = RawPeer(await app.stream())
@@ -282,7 +292,7 @@ async def test_a_request_needs_one_host(clock: MockClock, transport: str, host: 
 
 @pytest.mark.parametrize(("word", "code"), [("unauthorised", 4500), ("forbidden", 4501), ("app_specific", 4501)])
 async def test_a_browser_is_refused_with_a_close_code(clock: MockClock, transport: str, word: str, code: int) -> None:
-    """It is not shown the HTTP status of a refused handshake, and would come back for ever."""
+    """It is not shown the HTTP status of a refused handshake, and would come back forever."""
 
     async def on_connect(request: ConnectRequest) -> None:
         if "bad" in request.query:
@@ -328,37 +338,40 @@ async def test_an_on_connect_that_hangs_has_the_deadline_of_the_handshake(clock:
 # --- frames
 
 FRAMES = {
-    "unmasked": (frame(TEXT, HEARTBEAT, masked=False), Cause.PROTOCOL_ERROR),
-    "continues nothing": (frame(CONTINUATION, b"x"), Cause.PROTOCOL_ERROR),
-    "begins before the end": (frame(TEXT, b"x", fin=False) + frame(TEXT, HEARTBEAT), Cause.PROTOCOL_ERROR),
-    "reserved bit": (frame(TEXT, HEARTBEAT, rsv1=True), Cause.PROTOCOL_ERROR),
-    "reserved opcode": (frame(3, b"x"), Cause.PROTOCOL_ERROR),
-    "big ping": (frame(PING, b"x" * 126), Cause.PROTOCOL_ERROR),
-    "fragmented ping": (frame(PING, b"x", fin=False), Cause.PROTOCOL_ERROR),
-    "half a close code": (frame(CLOSE, b"\x03"), Cause.PROTOCOL_ERROR),
-    "close code 1005": (frame(CLOSE, b"\x03\xed"), Cause.PROTOCOL_ERROR),
-    "close reason not UTF-8": (frame(CLOSE, b"\x03\xe8\xff"), Cause.BAD_DATA),
-    "http again": (b"GET / HTTP/1.1\r\n\r\n", Cause.PROTOCOL_ERROR),
-    "text not UTF-8": (frame(TEXT, b'{"type": "\xff"}'), Cause.BAD_DATA),
-    "bytes as text": (frame(TEXT, b"\xff\xfe"), Cause.BAD_DATA),
-    "too big": (frame(TEXT, padded(LIMIT + 1)), Cause.TOO_BIG),
+    "unmasked": (frame(TEXT, HEARTBEAT, masked=False), CloseCause.PROTOCOL_ERROR),
+    "continues nothing": (frame(CONTINUATION, b"x"), CloseCause.PROTOCOL_ERROR),
+    "begins before the end": (frame(TEXT, b"x", fin=False) + frame(TEXT, HEARTBEAT), CloseCause.PROTOCOL_ERROR),
+    "reserved bit": (frame(TEXT, HEARTBEAT, rsv1=True), CloseCause.PROTOCOL_ERROR),
+    "reserved opcode": (frame(3, b"x"), CloseCause.PROTOCOL_ERROR),
+    "big ping": (frame(PING, b"x" * 126), CloseCause.PROTOCOL_ERROR),
+    "fragmented ping": (frame(PING, b"x", fin=False), CloseCause.PROTOCOL_ERROR),
+    "half a close code": (frame(CLOSE, b"\x03"), CloseCause.PROTOCOL_ERROR),
+    "close code 1005": (frame(CLOSE, b"\x03\xed"), CloseCause.PROTOCOL_ERROR),
+    "close reason not UTF-8": (frame(CLOSE, b"\x03\xe8\xff"), CloseCause.BAD_DATA),
+    "http again": (b"GET / HTTP/1.1\r\n\r\n", CloseCause.PROTOCOL_ERROR),
+    "text not UTF-8": (frame(TEXT, b'{"type": "\xff"}'), CloseCause.BAD_DATA),
+    "bytes as text": (frame(TEXT, b"\xff\xfe"), CloseCause.BAD_DATA),
+    "too big": (frame(TEXT, padded(LIMIT + 1)), CloseCause.TOO_BIG),
     "too big in fragments": (
         frame(TEXT, b"x" * 600, fin=False) + frame(CONTINUATION, b"x" * 600, fin=False),
-        Cause.TOO_BIG,
+        CloseCause.TOO_BIG,
     ),
 }
 NATIVE_FRAMES = {
-    "claims to be huge": (frame(TEXT, b"x", size=2**62), Cause.TOO_BIG),
-    "claims more than there is": (frame(TEXT, b"x", size=2**63), Cause.TOO_BIG),
-    "a fragment claims to be huge": (frame(TEXT, b"x", fin=False) + frame(CONTINUATION, size=LIMIT), Cause.TOO_BIG),
-    "endless fragments": (frame(TEXT, fin=False) + frame(CONTINUATION, fin=False) * 1000, Cause.TOO_BIG),
+    "claims to be huge": (frame(TEXT, b"x", size=2**62), CloseCause.TOO_BIG),
+    "claims more than there is": (frame(TEXT, b"x", size=2**63), CloseCause.TOO_BIG),
+    "a fragment claims to be huge": (
+        frame(TEXT, b"x", fin=False) + frame(CONTINUATION, size=LIMIT),
+        CloseCause.TOO_BIG,
+    ),
+    "endless fragments": (frame(TEXT, fin=False) + frame(CONTINUATION, fin=False) * 1000, CloseCause.TOO_BIG),
     "endless compressed fragments": (
         frame(TEXT, fin=False, rsv1=True) + frame(CONTINUATION, fin=False) * 1000,
-        Cause.TOO_BIG,
+        CloseCause.TOO_BIG,
     ),
-    "compression bomb": (frame(TEXT, deflated(b"x" * 500_000), rsv1=True), Cause.TOO_BIG),
-    "a byte too big when inflated": (frame(TEXT, deflated(padded(LIMIT + 1)), rsv1=True), Cause.TOO_BIG),
-    "compressed garbage": (frame(TEXT, b"\xff" * 50, rsv1=True), Cause.PROTOCOL_ERROR),
+    "compression bomb": (frame(TEXT, deflated(b"x" * 500_000), rsv1=True), CloseCause.TOO_BIG),
+    "a byte too big when inflated": (frame(TEXT, deflated(padded(LIMIT + 1)), rsv1=True), CloseCause.TOO_BIG),
+    "compressed garbage": (frame(TEXT, b"\xff" * 50, rsv1=True), CloseCause.PROTOCOL_ERROR),
 }
 """What trio-websocket does not know, or does not look at before it is there."""
 
@@ -386,7 +399,7 @@ async def test_by_trio_websocket_it_ends_too(clock: MockClock, name: str) -> Non
     async with running(SMALL, transport="trio-websocket") as app, good_neighbours(app) as neighbours:
         peer = await peer_in(app)
         await peer.send(data)
-        assert await peer.close_code() == (1009 if cause is Cause.TOO_BIG else 1006)
+        assert await peer.close_code() == (1009 if cause is CloseCause.TOO_BIG else 1006)
         await neighbours.chat()
         await peer.aclose()
         await settled()
@@ -893,9 +906,9 @@ async def test_a_peer_that_goes_while_its_handlers_are_full(clock: MockClock, tr
 async def test_on_disconnect_may_hang_or_fail(
     clock: MockClock, transport: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    seen: list[Cause] = []
+    seen: list[CloseCause] = []
 
-    async def on_disconnect(connection: Connection, cause: Cause) -> None:
+    async def on_disconnect(connection: Connection, cause: CloseCause) -> None:
         seen.append(cause)
         if "hang" in connection.request.query:
             await trio.sleep_forever()
@@ -911,7 +924,7 @@ async def test_on_disconnect_may_hang_or_fail(
             await trio.sleep(2.1)
             expect_logged(caplog, words)
         assert len(app.nursery.child_tasks) == before
-        assert seen == [Cause.CLIENT_LEFT, Cause.CLIENT_LEFT]
+        assert seen == [CloseCause.CLIENT_LEFT, CloseCause.CLIENT_LEFT]
 
 
 # --- where the kernel matters

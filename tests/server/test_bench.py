@@ -32,13 +32,13 @@ def port() -> Iterator[int]:
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "trioswitch", "serve", "--port", str(port), "--log-level", "warning"]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as server:
-        give_up = time.monotonic() + 20
+        report_loss = time.monotonic() + 20
         while True:
             try:
                 socket.create_connection(("127.0.0.1", port), 1).close()
                 break
             except OSError:
-                assert time.monotonic() < give_up
+                assert time.monotonic() < report_loss
                 time.sleep(0.05)
         yield port
         server.terminate()
@@ -108,9 +108,9 @@ def test_an_interrupt_shows_what_was_measured_so_far(port: int, tmp_path: Path) 
         [*BENCH, "echo", url, "--connections", "2", "--duration", "60", "--json", str(tmp_path / "results.json")],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     ) as running:  # fmt: skip
-        give_up = time.monotonic() + 20
+        report_loss = time.monotonic() + 20
         while connections(port) < 2:
-            assert time.monotonic() < give_up
+            assert time.monotonic() < report_loss
             time.sleep(0.1)
         time.sleep(2)  # it rests for half a second, and then measures a minute
         running.send_signal(signal.SIGINT)

@@ -12,7 +12,7 @@ from support import connected, listening, running, settled
 from trio.testing import MockClock, memory_stream_pair
 
 from trioswitch import (
-    Cause,
+    CloseCause,
     Connection,
     ConnectRequest,
     Identity,
@@ -190,9 +190,9 @@ async def test_on_connect_names_the_user_or_refuses(clock: MockClock, transport:
 
 
 async def test_on_disconnect_always_runs_with_the_cause(clock: MockClock, transport: str) -> None:
-    causes: list[tuple[str, Cause]] = []
+    causes: list[tuple[str, CloseCause]] = []
 
-    async def on_disconnect(connection: Connection, cause: Cause) -> None:
+    async def on_disconnect(connection: Connection, cause: CloseCause) -> None:
         await trio.sleep(0.1)  # even when it is cancelled from outside, it may finish
         causes.append((connection.user, cause))
 
@@ -209,16 +209,16 @@ async def test_on_disconnect_always_runs_with_the_cause(clock: MockClock, transp
         await clients["kicked"].closed()
         await trio.sleep(1)
     assert dict(causes) == {
-        "leaves": Cause.CLIENT_LEFT,
-        "vanishes": Cause.VANISHED,
-        "kicked": Cause.KICKED,
-        "stays": Cause.DRAIN,
+        "leaves": CloseCause.CLIENT_LEFT,
+        "vanishes": CloseCause.VANISHED,
+        "kicked": CloseCause.KICKED,
+        "stays": CloseCause.DRAIN,
     }
     assert len(causes) == 4
 
 
 async def test_a_hook_that_hangs_or_fails_is_no_ones_problem(clock: MockClock) -> None:
-    async def on_disconnect(connection: Connection, cause: Cause) -> None:
+    async def on_disconnect(connection: Connection, cause: CloseCause) -> None:
         if connection.user == "hangs":
             await trio.sleep_forever()
         raise RuntimeError("a bug in the application")

@@ -5,9 +5,19 @@ from math import inf
 
 import pytest
 import trio
-from store_support import bounds, fill, letter, letters, message, newest, offsets, read, upto
+from store_support import bounds, fill, inbox_message, inbox_messages, message, newest, offsets, read, upto
 
-from trioswitch.stores.port import KEY_TIME, POSITION_TIME, Appended, Kept, Page, Posted, Record, Retention, Store
+from trioswitch.stores.port import (
+    KEY_TIME,
+    POSITION_TIME,
+    Appended,
+    HistoryRecords,
+    InboxResult,
+    Record,
+    Retention,
+    Store,
+    StoredInboxMessage,
+)
 
 
 class StoreContract:
@@ -29,21 +39,21 @@ class StoreContract:
         assert (await read(store, "a")).epoch == (await newest(store, "a")).epoch == a.epoch
 
     async def test_reading_makes_no_room(self, store: Store) -> None:
-        nothing = Page(epoch="", first=1, last=0, records=[])
+        nothing = HistoryRecords(epoch="", first=1, last=0, records=[])
         for _ in range(2):
             assert await read(store, "nowhere") == nothing
             assert await newest(store, "nowhere") == nothing
-        assert await letters(store, "nobody") == []
+        assert await inbox_messages(store, "nobody") == []
         await store.acknowledge("nobody", 5)
 
-    async def test_who_may_have_letters(self, store: Store) -> None:
+    async def test_which_users_may_have_inbox_messages(self, store: Store) -> None:
         """It may be wrong about who has none, and never about who has some."""
-        await store.post([letter(user="bob")], limits=upto(1))
-        assert store.may_have_letters("bob")
+        await store.add_to_inboxes([inbox_message(user="bob")], limits=upto(1))
+        assert store.may_have_inbox_messages("bob")
 
     async def test_nothing_to_do(self, store: Store) -> None:
         assert await store.append([]) == []
-        assert await store.post([], limits=upto(1)) == []
+        assert await store.add_to_inboxes([], limits=upto(1)) == []
         await store.sweep(100.0, 100.0)
 
     # --- reading
@@ -51,7 +61,7 @@ class StoreContract:
     async def test_what_was_kept_comes_back(self, store: Store) -> None:
         epoch = (await store.append([message(b"one", at=1.25), message(b"", at=2.5, expires_at=1e9)]))[0].epoch
         records = [Record(1, b"one", 1.25, None), Record(2, b"", 2.5, 1e9)]
-        assert await read(store) == await newest(store) == Page(epoch, 1, 2, records)
+        assert await read(store) == await newest(store) == HistoryRecords(epoch, 1, 2, records)
 
     async def test_pages(self, store: Store) -> None:
         await fill(store, 10)
@@ -199,80 +209,94 @@ class StoreContract:
 
     async def test_keys_are_forgotten_in_the_end(self, store: Store) -> None:
         await store.append([message(key="k")])
-        await store.post([letter(key="k")], limits=upto(10))
+        await store.add_to_inboxes([inbox_message(key="k")], limits=upto(10))
         for times in range(1, 5):
             await store.sweep(100.0 + times * (KEY_TIME + 1), inf)
         (appended,) = await store.append([message(key="k")])
         assert (appended.offset, appended.duplicate) == (2, False)
-        assert await store.post([letter(key="k")], limits=upto(10)) == [Posted(2, duplicate=False)]
+        assert await store.add_to_inboxes([inbox_message(key="k")], limits=upto(10)) == [
+            InboxResult(2, duplicate=False)
+        ]
 
     # --- inboxes
 
-    async def test_letters_wait_until_they_are_acknowledged(self, store: Store) -> None:
-        posted = await store.post(
-            [letter(b"a"), letter(b"b", "bob"), letter(b"c", at=1.5, expires_at=1e9)], limits=upto(10)
+    async def test_inbox_messages_are_kept_until_they_are_acknowledged(self, store: Store) -> None:
+        posted = await store.add_to_inboxes(
+            [inbox_message(b"a"), inbox_message(b"b", "bob"), inbox_message(b"c", at=1.5, expires_at=1e9)],
+            limits=upto(10),
         )
-        assert posted == [Posted(1, False), Posted(1, False), Posted(2, False)]
-        assert await letters(store) == [Kept(1, b"a", 100.0, None), Kept(2, b"c", 1.5, 1e9)]
-        assert [one.seq for one in await letters(store, limit=1)] == [1]
-        assert [one.seq for one in await letters(store, after=1)] == [2]
+        assert posted == [InboxResult(1, False), InboxResult(1, False), InboxResult(2, False)]
+        assert await inbox_messages(store) == [
+            StoredInboxMessage(1, b"a", 100.0, None),
+            StoredInboxMessage(2, b"c", 1.5, 1e9),
+        ]
+        assert [one.seq for one in await inbox_messages(store, limit=1)] == [1]
+        assert [one.seq for one in await inbox_messages(store, after=1)] == [2]
         await store.acknowledge("ann", 1)
-        assert [one.seq for one in await letters(store)] == [2]
-        assert [one.seq for one in await letters(store, "bob")] == [1]
+        assert [one.seq for one in await inbox_messages(store)] == [2]
+        assert [one.seq for one in await inbox_messages(store, "bob")] == [1]
         await store.acknowledge("ann", 1 << 70)
-        assert await letters(store) == []
+        assert await inbox_messages(store) == []
 
     async def test_a_number_is_never_used_again(self, store: Store) -> None:
-        await store.post([letter()] * 3, limits=upto(10))
+        await store.add_to_inboxes([inbox_message()] * 3, limits=upto(10))
         await store.acknowledge("ann", 3)
         await store.sweep(100.0 + POSITION_TIME, 1.0)
-        assert await store.post([letter()], limits=upto(10)) == [Posted(4, False)]
+        assert await store.add_to_inboxes([inbox_message()], limits=upto(10)) == [InboxResult(4, False)]
 
     async def test_a_full_inbox_takes_no_more(self, store: Store) -> None:
-        assert [one.seq for one in await store.post([letter()] * 5, limits=upto(3))] == [1, 2, 3, 0, 0]
-        assert await store.post([letter(key="k"), letter(user="bob")], limits=upto(3)) == [
-            Posted(0, False),
-            Posted(1, False),
+        assert [one.seq for one in await store.add_to_inboxes([inbox_message()] * 5, limits=upto(3))] == [1, 2, 3, 0, 0]
+        assert await store.add_to_inboxes([inbox_message(key="k"), inbox_message(user="bob")], limits=upto(3)) == [
+            InboxResult(0, False),
+            InboxResult(1, False),
         ]
         await store.acknowledge("ann", 1)
-        assert await store.post([letter(key="k")], limits=upto(3)) == [Posted(4, False)]
-        assert await store.post([letter(key="k")], limits=upto(3)) == [Posted(4, True)]
-        assert await store.post([letter()], limits=upto(0)) == [Posted(0, False)]
-        assert [one.seq for one in await letters(store)] == [2, 3, 4]
+        assert await store.add_to_inboxes([inbox_message(key="k")], limits=upto(3)) == [InboxResult(4, False)]
+        assert await store.add_to_inboxes([inbox_message(key="k")], limits=upto(3)) == [InboxResult(4, True)]
+        assert await store.add_to_inboxes([inbox_message()], limits=upto(0)) == [InboxResult(0, False)]
+        assert [one.seq for one in await inbox_messages(store)] == [2, 3, 4]
 
     async def test_an_inbox_has_a_limit_in_bytes(self, store: Store) -> None:
         limits = upto(10, size=100)
-        posted = await store.post([letter(b"x" * size) for size in (101, 60, 41, 40, 1)], limits=limits)
+        posted = await store.add_to_inboxes(
+            [inbox_message(b"x" * size) for size in (101, 60, 41, 40, 1)], limits=limits
+        )
         assert [one.seq for one in posted] == [0, 1, 0, 2, 0]
-        posted = await store.post([letter(b"x"), letter(b"", key="k"), letter(b"x" * 100, "bob")], limits=limits)
+        posted = await store.add_to_inboxes(
+            [inbox_message(b"x"), inbox_message(b"", key="k"), inbox_message(b"x" * 100, "bob")], limits=limits
+        )
         assert [one.seq for one in posted] == [0, 3, 1]
         await store.acknowledge("ann", 1)
-        assert await store.post([letter(b"x" * 61), letter(b"x" * 60)], limits=limits) == [
-            Posted(0, False),
-            Posted(4, False),
+        assert await store.add_to_inboxes([inbox_message(b"x" * 61), inbox_message(b"x" * 60)], limits=limits) == [
+            InboxResult(0, False),
+            InboxResult(4, False),
         ]
-        await store.post([letter(b"x" * 100, "eve", expires_at=110.0)], limits=limits)
-        assert await store.post([letter(b"x", "eve", at=110.0)], limits=limits) == [Posted(2, False)]
+        await store.add_to_inboxes([inbox_message(b"x" * 100, "eve", expires_at=110.0)], limits=limits)
+        assert await store.add_to_inboxes([inbox_message(b"x", "eve", at=110.0)], limits=limits) == [
+            InboxResult(2, False)
+        ]
 
     async def test_all_inboxes_have_a_limit_together(self, store: Store) -> None:
         limits = upto(10, total=100)
 
         async def fits(size: int) -> bool:
             """Exactly so much, and no more."""
-            posted = await store.post([letter(b"x" * size, "one"), letter(b"x", "two")], limits=limits)
+            posted = await store.add_to_inboxes(
+                [inbox_message(b"x" * size, "one"), inbox_message(b"x", "two")], limits=limits
+            )
             await store.acknowledge("one", 1 << 70)
             return [one.seq > 0 for one in posted] == [True, False]
 
         assert await fits(100)
-        posted = await store.post(
-            [letter(b"x" * 60), letter(b"x" * 41, "bob"), letter(b"x" * 40, "bob")], limits=limits
+        posted = await store.add_to_inboxes(
+            [inbox_message(b"x" * 60), inbox_message(b"x" * 41, "bob"), inbox_message(b"x" * 40, "bob")], limits=limits
         )
         assert [one.seq for one in posted] == [1, 0, 1]
-        assert [one.seq for one in await store.post([letter(b"x", "eve")], limits=limits)] == [0]
+        assert [one.seq for one in await store.add_to_inboxes([inbox_message(b"x", "eve")], limits=limits)] == [0]
         await store.acknowledge("ann", 1)
         await store.acknowledge("ann", 1)
         assert await fits(60)
-        await store.post([letter(b"x" * 30, "eve", expires_at=110.0)], limits=limits)
+        await store.add_to_inboxes([inbox_message(b"x" * 30, "eve", expires_at=110.0)], limits=limits)
         assert await fits(30)
         await store.sweep(111.0, inf)
         assert await fits(60)
@@ -280,58 +304,66 @@ class StoreContract:
         assert await fits(100)
 
     async def test_who_is_refused_leaves_nothing_behind(self, store: Store) -> None:
-        await store.post([letter(key="k"), letter(user="bob")], limits=upto(10, total=0))
-        assert await letters(store) == []
-        assert not store.may_have_letters("ann")
-        assert await store.post([letter(key="k")], limits=upto(10)) == [Posted(1, False)]
+        await store.add_to_inboxes([inbox_message(key="k"), inbox_message(user="bob")], limits=upto(10, total=0))
+        assert await inbox_messages(store) == []
+        assert not store.may_have_inbox_messages("ann")
+        assert await store.add_to_inboxes([inbox_message(key="k")], limits=upto(10)) == [InboxResult(1, False)]
 
-    async def test_a_page_of_letters_ends_at_its_bytes_but_has_one(self, store: Store) -> None:
-        await store.post([letter(b"x" * size) for size in (40, 40, 200, 10)], limits=upto(10))
+    async def test_a_page_of_an_inbox_ends_at_its_bytes_but_has_one(self, store: Store) -> None:
+        await store.add_to_inboxes([inbox_message(b"x" * size) for size in (40, 40, 200, 10)], limits=upto(10))
         for after, max_bytes, seqs in ((0, 80, [1, 2]), (0, 79, [1]), (0, 0, [1]), (2, 100, [3]), (2, 210, [3, 4])):
-            assert [one.seq for one in await letters(store, after=after, max_bytes=max_bytes)] == seqs
+            assert [one.seq for one in await inbox_messages(store, after=after, max_bytes=max_bytes)] == seqs
 
     async def test_an_empty_inbox_is_forgotten_in_the_end(self, store: Store) -> None:
-        """And its numbers are given to nobody: a client that stayed would take a new letter for an old one."""
-        await store.post([letter(), letter(), letter(key="k"), letter(user="bob", at=1000.0)], limits=upto(10))
+        """And its numbers are given to nobody: a client that stayed would take a new inbox message for an old one."""
+        await store.add_to_inboxes(
+            [inbox_message(), inbox_message(), inbox_message(key="k"), inbox_message(user="bob", at=1000.0)],
+            limits=upto(10),
+        )
         await store.sweep(161.0, 60.0)
-        assert await letters(store) == []
+        assert await inbox_messages(store) == []
         await store.sweep(159.0 + POSITION_TIME, 60.0)
-        assert await store.post([letter(user="ann")], limits=upto(10)) == [Posted(4, False)]
+        assert await store.add_to_inboxes([inbox_message(user="ann")], limits=upto(10)) == [InboxResult(4, False)]
         await store.acknowledge("ann", 4)
         for _ in range(2):
             await store.sweep(161.0 + POSITION_TIME, 60.0)
-        assert not store.may_have_letters("ann")
-        new = await store.post([letter(user=user) for user in ("ann", "eve", "bob")], limits=upto(10))
+        assert not store.may_have_inbox_messages("ann")
+        new = await store.add_to_inboxes([inbox_message(user=user) for user in ("ann", "eve", "bob")], limits=upto(10))
         assert [one.seq for one in new] == [5, 5, 2]
-        assert store.may_have_letters("ann")
+        assert store.may_have_inbox_messages("ann")
 
-    async def test_an_inbox_with_letters_is_not_forgotten(self, store: Store) -> None:
-        await store.post([letter()], limits=upto(10))
+    async def test_an_inbox_with_messages_is_not_forgotten(self, store: Store) -> None:
+        await store.add_to_inboxes([inbox_message()], limits=upto(10))
         await store.sweep(200.0 + POSITION_TIME, 10 * POSITION_TIME)
-        assert await store.post([letter()], limits=upto(10)) == [Posted(2, False)]
-        assert [one.seq for one in await letters(store)] == [1, 2]
+        assert await store.add_to_inboxes([inbox_message()], limits=upto(10)) == [InboxResult(2, False)]
+        assert [one.seq for one in await inbox_messages(store)] == [1, 2]
 
-    async def test_letters_expire_and_make_room(self, store: Store) -> None:
-        await store.post([letter(expires_at=110.0), letter()], limits=upto(2))
-        assert [one.seq for one in await letters(store, now=109.0)] == [1, 2]
-        assert [one.seq for one in await letters(store, now=110.0)] == [2]
-        assert await store.post([letter(at=111.0)], limits=upto(2)) == [Posted(3, False)]
+    async def test_inbox_messages_expire_and_make_space(self, store: Store) -> None:
+        await store.add_to_inboxes([inbox_message(expires_at=110.0), inbox_message()], limits=upto(2))
+        assert [one.seq for one in await inbox_messages(store, now=109.0)] == [1, 2]
+        assert [one.seq for one in await inbox_messages(store, now=110.0)] == [2]
+        assert await store.add_to_inboxes([inbox_message(at=111.0)], limits=upto(2)) == [InboxResult(3, False)]
         await store.sweep(112.0, inf)
-        assert [one.seq for one in await letters(store, now=105.0)] == [2, 3]
+        assert [one.seq for one in await inbox_messages(store, now=105.0)] == [2, 3]
 
-    async def test_letters_get_too_old(self, store: Store) -> None:
-        await store.post([letter(at=at) for at in (100.0, 110.0, 120.0)], limits=upto(10))
+    async def test_inbox_messages_get_too_old(self, store: Store) -> None:
+        await store.add_to_inboxes([inbox_message(at=at) for at in (100.0, 110.0, 120.0)], limits=upto(10))
         await store.sweep(175.0, 60.0)
-        assert [one.seq for one in await letters(store, now=175.0)] == [3]
+        assert [one.seq for one in await inbox_messages(store, now=175.0)] == [3]
 
-    async def test_the_same_letter_is_kept_once(self, store: Store) -> None:
-        assert await store.post([letter(key="k"), letter(key="k"), letter(user="bob", key="k")], limits=upto(10)) == [
-            Posted(1, False),
-            Posted(1, True),
-            Posted(1, False),
+    async def test_the_same_inbox_message_is_kept_once(self, store: Store) -> None:
+        assert await store.add_to_inboxes(
+            [inbox_message(key="k"), inbox_message(key="k"), inbox_message(user="bob", key="k")], limits=upto(10)
+        ) == [
+            InboxResult(1, False),
+            InboxResult(1, True),
+            InboxResult(1, False),
         ]
         await store.acknowledge("ann", 1)
-        assert await store.post([letter(key="k"), letter()], limits=upto(10)) == [Posted(1, True), Posted(2, False)]
+        assert await store.add_to_inboxes([inbox_message(key="k"), inbox_message()], limits=upto(10)) == [
+            InboxResult(1, True),
+            InboxResult(2, False),
+        ]
 
     # --- many at once
 
@@ -411,10 +443,10 @@ class StoreContract:
     async def test_big_payloads(self, store: Store) -> None:
         payloads = [bytes([number]) * (1 << 20) for number in range(4)]
         await store.append([message(payload) for payload in payloads])
-        await store.post([letter(payloads[3])], limits=upto(1))
+        await store.add_to_inboxes([inbox_message(payloads[3])], limits=upto(1))
         page = await read(store, max_bytes=3 << 20)
         assert [record.payload for record in page.records] == payloads[:3]
-        assert (await letters(store))[0].payload == payloads[3]
+        assert (await inbox_messages(store))[0].payload == payloads[3]
 
     @pytest.mark.parametrize(
         "name", ["", " ", "a\0b", "Ünïcödé", "e\u0301", "日本語", "🎉" * 200, "'; --", "room\n", "%_*?"]
@@ -424,10 +456,10 @@ class StoreContract:
         (appended, again) = await store.append([message(b"here", name, key=name), message(b"", name, key=name)])
         assert (appended.offset, again.duplicate, other.duplicate) == (1, True, False)
         assert [record.payload for record in (await read(store, name)).records] == [b"here"]
-        await store.post([letter(user=name, key=name)], limits=upto(1))
-        assert len(await letters(store, name)) == 1
+        await store.add_to_inboxes([inbox_message(user=name, key=name)], limits=upto(1))
+        assert len(await inbox_messages(store, name)) == 1
         await store.acknowledge(name, 1)
-        assert await letters(store, name) == []
+        assert await inbox_messages(store, name) == []
 
     # --- the end
 

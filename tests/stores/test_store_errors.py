@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 import trio
-from store_support import fill, letter, letters, message, newest, offsets, read, upto
+from store_support import fill, inbox_message, inbox_messages, message, newest, offsets, read, upto
 
 from trioswitch.errors import StoreError
-from trioswitch.stores.port import POSITION_TIME, Appended, Kept, Page, Posted, Record
+from trioswitch.stores.port import POSITION_TIME, Appended, HistoryRecords, InboxResult, Record, StoredInboxMessage
 from trioswitch.stores.sqlite.schema import MIGRATIONS, VERSION
 from trioswitch.stores.sqlite.store import SqliteStore
 
@@ -202,13 +202,13 @@ async def test_a_full_disk(path: Path) -> None:
             with pytest.raises(StoreError, match=r"store\.db cannot grow: the disk is full$"):
                 await store.append([message(b"x" * 100_000)])
             with pytest.raises(StoreError, match="the disk is full"):
-                await store.post([letter(b"x" * 100_000)], limits=upto(10))
+                await store.add_to_inboxes([inbox_message(b"x" * 100_000)], limits=upto(10))
             assert offsets(await read(store)) == [1]
         await fill(store, 1)  # a small one fits
         limit_pages(store, 1_000_000)
         appended = await store.append([message(b"x" * 100_000), message(room="other")])
         assert [one.offset for one in appended] == [3, 1]
-        assert await store.post([letter(b"x" * 100_000)], limits=upto(10)) == [Posted(1, False)]
+        assert await store.add_to_inboxes([inbox_message(b"x" * 100_000)], limits=upto(10)) == [InboxResult(1, False)]
         assert store.statistics().writes.failed == 4
     async with opened(path) as store:
         assert offsets(await read(store)) == [1, 2, 3]
@@ -296,11 +296,11 @@ async def test_a_file_of_version_1(path: Path) -> None:
     run_sql(path, *VERSION_1.split(";"))
     async with opened(path) as store:
         records = [Record(3, b"a", 40.0, None), Record(4, b"b", 50.0, 1e9)]
-        assert await read(store) == Page("EPOCH", 3, 4, records)
-        assert await letters(store) == [Kept(7, b"c", 50.0, None)]
+        assert await read(store) == HistoryRecords("EPOCH", 3, 4, records)
+        assert await inbox_messages(store) == [StoredInboxMessage(7, b"c", 50.0, None)]
         for duplicate in (False, True):
             assert await store.append([message(key="k")]) == [Appended("EPOCH", 5, duplicate)]
-            assert await store.post([letter(key="k")], limits=upto(10)) == [Posted(8, duplicate)]
+            assert await store.add_to_inboxes([inbox_message(key="k")], limits=upto(10)) == [InboxResult(8, duplicate)]
     assert schema(path) == schema(await new(path.with_name("new.db")))
 
 
@@ -325,12 +325,14 @@ PRAGMA user_version = 2;
 async def test_a_file_of_version_2(path: Path) -> None:
     run_sql(path, *VERSION_2.split(";"))
     async with opened(path) as store:
-        assert await letters(store) == [Kept(7, b"c", 50.0, None)]
-        assert await store.post([letter(key="k")], limits=upto(10)) == [Posted(7, True)]
-        assert await store.post([letter(b"x")], limits=upto(10, total=1)) == [Posted(0, False)]
+        assert await inbox_messages(store) == [StoredInboxMessage(7, b"c", 50.0, None)]
+        assert await store.add_to_inboxes([inbox_message(key="k")], limits=upto(10)) == [InboxResult(7, True)]
+        assert await store.add_to_inboxes([inbox_message(b"x")], limits=upto(10, total=1)) == [InboxResult(0, False)]
         await store.sweep(51.0 + 60.0 + POSITION_TIME, 60.0)
-        posted = await store.post([letter(b"x", user) for user in ("ann", "bob")], limits=upto(10, total=1))
-        assert posted == [Posted(10, False), Posted(0, False)]
+        posted = await store.add_to_inboxes(
+            [inbox_message(b"x", user) for user in ("ann", "bob")], limits=upto(10, total=1)
+        )
+        assert posted == [InboxResult(10, False), InboxResult(0, False)]
     assert schema(path) == schema(await new(path.with_name("new.db")))
 
 
@@ -351,9 +353,11 @@ PRAGMA user_version = 3;
 async def test_a_file_of_version_3(path: Path) -> None:
     run_sql(path, *(statement.replace("|", ";") for statement in VERSION_3.split(";")))
     async with opened(path) as store:
-        assert await read(store) == Page("EPOCH", 3, 4, [Record(3, b"a", 40.0, None), Record(4, b"b", 50.0, 1e9)])
+        assert await read(store) == HistoryRecords(
+            "EPOCH", 3, 4, [Record(3, b"a", 40.0, None), Record(4, b"b", 50.0, 1e9)]
+        )
         assert await store.append([message()]) == [Appended("EPOCH", 5, False)]
-        assert await letters(store) == [Kept(7, b"c", 50.0, None)]
+        assert await inbox_messages(store) == [StoredInboxMessage(7, b"c", 50.0, None)]
     async with opened(path) as store:
         assert offsets(await read(store)) == [3, 4, 5]
     assert schema(path) == schema(await new(path.with_name("new.db")))

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from store_support import upto
 
 from trioswitch.stores.memory import MemoryStore
-from trioswitch.stores.port import Append, Letter, Retention, Store
+from trioswitch.stores.port import Append, InboxMessage, Retention, Store
 from trioswitch.stores.sqlite.store import SqliteStore
 
 ROOMS = {"a": Retention(3, None), "b": Retention(100, 20.0), "c": Retention(80, 8.0), "empty": Retention(1, None)}
@@ -40,7 +40,7 @@ steps = st.one_of(
 
 @attrs.define
 class One:
-    """A message or a letter of the model."""
+    """A message or a inbox message of the model."""
 
     number: int
     payload: bytes
@@ -106,10 +106,10 @@ async def compare(steps: list[Any], open_it: Callable[[], Awaitable[Store]]) -> 
         assert [(one.offset, one.duplicate) for one in await store.append(appends)] == expected
 
     async def post(batch: list[Any]) -> None:
-        letters, expected = [], []
+        inbox_messages, expected = [], []
         for user, lifetime, key in batch:
             expires_at = None if lifetime is None else model.now + lifetime
-            letters.append(Letter(user=user, payload=b"x", at=model.now, expires_at=expires_at, key=key))
+            inbox_messages.append(InboxMessage(user=user, payload=b"x", at=model.now, expires_at=expires_at, key=key))
             ever, kept = model.mail.setdefault(user, []), model.kept.setdefault(user, [])
             known = any(key is not None and one.key == key for one in ever)
             if not known and sum(one.alive(model.now) for one in kept) >= INBOX:
@@ -118,7 +118,9 @@ async def compare(steps: list[Any], open_it: Callable[[], Awaitable[Store]]) -> 
             expected.append(model.put(ever, b"x", model.now, expires_at, key))
             if not known:
                 kept.append(ever[-1])
-        assert [(one.seq, one.duplicate) for one in await store.post(letters, limits=upto(INBOX))] == expected
+        assert [
+            (one.seq, one.duplicate) for one in await store.add_to_inboxes(inbox_messages, limits=upto(INBOX))
+        ] == expected
 
     async def acknowledge(user: str, upto: int) -> None:
         await store.acknowledge(user, upto)
@@ -150,9 +152,9 @@ async def compare(steps: list[Any], open_it: Callable[[], Awaitable[Store]]) -> 
         assert page.first in firsts
         assert [page.last, records] == expected
 
-    async def letters(user: str, after: int, limit: int) -> None:
+    async def inbox_messages(user: str, after: int, limit: int) -> None:
         found = [
-            one.seq for one in await store.letters(user, after=after, limit=limit, max_bytes=1 << 20, now=model.now)
+            one.seq for one in await store.read_inbox(user, after=after, limit=limit, max_bytes=1 << 20, now=model.now)
         ]
         alive = [one.number for one in model.kept.get(user, []) if one.alive(model.now) and one.number > after]
         assert found == alive[:limit]
@@ -165,7 +167,7 @@ async def compare(steps: list[Any], open_it: Callable[[], Awaitable[Store]]) -> 
         "sweep": sweep,
         "restart": restart,
         "read": read,
-        "letters": letters,
+        "letters": inbox_messages,
     }
     try:
         for name, *args in steps:
@@ -174,7 +176,7 @@ async def compare(steps: list[Any], open_it: Callable[[], Awaitable[Store]]) -> 
             await read((room, 0, 1000, 1 << 20))
             await read((room, None, 1000, 1 << 20))
         for user in ("ann", "bob"):
-            await letters(user, 0, 100)
+            await inbox_messages(user, 0, 100)
     finally:
         await store.aclose()
 

@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 import trio
 from store_contract import StoreContract
-from store_support import ENDLESS, bounds, fill, letter, letters, message, newest, offsets, read, upto
+from store_support import ENDLESS, bounds, fill, inbox_message, inbox_messages, message, newest, offsets, read, upto
 from trio.testing import wait_all_tasks_blocked
 
 from trioswitch.errors import StoreError
 from trioswitch.stores.open import open_store
-from trioswitch.stores.port import Posted, Retention, Store
+from trioswitch.stores.port import InboxResult, Retention, Store
 from trioswitch.stores.sqlite.store import SqliteStore
 
 PATIENCE = 20.0
@@ -78,7 +78,9 @@ async def test_everything_stays(path: Path) -> None:
     async with opened(path) as store:
         epoch = await fill(store, 100, retention=Retention(10, 1000.0))
         await store.append([message(key="k", at=101.0, retention=Retention(10, 1000.0))])
-        await store.post([letter(key="k"), letter(b"2"), letter(user="bob")], limits=upto(3))
+        await store.add_to_inboxes(
+            [inbox_message(key="k"), inbox_message(b"2"), inbox_message(user="bob")], limits=upto(3)
+        )
         await store.acknowledge("ann", 1)
         await store.acknowledge("bob", 1)
         before = await read(store)
@@ -86,12 +88,14 @@ async def test_everything_stays(path: Path) -> None:
         page = await read(store)
         assert page == before
         assert (page.epoch, *bounds(page)) == (epoch, 92, 101)
-        assert [one.seq for one in await letters(store)] == [2]
-        assert (store.may_have_letters("ann"), store.may_have_letters("bob")) == (True, False)
+        assert [one.seq for one in await inbox_messages(store)] == [2]
+        assert (store.may_have_inbox_messages("ann"), store.may_have_inbox_messages("bob")) == (True, False)
         first, second = await store.append([message(key="k"), message(at=102.0, retention=Retention(10, 1000.0))])
         assert (first.offset, first.duplicate, second.offset) == (101, True, 102)
-        posted = await store.post([letter(key="k"), letter(), letter(user="bob")], limits=upto(3))
-        assert posted == [Posted(1, True), Posted(3, False), Posted(2, False)]
+        posted = await store.add_to_inboxes(
+            [inbox_message(key="k"), inbox_message(), inbox_message(user="bob")], limits=upto(3)
+        )
+        assert posted == [InboxResult(1, True), InboxResult(3, False), InboxResult(2, False)]
         assert (await read(store, now=1101.5)).first == 102  # the age stays, too
 
 
@@ -106,7 +110,7 @@ async def test_nothing_is_left_beside_the_file_but_the_lock(path: Path) -> None:
 
 PUBLISHER = """
 import itertools, sys, trio
-from trioswitch.stores import Append, Letter, Retention
+from trioswitch.stores import Append, InboxMessage, Retention
 from trioswitch.stores.open import open_store
 
 async def publish(store, room):
@@ -159,7 +163,7 @@ async def test_what_waits_is_one_transaction(path: Path) -> None:
         async with held_up(store) as nursery:
             for number in range(100):
                 nursery.start_soon(store.append, [message(room=f"room{number % 7}")])
-                nursery.start_soon(lambda: store.post([letter()], limits=upto(1000)))
+                nursery.start_soon(lambda: store.add_to_inboxes([inbox_message()], limits=upto(1000)))
             nursery.start_soon(store.acknowledge, "ann", 1)
             await wait_all_tasks_blocked()
             assert store.statistics().writes.waiting == 201
@@ -204,7 +208,7 @@ async def test_a_request_that_fails_fails_alone(path: Path) -> None:
         assert offsets(page) == list(range(1, page.last + 1)) == list(range(1, 3 + 5 + 1 + 1))
         assert store.statistics().writes.failed == 5
         with pytest.raises(StoreError, match="cannot keep this"):
-            await store.post([letter(user="\ud800")], limits=upto(1))
+            await store.add_to_inboxes([inbox_message(user="\ud800")], limits=upto(1))
         with pytest.raises(StoreError, match="cannot keep this"):
             await read(store, "\ud800")
         assert offsets(await newest(store, limit=1)) == [9]

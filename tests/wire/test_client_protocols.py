@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trioswitch.errors import BadInput, Cause, UnencodableData
+from trioswitch.errors import BadInput, CloseCause, UnencodableData
 from trioswitch.wire import messages
 from trioswitch.wire.messages import COMMANDS, Command, Custom, Error, Event, Message
 from trioswitch.wire.protocols import JSON, JSON_BATCH, MSGPACK, PROTOCOLS, choose
@@ -304,7 +304,9 @@ class TestAnyBytes:
         if isinstance(outcome, BadInput):
             assert outcome.code in {"malformed", "invalid_utf8", "invalid"}
             assert outcome.counts == (outcome.code in {"malformed", "invalid_utf8"})
-            assert outcome.fatal == (Cause.BAD_DATA if outcome.code == "invalid_utf8" and protocol is JSON else None)
+            assert outcome.fatal == (
+                CloseCause.BAD_DATA if outcome.code == "invalid_utf8" and protocol is JSON else None
+            )
             assert type(outcome.request_id) in (str, int, type(None))
             assert protocol.codec.encode(Error(code=outcome.code, message=outcome.message)), "it can be answered"
         else:
@@ -404,7 +406,7 @@ class TestAnyBytes:
     def test_text_that_is_not_utf8_ends_a_json_connection(self, field: str, text: bytes) -> None:
         outcome = self.check(JSON, b'{"type":"message","room":"r","data":1,"%b":"%b"}' % (field.encode(), text))
         assert isinstance(outcome, BadInput)
-        assert (outcome.code, outcome.fatal) == ("invalid_utf8", Cause.BAD_DATA)
+        assert (outcome.code, outcome.fatal) == ("invalid_utf8", CloseCause.BAD_DATA)
 
     @pytest.mark.parametrize("text", NOT_UTF8)
     def test_and_only_counts_in_messagepack(self, text: bytes) -> None:

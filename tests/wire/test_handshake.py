@@ -20,7 +20,7 @@ from trioswitch.wire.handshake import DEFLATE_BITS, MAX_HEAD, Handshake, Rejecte
 from trioswitch.wire.protocols import JSON, JSON_BATCH, MSGPACK
 from trioswitch.wire.protocols.port import ClientProtocol
 
-Offer = ClientPerMessageDeflateFactory
+OfferResult = ClientPerMessageDeflateFactory
 
 
 def received(request: bytes, **options: bool) -> Handshake:
@@ -54,7 +54,7 @@ class TestRealClients:
         client = Client(
             parse_uri("ws://switch.example:8080/ws?token=a%20b&x="),
             subprotocols=[subprotocol] if subprotocol else None,
-            extensions=[Offer()],
+            extensions=[OfferResult()],
         )
         client.send_request(client.connect())
         [request] = client.data_to_send()
@@ -322,7 +322,9 @@ class TestDeflate:
     """Negotiation, as both sides understand it."""
 
     @staticmethod
-    def agree(*offers: Offer, compression: bool = True, takeover: bool = False) -> tuple[PerMessageDeflate | None, int]:
+    def agree(
+        *offers: OfferResult, compression: bool = True, takeover: bool = False
+    ) -> tuple[PerMessageDeflate | None, int]:
         client = Client(parse_uri("ws://switch.example/ws"), extensions=offers or None)
         client.send_request(client.connect())
         handshake = received(
@@ -346,29 +348,29 @@ class TestDeflate:
 
     @pytest.mark.parametrize(("asked", "got"), [(None, 12), (15, 12), (13, 12), (12, 12), (11, 11), (10, 10), (9, 9)])
     def test_our_window_is_the_smaller_one(self, asked: int | None, got: int) -> None:
-        extension, bits = self.agree(Offer(server_max_window_bits=asked))
+        extension, bits = self.agree(OfferResult(server_max_window_bits=asked))
         assert extension is not None
         assert extension.remote_max_window_bits == bits == got
 
     def test_a_window_that_zlib_cannot_make_is_declined(self) -> None:
-        extension, bits = self.agree(Offer(server_max_window_bits=8))
+        extension, bits = self.agree(OfferResult(server_max_window_bits=8))
         assert (extension, bits) == (None, 0)
 
     @pytest.mark.parametrize(("offered", "got"), [(True, 12), (15, 12), (12, 12), (9, 9), (None, 15)])
     def test_their_window_is_what_they_can_limit_it_to(self, offered: int | bool | None, got: int) -> None:
-        extension, _ = self.agree(Offer(client_max_window_bits=offered))
+        extension, _ = self.agree(OfferResult(client_max_window_bits=offered))
         assert extension is not None
         assert extension.local_max_window_bits == got
 
     @pytest.mark.parametrize("takeover", [True, False])
     def test_they_keep_their_context_only_where_that_is_allowed(self, takeover: bool) -> None:
-        extension, _ = self.agree(Offer(), takeover=takeover)
+        extension, _ = self.agree(OfferResult(), takeover=takeover)
         assert extension is not None
         assert extension.local_no_context_takeover == (not takeover)
 
     def test_we_never_keep_ours(self) -> None:
         """One compressed message serves all receivers, whatever each of them got before."""
-        extension, _ = self.agree(Offer(), takeover=True)
+        extension, _ = self.agree(OfferResult(), takeover=True)
         assert extension is not None
         assert extension.remote_no_context_takeover
 
@@ -376,7 +378,7 @@ class TestDeflate:
         assert self.agree() == (None, 0)
 
     def test_without_our_leave_there_is_none(self) -> None:
-        assert self.agree(Offer(), compression=False) == (None, 0)
+        assert self.agree(OfferResult(), compression=False) == (None, 0)
 
     @pytest.mark.parametrize(
         "extensions",

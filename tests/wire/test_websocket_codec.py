@@ -30,7 +30,7 @@ from wire_support import (
     server_frames,
 )
 
-from trioswitch.errors import Cause
+from trioswitch.errors import CloseCause
 from trioswitch.wire.websocket import WebSocketCodec
 
 DEFLATE = "permessage-deflate; client_max_window_bits"
@@ -74,7 +74,7 @@ def talk(data: bytes | Iterable[bytes], **options: Any) -> Talk:
     return Talk(connect(**options)).hear(*([data] if isinstance(data, bytes) else data))
 
 
-def check_failed(done: Talk, cause: Cause) -> None:
+def check_failed(done: Talk, cause: CloseCause) -> None:
     """It has ended by our doing, and the client was told with a close frame, its last and only one."""
     ended = done.codec.ended
     assert ended is not None
@@ -217,11 +217,11 @@ class TestFaults:
         assert done.messages == [b"good"]
         assert done.answers[0] == Seen(PONG, b"p")
         assert len(done.answers) == 2
-        check_failed(done, Cause.PROTOCOL_ERROR)
+        check_failed(done, CloseCause.PROTOCOL_ERROR)
 
     @pytest.mark.parametrize("reason", [b"\xff", b"\xc3", b"\xed\xa0\x80"])
     def test_a_reason_that_is_not_utf8(self, reason: bytes) -> None:
-        check_failed(talk(client_frame(CLOSE, close_payload(1000) + reason)), Cause.BAD_DATA)
+        check_failed(talk(client_frame(CLOSE, close_payload(1000) + reason)), CloseCause.BAD_DATA)
 
     @pytest.mark.parametrize(
         "frames",
@@ -235,7 +235,7 @@ class TestFaults:
         ],
     )
     def test_what_deflate_does_not_allow(self, frames: bytes) -> None:
-        check_failed(talk(frames, extensions=DEFLATE), Cause.PROTOCOL_ERROR)
+        check_failed(talk(frames, extensions=DEFLATE), CloseCause.PROTOCOL_ERROR)
 
     @pytest.mark.parametrize("extensions", [None, DEFLATE], ids=["plain", "deflate"])
     @given(st.binary(max_size=300), cuts)
@@ -285,10 +285,10 @@ class TestFaults:
         ended = done.codec.ended
         if ended is None:
             assert CLOSE not in [each.opcode for each in done.answers]
-        elif ended.cause in (Cause.CLIENT_LEFT, Cause.CLIENT_AWAY):
+        elif ended.cause in (CloseCause.CLIENT_LEFT, CloseCause.CLIENT_AWAY):
             assert done.answers[-1].opcode == CLOSE
         else:
-            assert ended.cause in (Cause.PROTOCOL_ERROR, Cause.BAD_DATA, Cause.TOO_BIG)
+            assert ended.cause in (CloseCause.PROTOCOL_ERROR, CloseCause.BAD_DATA, CloseCause.TOO_BIG)
             check_failed(done, ended.cause)
 
 
@@ -298,14 +298,14 @@ class TestLimits:
             done = talk(client_frame(BINARY, bytes(size)), max_message_bytes=1000)
             assert (done.messages == [bytes(size)]) == fits
             if not fits:
-                check_failed(done, Cause.TOO_BIG)
+                check_failed(done, CloseCause.TOO_BIG)
 
     @pytest.mark.parametrize("claimed", [1001, 65535, 65536, 2**32, 2**63 - 1, 2**64 - 1])
     def test_it_is_refused_by_its_header_alone(self, claimed: int) -> None:
         """Not a byte of the payload has come; none has to be kept."""
         start = client_frame(TEXT, claimed=claimed, mask=b"")
         done = talk([start[i : i + 1] for i in range(len(start))], max_message_bytes=1000)
-        check_failed(done, Cause.TOO_BIG)
+        check_failed(done, CloseCause.TOO_BIG)
 
     @pytest.mark.parametrize("count", [2, 5])
     @pytest.mark.parametrize(
@@ -320,7 +320,7 @@ class TestLimits:
         done = talk(b"".join(frames), max_message_bytes=1000, extensions=DEFLATE)
         assert done.messages == ([payload] if fits else [])
         if not fits:
-            check_failed(done, Cause.TOO_BIG)
+            check_failed(done, CloseCause.TOO_BIG)
 
     def test_the_next_message_begins_anew(self) -> None:
         frames = fragments(BINARY, [bytes(400), bytes(600)]) * 3 + [client_frame(BINARY, bytes(1000))] * 3
@@ -341,7 +341,7 @@ class TestLimits:
         finally:
             tracemalloc.stop()
         assert done.messages == []
-        check_failed(done, Cause.TOO_BIG)
+        check_failed(done, CloseCause.TOO_BIG)
         assert peak < 1024 * KIB
 
     @pytest.mark.parametrize("allowed", [1, 2, 3, 10])
@@ -353,20 +353,20 @@ class TestLimits:
                 assert (done.messages, done.codec.ended) == ([b"".join(parts)], None)
             else:
                 assert done.messages == []
-                check_failed(done, Cause.TOO_BIG)
+                check_failed(done, CloseCause.TOO_BIG)
 
     def test_it_is_refused_before_the_message_ends(self) -> None:
         """A flood of empty fragments would be kept otherwise: it never comes to the limit on bytes."""
         frames = [client_frame(TEXT, fin=False), *[client_frame(CONT, fin=False)] * 9]
         assert talk(frames[:-1], max_fragments=10).codec.ended is None
-        check_failed(talk(frames, max_fragments=10), Cause.TOO_BIG)
+        check_failed(talk(frames, max_fragments=10), CloseCause.TOO_BIG)
 
     @given(cuts)
     def test_nothing_is_read_after_too_many(self, at: list[int]) -> None:
         frames = [*fragments(TEXT, [b"x"] * 6), client_frame(TEXT, b"late"), *fragments(TEXT, [b"late", b"too"])]
         done = talk(cut(GOOD + b"".join(frames), at), max_fragments=4)
         assert done.messages == [b"good"]
-        check_failed(done, Cause.TOO_BIG)
+        check_failed(done, CloseCause.TOO_BIG)
 
     def test_what_was_handed_over_is_not_kept(self) -> None:
         """An idle connection must not hold the last message that it sent."""
@@ -399,7 +399,7 @@ class TestTheyClose:
         done = talk(GOOD + client_frame(CLOSE, close_payload(code, reason)))
         ended = done.codec.ended
         assert ended is not None
-        cause = Cause.CLIENT_AWAY if code == 1001 else Cause.CLIENT_LEFT
+        cause = CloseCause.CLIENT_AWAY if code == 1001 else CloseCause.CLIENT_LEFT
         assert (ended.cause, ended.code, ended.reason) == (cause, code, reason)
         assert done.messages == [b"good"]
         assert done.answers == [Seen(PONG, b"p"), Seen(CLOSE, close_payload(code, reason))]
@@ -409,7 +409,7 @@ class TestTheyClose:
         done = talk(client_frame(CLOSE))
         ended = done.codec.ended
         assert ended is not None
-        assert (ended.cause, ended.code, ended.reason) == (Cause.CLIENT_LEFT, 1005, "")
+        assert (ended.cause, ended.code, ended.reason) == (CloseCause.CLIENT_LEFT, 1005, "")
         assert done.written == b"\x88\x00"
 
     @given(st.binary(max_size=50) | conversations(compressed=False).map(lambda sent: joined(sent)[0]), cuts)
@@ -418,7 +418,7 @@ class TestTheyClose:
         assert done.messages == [b"good"]
         assert done.answers == [Seen(PONG, b"p"), Seen(CLOSE, close_payload(1000))]
         assert done.codec.ended is not None
-        assert done.codec.ended.cause is Cause.CLIENT_LEFT
+        assert done.codec.ended.cause is CloseCause.CLIENT_LEFT
 
     def test_the_answer_waits_until_we_are_ready(self) -> None:
         """The transport may have half a frame under way: the answer is only written by `close`."""
@@ -429,8 +429,8 @@ class TestTheyClose:
 
 
 class TestWeClose:
-    @pytest.mark.parametrize("cause", [cause for cause in Cause if cause is not Cause.VANISHED])
-    def test_every_cause_has_a_frame(self, cause: Cause) -> None:
+    @pytest.mark.parametrize("cause", [cause for cause in CloseCause if cause is not CloseCause.VANISHED])
+    def test_every_cause_has_a_frame(self, cause: CloseCause) -> None:
         codec = connect()
         assert judge_websockets(codec.close(cause.code, cause.reason)) == [
             Seen(CLOSE, close_payload(cause.code, cause.reason))
@@ -462,7 +462,7 @@ class TestWeClose:
         done.hear(*cut(client_frame(CLOSE, close_payload(1001, "away")), at))
         ended = done.codec.ended
         assert ended is not None
-        assert (ended.cause, ended.code, ended.reason) == (Cause.CLIENT_AWAY, 1001, "away")
+        assert (ended.cause, ended.code, ended.reason) == (CloseCause.CLIENT_AWAY, 1001, "away")
         assert done.answers == [Seen(CLOSE, close_payload(1001, "away"))]
 
     @given(conversations(compressed=False), conversations(compressed=False), cuts)
@@ -485,7 +485,7 @@ class TestWeClose:
         done.close(1001, "away")
         done.hear(FAULTS[fault])
         assert done.codec.ended is not None
-        assert done.codec.ended.cause is not Cause.VANISHED
+        assert done.codec.ended.cause is not CloseCause.VANISHED
         assert done.answers == [Seen(CLOSE, close_payload(1001, "away"))]
 
     def test_too_many_fragments_instead_of_an_answer(self) -> None:
@@ -506,7 +506,7 @@ class TestTheyVanish:
         done.codec.eof()
         ended = done.codec.ended
         assert ended is not None
-        assert (ended.cause, ended.code) == (Cause.VANISHED, 1006)
+        assert (ended.cause, ended.code) == (CloseCause.VANISHED, 1006)
         assert done.codec.close(1000, "") == b""
 
     def test_after_our_close(self) -> None:
@@ -514,18 +514,18 @@ class TestTheyVanish:
         codec.close(1001, "away")
         codec.eof()
         assert codec.ended is not None
-        assert codec.ended.cause is Cause.VANISHED
+        assert codec.ended.cause is CloseCause.VANISHED
         assert codec.close(1001, "") == b""
 
     @pytest.mark.parametrize(
         ("end", "cause"),
         [
-            (client_frame(CLOSE, close_payload(1000)), Cause.CLIENT_LEFT),
-            (FAULTS["unmasked"], Cause.PROTOCOL_ERROR),
-            (client_frame(TEXT, claimed=2**40), Cause.TOO_BIG),
+            (client_frame(CLOSE, close_payload(1000)), CloseCause.CLIENT_LEFT),
+            (FAULTS["unmasked"], CloseCause.PROTOCOL_ERROR),
+            (client_frame(TEXT, claimed=2**40), CloseCause.TOO_BIG),
         ],
     )
-    def test_after_it_had_ended_the_first_cause_holds(self, end: bytes, cause: Cause) -> None:
+    def test_after_it_had_ended_the_first_cause_holds(self, end: bytes, cause: CloseCause) -> None:
         codec = connect()
         codec.feed(end)
         ended = codec.ended
@@ -576,4 +576,4 @@ class TestMadeLate:
         "pong", [client_frame(PONG, b"x" * 126), client_frame(PONG, mask=None), client_frame(PONG, fin=False)]
     )
     def test_a_pong_that_is_none_is_a_fault(self, pong: bytes) -> None:
-        check_failed(talk(pong), Cause.PROTOCOL_ERROR)
+        check_failed(talk(pong), CloseCause.PROTOCOL_ERROR)

@@ -3,7 +3,9 @@
 import time
 from datetime import UTC, datetime
 
-__all__ = ["timestamp", "wall_time"]
+import trio
+
+__all__ = ["timestamp", "to_trio", "to_wall", "wall_time"]
 
 _millisecond, _text = 0, ""
 _second, _date = 0, ""
@@ -28,3 +30,13 @@ def timestamp() -> str:
 def wall_time() -> float:
     """Seconds since 1970: what a store keeps, as Trio's clock begins anew with each process."""
     return time.time()
+
+
+def to_wall(trio_time: float) -> float:
+    """The wall time, in seconds since 1970, of a time on Trio's clock."""
+    return wall_time() + trio_time - trio.current_time()
+
+
+def to_trio(wall: float) -> float:
+    """The time on Trio's clock of a wall time in seconds since 1970."""
+    return trio.current_time() + wall - wall_time()

@@ -21,7 +21,7 @@ from ..admission import TransportName
 from ..assembly import open_switch
 from ..bench.cli import add_bench
 from ..client.terminal import add_connect
-from ..config import Keep, Options, Overflow, RoomPolicy, one_of
+from ..config import HistoryStorage, Options, Overflow, RoomPolicy, one_of
 from ..errors import ServeError, StoreError
 from ..serve import serve
 from ..stores.open import check_url, open_store
@@ -183,7 +183,7 @@ def _parser() -> argparse.ArgumentParser:
         help="policy of rooms whose name matches, e.g. 'ticker.*:overflow=conflate,announce=no'; keys: overflow ("
         + ", ".join(policy.value for policy in Overflow)
         + "), block-timeout, announce, announce-limit, history ("
-        + ", ".join(keep.value for keep in Keep)
+        + ", ".join(keep.value for keep in HistoryStorage)
         + "), history-size, history-age; the first that matches holds",
     )  # fmt: skip
     add(
@@ -233,7 +233,7 @@ def _room_policy(text: str) -> RoomPolicy:
         "block_timeout": _number,
         "announce": _yes_or_no,
         "announce_limit": _whole,
-        "history": partial(one_of, Keep),
+        "history": partial(one_of, HistoryStorage),
         "history_size": _whole,
         "history_age": _number,
     }
@@ -336,7 +336,7 @@ def _what_is_wrong(certificate: str, key: str | None, error: OSError) -> str:
 
 
 def _no_password() -> str:
-    """OpenSSL would ask on the terminal, and a server that is started by a machine would wait there for ever."""
+    """OpenSSL would ask on the terminal, and a server that is started by a machine would wait there forever."""
     raise ValueError("argument --tls-key: the private key is encrypted: give one without a password")
 
 

@@ -134,7 +134,7 @@ class Connector:
             if 4500 <= failure.code <= 4999:
                 raise Rejected(failure.code, failure.reason)
             if failure.code == TAKEN_OVER:
-                self._session.id = None  # to take it back from there would go on for ever
+                self._session.id = None  # to take it back from there would go on forever
         if not self.connections and not self._options.keep_trying:
             raise failure if isinstance(failure, CannotConnect) else CannotConnect(str(failure), after)
         if isinstance(failure, ConnectionLost) and after is not None:

@@ -1,7 +1,7 @@
 """One WebSocket connection, on trio-websocket: its pitfalls are kept in here, and its exceptions are translated.
 
 A stream of our own lies below it. It sees every byte that comes, so that a ping, or a part of a big message, counts as a sign
-of life; and it sees the end of a connection in the middle of the handshake, for which trio-websocket would wait for ever.
+of life; and it sees the end of a connection in the middle of the handshake, for which trio-websocket would wait forever.
 """
 
 import os

@@ -25,7 +25,7 @@ class Request:
     size: int = 0
     """Bytes of the answer."""
 
-    def settle(self, answer: Mapping[str, Any] | ClientError, size: int = 0) -> None:
+    def on_outcome(self, answer: Mapping[str, Any] | ClientError, size: int = 0) -> None:
         self.answer, self.size = answer, size
         self.answered.set()
 
@@ -81,14 +81,14 @@ class Requests:
             if len(request.payload) <= max_bytes:
                 self._sent[id] = request
                 return request.payload
-            request.settle(RequestFailed("too_big", f"{len(request.payload)} bytes: the server takes {max_bytes}"))
+            request.on_outcome(RequestFailed("too_big", f"{len(request.payload)} bytes: the server takes {max_bytes}"))
         return None
 
     def answer(self, answer: Mapping[str, Any]) -> None:
         """An `ack` or `error` came."""
         request = self._sent.pop(answer["id"], None)
         if request is not None:
-            request.settle(answer)
+            request.on_outcome(answer)
 
     def lost(self, error: ConnectionLost) -> None:
         """The connection ended: what has no answer is sent again on the next one, before what has not been sent yet."""
@@ -97,14 +97,14 @@ class Requests:
                 self._unsent[id] = request
                 self._unsent.move_to_end(id, last=False)
             else:
-                request.settle(error)
+                request.on_outcome(error)
         self._sent.clear()
 
     def end(self, error: ClientError) -> None:
         """Nothing will be sent any more: whoever waits, or comes later, gets `error`."""
         self._ended = error
         for request in (*self._sent.values(), *self._unsent.values()):
-            request.settle(error)
+            request.on_outcome(error)
         self._sent.clear()
         self._unsent.clear()
 

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..auth.identity import Identity
-from ..errors import Cause
+from ..errors import CloseCause
 from ..wire.prepared import Receipt
 from .request import ConnectRequest
 
@@ -72,7 +72,7 @@ class Connection:
         return frozenset(self._driver.rooms)
 
     @property
-    def cause(self) -> Cause | None:
+    def cause(self) -> CloseCause | None:
         """Why it ended; None while it is open."""
         return self._driver.cause
 

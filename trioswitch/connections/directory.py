@@ -7,12 +7,13 @@ from typing import Any, Final
 import trio
 
 from .._util.clock import timestamp
+from .._util.wakeup import Wakeup
 from ..config import Overflow
-from ..errors import Cause, UnknownConnection
+from ..errors import CloseCause, UnknownConnection
 from ..wire.prepared import Prepared, Receipt
 from .connection import Connection
 from .driver import ConnectionDriver
-from .outbox import Offer
+from .outbox import OfferResult
 
 __all__ = ["YIELD_EVERY", "ConnectionDirectory"]
 
@@ -30,10 +31,10 @@ class ConnectionDirectory:
         self._overflow = overflow
         self._connections: dict[str, ConnectionDriver] = {}
         self._by_user: dict[str, dict[str, ConnectionDriver]] = {}
-        self._emptied = trio.Event()
+        self._emptied = Wakeup()
         self.opened = 0
         """Connections that were ever opened."""
-        self.closes: Counter[Cause] = Counter()
+        self.closes: Counter[CloseCause] = Counter()
         """Connections that have ended, by cause."""
         self.draining = False
         """Whether all connections are about to end: nobody new is admitted, and leaves are not announced."""
@@ -73,8 +74,7 @@ class ConnectionDirectory:
         if connection.cause is not None:
             self.closes[connection.cause] += 1
         if not self._connections:
-            self._emptied.set()
-            self._emptied = trio.Event()
+            self._emptied.notify()
 
     def change_user(self, connection: ConnectionDriver, user: str, *, declared: bool) -> None:
         """The connection belongs to another user from now on; `declared` as in `ConnectionDriver.become`."""
@@ -118,7 +118,7 @@ class ConnectionDirectory:
 
     async def send(self, receivers: Sequence[ConnectionDriver], message: Prepared) -> Receipt:
         """Offer a message to connections. When it is cancelled, some of them may have it."""
-        counts: Counter[Offer] = Counter()
+        counts: Counter[OfferResult] = Counter()
         message.stamp(timestamp())
         for start in range(0, len(receivers), YIELD_EVERY):
             if start:
@@ -128,7 +128,7 @@ class ConnectionDirectory:
 
     def send_nowait(self, receivers: Iterable[ConnectionDriver], message: Prepared) -> Receipt:
         """As `send`, for a few receivers, without a checkpoint."""
-        counts: Counter[Offer] = Counter()
+        counts: Counter[OfferResult] = Counter()
         message.stamp(timestamp())
         self._offer(receivers, message, counts)
         return _receipt(counts)
@@ -149,5 +149,5 @@ class ConnectionDirectory:
                     nursery.start_soon(connection.outbox.flush)
 
 
-def _receipt(counts: "Counter[Offer]") -> Receipt:
-    return Receipt(counts[Offer.WRITTEN], counts[Offer.QUEUED], counts[Offer.DROPPED])
+def _receipt(counts: "Counter[OfferResult]") -> Receipt:
+    return Receipt(counts[OfferResult.WRITTEN], counts[OfferResult.QUEUED], counts[OfferResult.DROPPED])

@@ -12,7 +12,7 @@ import trio
 
 from ..auth.identity import Identity
 from ..config import Options
-from ..errors import BadInput, Cause, DeliveryError, PeerGone, Refused, StoreError, UnencodableData, code_of
+from ..errors import BadInput, CloseCause, DeliveryError, PeerGone, Refused, StoreError, UnencodableData, code_of
 from ..metrics import Traffic
 from ..transport.port import Transport
 from ..wire.messages import Ack, Command, Custom, Error, Event
@@ -76,7 +76,7 @@ class ConnectionDriver:
         """Its user: from its identity, or what the client called itself; the connection's id before that."""
         self.has_declared_name = identity is not None and identity.user is not None
         """Whether `user` is a name rather than the id of this connection, or of the one whose session it resumed."""
-        self.cause: Cause | None = None
+        self.cause: CloseCause | None = None
         self.opened_at = trio.current_time()
         self._rooms: set[str] = set()
         self._heard = True  # whether anything has come from the peer since the last ping
@@ -154,18 +154,18 @@ class ConnectionDriver:
                     gone = await self._read(execute)
                     if self._handler_scope is not None:
                         self._handler_scope.cancel()
-                    if self._reading_over is not None and gone.cause is not Cause.VANISHED:
+                    if self._reading_over is not None and gone.cause is not CloseCause.VANISHED:
                         self._reading_over.set()  # `_close` is under way, and ends the nursery
                         await trio.sleep_forever()
                     await self._conclude(gone)
                     self._nursery.cancel_scope.cancel()
                 finally:  # from here on its nursery takes no task any more: no flusher, and no `_close`
-                    self.cause = self.cause or Cause.DRAIN  # cancelled from outside
+                    self.cause = self.cause or CloseCause.DRAIN  # cancelled from outside
                     self.outbox.end()
         except* Exception:
             _log.exception("connection %s failed", self.id)
             if self._reading_over is None:  # nobody has closed it for another cause
-                self.cause = Cause.INTERNAL
+                self.cause = CloseCause.INTERNAL
         finally:
             if self._pending is not None:
                 self._pending.close()
@@ -190,7 +190,7 @@ class ConnectionDriver:
             return gone
         except Exception:
             _log.exception("connection %s: a command failed", self.id)
-            return PeerGone(Cause.INTERNAL)
+            return PeerGone(CloseCause.INTERNAL)
 
     def _execute(self, messages: list[bytes], execute: Execute) -> list[bytes] | None:
         """Carry out commands in order, up to one that has to wait (`_await_pending`). Returns what is left then, else None."""
@@ -232,23 +232,23 @@ class ConnectionDriver:
         if bad.fatal is not None:
             self.close(bad.fatal)
         elif self._errors > self._options.max_errors:
-            self.close(Cause.POLICY)
+            self.close(CloseCause.POLICY)
 
     async def _conclude(self, gone: PeerGone) -> None:
         """The peer has closed, or broke the protocol: answer with the right close frame, if it can still be told."""
         self.cause = self.cause or gone.cause
-        if gone.cause is Cause.VANISHED:
+        if gone.cause is CloseCause.VANISHED:
             return
         with trio.move_on_after(self._options.close_timeout):
             try:
                 await self.outbox.finish(flush=False)
                 await self.transport.send_close(gone.cause, gone.reason)
-                if gone.cause not in (Cause.CLIENT_LEFT, Cause.CLIENT_AWAY):
+                if gone.cause not in (CloseCause.CLIENT_LEFT, CloseCause.CLIENT_AWAY):
                     await self.transport.wait_closed()
             except PeerGone:
                 _log.debug("connection %s went while it was closed", self.id)
 
-    def close(self, cause: Cause, reason: str | None = None, *, flush: bool = True) -> None:
+    def close(self, cause: CloseCause, reason: str | None = None, *, flush: bool = True) -> None:
         """Begin to end this connection; returns at once. With `flush`, what waits for it is written first.
 
         It is over when the peer has answered, or after `close_timeout`. The first cause holds.
@@ -270,9 +270,9 @@ class ConnectionDriver:
                 _log.debug("connection %s went while it was closed", self.id)
         scope.cancel()
 
-    def fail(self, cause: Cause) -> None:
+    def fail(self, cause: CloseCause) -> None:
         """The outbox cannot go on: the peer is gone, or too slow."""
-        if cause is not Cause.VANISHED:
+        if cause is not CloseCause.VANISHED:
             self.close(cause, flush=False)
         elif self._nursery is not None:
             self.cause = self.cause or cause
@@ -295,7 +295,7 @@ class ConnectionDriver:
     def was_lost(self) -> None:
         """The peer cannot be pinged. The reader hears of it by itself, and of the cause, unless it is paused."""
         if self._paused:
-            self.fail(Cause.VANISHED)
+            self.fail(CloseCause.VANISHED)
 
     # --- the application's handlers
 

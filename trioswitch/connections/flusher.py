@@ -12,6 +12,7 @@ from typing import Final
 import trio
 
 from .._util.clock import timestamp
+from .._util.wakeup import Wakeup
 from ..config import Options, Overflow
 from ..metrics import Drop
 from ..transport.port import Transport
@@ -47,12 +48,12 @@ class Flusher:
         "_parked",
         "_queue",
         "_rest",
-        "_settled",
         "_transport",
         "_unsorted",
         "_waiting",
         "_waiting_bytes",
         "_writing",
+        "_written",
     )
 
     def __init__(self, transport: Transport, options: Options, account: Account, on_idle: Callable[[], None]) -> None:
@@ -79,7 +80,7 @@ class Flusher:
         self._writing = False  # the task is using the transport: nobody else may
         self._flush_requested = False
         self._closed = False
-        self._settled: trio.Event | None = None  # set after each write, for those who wait for space or a flush
+        self._written = Wakeup()  # notified after each write, for those who wait for space or a flush
 
     # --- in
 
@@ -164,7 +165,7 @@ class Flusher:
             or self._account.traffic.waiting_bytes >= self._options.total_outbox_bytes
         )
 
-    def take(self, queued: QueuedWindow, overflow: Overflow) -> int:
+    def enqueue(self, queued: QueuedWindow, overflow: Overflow) -> int:
         """Queue messages, or do what the policy says. Returns how many: from the first that finds no place on, none.
 
         What comes after it is newer, or of a lower priority.
@@ -174,7 +175,7 @@ class Flusher:
             return len(queued.entries)
         if len(queued.entries) > 1:
             for count, entry in enumerate(queued.entries):
-                if not self.take(QueuedWindow((entry,)), overflow):
+                if not self.enqueue(QueuedWindow((entry,)), overflow):
                     return count
             return len(queued.entries)
         return 0
@@ -213,7 +214,7 @@ class Flusher:
     # --- the task
 
     async def run(self) -> None:
-        """Write what waits, for ever. Raises PeerGone."""
+        """Write what waits, forever. Raises PeerGone."""
         while True:
             await self._write_pending()
             queue = self._collect()
@@ -232,12 +233,12 @@ class Flusher:
             self._account.bytes_sent += size
             self._count(0, -size)
             self._rest, self._cut = b"", ()
-            self._wake_waiters()
+            self._written.notify()
         while self._control:
             data, self._control = self._control, b""
             await self._write(data)
             self._account.bytes_sent += len(data)
-            self._wake_waiters()
+            self._written.notify()
 
     async def _write(self, chunk: Chunk | memoryview) -> None:
         self._writing = True
@@ -267,29 +268,22 @@ class Flusher:
             account.messages_sent += len(taken.batch)
             account.batches_sent += 1
             account.bytes_sent += size_of(chunk)
-        self._wake_waiters()
+        self._written.notify()
 
     async def _park(self) -> None:
         """Nothing waits: let rooms write for themselves again, until something has to be queued."""
         self._flush_requested = False
         self._on_idle()
         with trio.CancelScope() as self._parked:
-            self._wake_waiters()
+            self._written.notify()
             await (
                 trio.sleep_forever()
             )  # `receive` would take a first message past the queue, where others may overtake it
         self._parked = None
 
-    def _wake_waiters(self) -> None:
-        if self._settled is not None:
-            self._settled.set()
-            self._settled = None
-
-    async def wait_settled(self) -> None:
+    async def wait_written(self) -> None:
         """Wait for the next write, or for the end. Safe to cancel."""
-        if self._settled is None:
-            self._settled = trio.Event()
-        await self._settled.wait()
+        await self._written.wait()
 
     async def flush(self) -> None:
         """Write what waits now without lingering, and wait for it. Safe to cancel."""
@@ -298,14 +292,14 @@ class Flusher:
             self._flush_requested = True
             if self._lingering is not None:
                 self._lingering.cancel()
-            await self.wait_settled()
+            await self.wait_written()
             if not self._in_flight and self._collect().oldest() > called:
                 break
 
     async def wait_parked(self) -> None:
         """Wait until the task has written everything, or has ended: it is not using the transport. Safe to cancel."""
         while self._parked is None and not self._closed:
-            await self.wait_settled()
+            await self.wait_written()
 
     # --- the end
 
@@ -327,7 +321,7 @@ class Flusher:
         self._writing = False
         self._closed = True
         self._channel_in.close()
-        self._wake_waiters()
+        self._written.notify()
 
     def depth(self) -> tuple[int, int, float]:
         """How many messages wait, of how many bytes, and for how many seconds the oldest of them (0.0: none waits)."""

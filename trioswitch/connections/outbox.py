@@ -15,7 +15,7 @@ from typing import Any
 import trio
 
 from ..config import Options, Overflow
-from ..errors import Cause, PeerGone
+from ..errors import CloseCause, PeerGone
 from ..metrics import Drop, OutboxStatistics, Traffic
 from ..transport.port import Transport
 from ..wire.prepared import URGENT, Prepared
@@ -23,10 +23,10 @@ from ..wire.windows import QueuedWindow, Window, pack, queue_message
 from .account import Account
 from .flusher import Flusher
 
-__all__ = ["Offer", "Outbox"]
+__all__ = ["OfferResult", "Outbox"]
 
 
-class Offer(enum.Enum):
+class OfferResult(enum.Enum):
     """What became of an offered message."""
 
     __hash__ = object.__hash__  # the one of `Enum` is Python code, and rooms count by these
@@ -37,7 +37,7 @@ class Offer(enum.Enum):
     """Not taken, not dropped: the policy is to wait (`Overflow.BLOCK`)."""
 
 
-_WRITTEN, _QUEUED = Offer.WRITTEN, Offer.QUEUED  # a member of an Enum costs 0.1 us to look up
+_WRITTEN, _QUEUED = OfferResult.WRITTEN, OfferResult.QUEUED  # a member of an Enum costs 0.1 us to look up
 
 
 class Outbox:
@@ -67,7 +67,7 @@ class Outbox:
         traffic: Traffic,
         *,
         start_soon: Callable[..., Any],
-        fail: Callable[[Cause], None],
+        fail: Callable[[CloseCause], None],
     ) -> None:
         self.id = id
         self._transport = transport
@@ -84,13 +84,13 @@ class Outbox:
 
     # --- in
 
-    def deliver(self, window: Window) -> Offer | None:
+    def deliver(self, window: Window) -> OfferResult | None:
         """Write a room's window as it is. Returns None, and does nothing, where it has to be queued."""
         if not self.direct:
             return None
         return self._write_through(window.chunk(self._transport.format), window.messages)
 
-    def take(self, window: Window, wanted: Sequence[int], overflow: Overflow) -> tuple[Offer, int]:
+    def enqueue(self, window: Window, wanted: Sequence[int], overflow: Overflow) -> tuple[OfferResult, int]:
         """Take messages of a window, by their indexes, or do what the overflow policy says.
 
         Returns whether they were written or queued, and how many: the first ones. The others were dropped; only under
@@ -98,7 +98,7 @@ class Outbox:
         """
         messages = window.messages if len(wanted) == len(window.messages) else [window.messages[i] for i in wanted]
         if not messages:
-            return Offer.QUEUED, 0
+            return OfferResult.QUEUED, 0
         if self.direct:
             chunk = pack(messages, self._transport.format, window.timestamp, shared=False)
             if (became := self._write_through(chunk, messages)) is not None:
@@ -110,24 +110,24 @@ class Outbox:
             else:
                 now = trio.current_time()
                 queued = QueuedWindow([queue_message(message, framing, now, conflate=conflate) for message in messages])
-            taken = self._flush_later().take(queued, overflow)
+            taken = self._flush_later().enqueue(queued, overflow)
         else:
             taken = 0
         if taken < len(messages) and overflow is not Overflow.BLOCK:
             self._refuse(messages[taken:], overflow)
-        return Offer.QUEUED, taken
+        return OfferResult.QUEUED, taken
 
-    def offer(self, message: Prepared, overflow: Overflow) -> Offer:
+    def offer(self, message: Prepared, overflow: Overflow) -> OfferResult:
         """Take one message, or do what the overflow policy says."""
         if (became := self._write_straight(message)) is not None:
             return became
         if not self._ended:
-            if self._flush_later().take(self._queue(message, overflow), overflow):
-                return Offer.QUEUED
+            if self._flush_later().enqueue(self._queue(message, overflow), overflow):
+                return OfferResult.QUEUED
             if overflow is Overflow.BLOCK:
-                return Offer.FULL
+                return OfferResult.FULL
         self._refuse((message,), overflow)
-        return Offer.DROPPED
+        return OfferResult.DROPPED
 
     def _refuse(self, messages: Sequence[Prepared], overflow: Overflow) -> None:
         """Drop messages that find no place."""
@@ -136,18 +136,18 @@ class Outbox:
             return
         self.account.drop(messages, Drop.RESYNC if overflow is Overflow.RESYNC else Drop.OVERFLOW)
         if overflow is Overflow.DISCONNECT:
-            self._fail(Cause.SLOW_CONSUMER)
+            self._fail(CloseCause.SLOW_CONSUMER)
         else:
             self._flush_later().put_gap(messages)
 
-    async def put(self, message: Prepared) -> Offer:
+    async def put(self, message: Prepared) -> OfferResult:
         """Take one message, and wait for the space. Safe to cancel: then it was not taken."""
-        while (offered := self.offer(message, Overflow.BLOCK)) is Offer.FULL:
+        while (offered := self.offer(message, Overflow.BLOCK)) is OfferResult.FULL:
             assert self._flusher is not None
-            await self._flusher.wait_settled()
+            await self._flusher.wait_written()
         return offered
 
-    def give_up(self, message: Prepared, cause: Drop) -> None:
+    def report_loss(self, message: Prepared, cause: Drop) -> None:
         """Count a message as lost that was not taken, and tell the client."""
         self.account.drop((message,), cause)
         if not self._ended:
@@ -164,7 +164,7 @@ class Outbox:
             self._flush_later().put_nowait(self._queue(message))
         except trio.WouldBlock:  # handlers answer faster than the reserve holds, and the client does not read
             self.account.drop((message,), Drop.OVERFLOW)
-            self._fail(Cause.SLOW_CONSUMER)
+            self._fail(CloseCause.SLOW_CONSUMER)
 
     def control(self, data: bytes) -> None:
         """Take a ping's or pong's bytes: they go before what waits."""
@@ -177,13 +177,13 @@ class Outbox:
 
     # --- out
 
-    def _write_straight(self, message: Prepared) -> Offer | None:
+    def _write_straight(self, message: Prepared) -> OfferResult | None:
         """Write a message at once, if nothing waits and no linger holds it back."""
         if self.direct or (message.priority > URGENT and not self._ended and not self.busy):
             return self._write_through(pack((message,), self._transport.format, "", shared=False), (message,))
         return None
 
-    def _write_through(self, chunk: Any, messages: Sequence[Prepared]) -> Offer | None:
+    def _write_through(self, chunk: Any, messages: Sequence[Prepared]) -> OfferResult | None:
         """Write a Chunk (for `write_nowait`, that is bytes) at once; what the socket does not take is left to the flusher.
 
         Returns None when the connection is gone: the outbox has ended then.
@@ -195,7 +195,7 @@ class Outbox:
             written = 0
         except OSError:
             self.end()
-            self._fail(Cause.VANISHED)
+            self._fail(CloseCause.VANISHED)
             return None
         if messages:
             account.messages_sent += len(messages)
@@ -247,7 +247,7 @@ class Outbox:
     async def wait_space(self) -> None:
         """Wait until it is not full, or ends. Safe to cancel."""
         while not self._ended and self._flusher is not None and self._flusher.busy and self._flusher.full:
-            await self._flusher.wait_settled()
+            await self._flusher.wait_written()
 
     async def flush(self) -> None:
         """Write what waits now, without lingering, and wait for it (or for the connection's end). Safe to cancel."""

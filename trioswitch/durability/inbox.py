@@ -1,221 +1,200 @@
-"""The inbox: direct messages that are kept for their user until a client acknowledges them, at least once.
+"""The inbox: direct messages are kept for their user until a client acknowledges them, at least once.
 
-A direct message is kept when its user is away, and also while it is here if one of its clients acknowledges (from its first
-`inbox_ack` on): what is on its way to a connection that is lost, but not known to be, comes again. A client that never
-acknowledges gets a message as it comes, like in a room; kept for it is only what was sent while it was away, or before it was
-clear that it will not acknowledge.
+A direct message is kept when its user is offline. It is also kept while the user is online if one of the user's clients
+acknowledges (from its first `inbox_ack` on): a message that was on its way to a connection that is lost, though the server has
+not noticed it yet, is sent again. A client that never acknowledges gets a message as it comes, as in a room; only what was sent
+while the client was away, or before it was clear that it does not acknowledge, is kept for it.
 
-One task commits letters, all that wait at once, and hands them out in the order of their `seq`.
+One task commits pending inbox messages in batches (`group_commit`), and delivers them in the order of their `seq`.
 """
 
 import logging
 from collections import Counter
+from collections.abc import Collection, Sequence
 from typing import Final
 
 import trio
 
-from .._util.clock import timestamp, wall_time
+from .._util import clock
+from .._util.wakeup import Wakeup
 from ..config import Options, Overflow
 from ..connections.directory import ConnectionDirectory
 from ..connections.driver import ConnectionDriver
-from ..connections.outbox import Offer
-from ..errors import InboxFull, StoreError, UnencodableData
-from ..stores.port import InboxLimits, Kept, Letter, Posted, Store
+from ..connections.outbox import OfferResult
+from ..errors import InboxFull, StoreError, TrioswitchError
+from ..stores.port import InboxLimits, InboxMessage, InboxResult, Store, StoredInboxMessage
 from ..wire.messages import DirectMessage
 from ..wire.prepared import Outcome, Prepared, Receipt
-from ..wire.records import dump, load
+from ..wire.records import decode_record, encode_record
+from .group_commit import MAX_BATCH, GroupCommit
 from .store_health import StoreHealth
 
-__all__ = ["Inbox", "Progress"]
+__all__ = ["Inbox"]
 
 _log = logging.getLogger(__name__)
 
-BATCH: Final = 4096
-"""Letters in one transaction at most, and that wait for the store at most; then, as at `room_bytes`, senders wait."""
 PAGE: Final = 100
-"""Letters that are read at once for a user who comes back."""
+"""Inbox messages that are read at once for a user who comes online."""
 PAGE_BYTES: Final = 256 * 1024
-"""Bytes of them; a larger letter is read alone."""
-UNDECIDED: Final = 5.0
-"""Seconds after its arrival in which a client may still say that it acknowledges, and nothing is lost."""
-RETRY: Final = 5.0
+"""Bytes of them; a larger message is read alone."""
+ACK_GRACE: Final = 5.0
+"""Seconds after a client came online in which it may still begin to acknowledge, and nothing is lost."""
+READ_RETRY_DELAY: Final = 5.0
 """Seconds after which a store that could not be read is asked again."""
 
 
-class Progress:
-    """What a connection has of its user's inbox: everything up to `sent`."""
+class _Progress:
+    """How far a connection has come in its user's inbox: it has everything up to `sent`."""
 
-    __slots__ = ("acknowledges", "catching_up", "more", "sent", "undecided_until", "user")
+    __slots__ = ("acknowledges", "catching_up", "grace_until", "more", "sent", "user")
 
     def __init__(self, user: str) -> None:
         self.user = user
         self.sent = 0
         self.acknowledges = False
-        self.undecided_until = trio.current_time() + UNDECIDED
+        self.grace_until = trio.current_time() + ACK_GRACE
         self.catching_up = False
         self.more = False
-        """Whether something was posted since the store was read last."""
+        """Whether something was added to the inbox since the store was read last."""
 
 
 class Inbox:
-    """Sends to users. One for each switch."""
+    """Sends to users, and keeps what they have not acknowledged. One for each switch."""
 
     def __init__(self, connections: ConnectionDirectory, store: Store, health: StoreHealth, options: Options) -> None:
         self._connections = connections
         self._options = options
         self._store = store
         self._health = health
-        self._progress: dict[str, Progress] = {}  # by id of the connection
         self._limits = InboxLimits(
-            letters=self._options.inbox_messages,
-            bytes=self._options.inbox_bytes,
-            total_bytes=self._options.total_inbox_bytes,
+            messages=options.inbox_messages, bytes=options.inbox_bytes, total_bytes=options.total_inbox_bytes
         )
-        self._waiting: list[tuple[str, Prepared]] = []
-        self._waiting_bytes = 0
-        self._in_flight: list[tuple[str, Prepared]] = []
-        self._under_way: Counter[str] = Counter()  # letters that are not handed out yet, by user
-        self._work = trio.Event()
-        self._space = trio.Event()
+        self._progress: dict[str, _Progress] = {}  # by id of the connection
+        self._commits: GroupCommit[tuple[str, Prepared], InboxMessage, InboxResult] = GroupCommit(
+            health, encode=_to_inbox_message, write=self._write, succeeded=self._on_committed, failed=self._on_failed
+        )
+        self._pending_bytes = 0  # of messages that wait for a batch
+        self._undelivered: Counter[str] = Counter()  # messages that were sent and have not ended, by user
+        self._space = Wakeup()
 
     @property
     def uncommitted(self) -> int:
         """Messages that wait for the store, or are being committed."""
-        return self._under_way.total()
+        return self._undelivered.total()
 
     # --- sending
 
     def send_nowait(self, user: str, message: Prepared, *, keep: bool = True) -> None:
-        """Send to a user, or keep it. What became of it is told by its `settle`, now or when it was committed.
+        """Send to a user; with `keep`, put the message into the inbox where needed. Its outcome is reported in any case.
 
-        Raises trio.WouldBlock when too much waits for the store.
+        Raises trio.WouldBlock, and takes nothing, when too much waits for the store.
         """
         connections = self._connections.of_user(user)
         keep = keep and self._options.inbox_messages > 0
-        if keep and (not connections or self._under_way[user] or any(map(self._keeps, connections))):
-            if self._is_busy():
+        if keep and (not connections or self._undelivered[user] or any(map(self._needs_keeping, connections))):
+            if self._full:
                 raise trio.WouldBlock
-            self._under_way[user] += 1
-            self._waiting_bytes += message.size
-            self._waiting.append((user, message))
-            self._work.set()
+            self._undelivered[user] += 1
+            self._pending_bytes += message.size
+            self._commits.add((user, message))
         else:
-            _settle(message, self._connections.send_nowait(connections, message))
+            message.report(self._connections.send_nowait(connections, message))
 
     async def send(self, user: str, message: Prepared, *, keep: bool = True) -> None:
         """As `send_nowait`, and wait for space. Safe to cancel: then it was not sent."""
-        while self._is_busy():
+        while self._full:
             await self._space.wait()
         self.send_nowait(user, message, keep=keep)
 
-    def _is_busy(self) -> bool:
-        return len(self._waiting) >= BATCH or self._waiting_bytes >= self._options.room_bytes
+    @property
+    def _full(self) -> bool:
+        """Whether senders wait: as many messages or bytes are pending as fit into one batch, or into a room."""
+        return self._commits.pending >= MAX_BATCH or self._pending_bytes >= self._options.room_bytes
 
     async def flush(self) -> None:
-        """Wait until everything that was sent is committed and handed out, or refused. Safe to cancel."""
-        while self._under_way:
+        """Wait until everything that was sent is committed and delivered, or refused. Safe to cancel."""
+        while self._undelivered:
             await self._space.wait()
 
     async def run(self) -> None:
-        """The task that commits letters, and hands them out. Started again after a crash, it goes on with what waits."""
+        """The task that commits inbox messages and delivers them. Started again after a crash, it goes on with the rest."""
         while True:
-            while self._waiting:
-                batch, self._waiting = self._waiting[:BATCH], self._waiting[BATCH:]
-                self._waiting_bytes -= sum([message.size for _user, message in batch])
-                self._space.set()
-                self._space = trio.Event()
-                await self._post(batch)
-            await self._work.wait()
-            self._work = trio.Event()
+            while self._commits.pending:
+                self._pending_bytes -= sum([message.size for _user, message in self._commits.next_batch()])
+                self._space.notify()
+                await self._commits.commit_batch()
+            await self._commits.wait()
 
-    async def _post(self, batch: list[tuple[str, Prepared]]) -> None:
-        letters: list[Letter] = []
-        self._in_flight = []
-        for user, message in batch:
-            try:
-                letters.append(_letter(user, message))
-            except UnencodableData as error:
-                self._done(user, message, error)
-            else:
-                self._in_flight.append((user, message))
-        try:
-            posted = await self._store.post(letters, limits=self._limits)
-        except StoreError as error:
-            self._health.failed(error)
-            self._give_back(error)
-        except Exception:
-            self._give_back(StoreError("the store failed"))
-            raise
-        else:
-            self._health.works()
-            flight, self._in_flight = self._in_flight, []
-            for (user, message), place in zip(flight, posted, strict=True):
-                self._done(user, message, self._hand_out(user, message, place))
+    async def _write(self, messages: Sequence[InboxMessage]) -> Sequence[InboxResult]:
+        return await self._store.add_to_inboxes(messages, limits=self._limits)
 
-    def _give_back(self, error: StoreError) -> None:
-        flight, self._in_flight = self._in_flight, []
-        for user, message in flight:
-            self._done(user, message, error)
+    def _on_committed(self, item: tuple[str, Prepared], result: InboxResult) -> None:
+        user, message = item
+        self._end(user, message, self._deliver(user, message, result))
 
-    def _done(self, user: str, message: Prepared, outcome: Outcome) -> None:
-        self._under_way[user] -= 1
-        if not self._under_way[user]:
-            del self._under_way[user]
-            if not self._under_way:
-                self._space.set()
-                self._space = trio.Event()
-        _settle(message, outcome)
+    def _on_failed(self, item: tuple[str, Prepared], error: TrioswitchError) -> None:
+        user, message = item
+        self._end(user, message, error)
+
+    def _end(self, user: str, message: Prepared, outcome: Outcome) -> None:
+        self._undelivered[user] -= 1
+        if not self._undelivered[user]:
+            del self._undelivered[user]
+            if not self._undelivered:
+                self._space.notify()
+        message.report(outcome)
 
     def abandon(self) -> None:
-        """The switch ends: whoever waits for a receipt hears that there will be none."""
-        self._in_flight, self._waiting, self._waiting_bytes = [*self._in_flight, *self._waiting], [], 0
-        self._give_back(StoreError("the server ended before it was known to be committed"))
+        """The switch ends: senders that wait for a receipt are told that there will be none."""
+        self._pending_bytes = 0
+        self._commits.abandon()
 
-    def _hand_out(self, user: str, message: Prepared, place: Posted) -> Outcome:
-        if place.duplicate:
-            return Receipt(kept=1, seq=place.seq, duplicate=True)
-        if not place.seq:
-            return self._is_full(user, message)
+    def _deliver(self, user: str, message: Prepared, result: InboxResult) -> Outcome:
+        """Deliver a message that was committed to all connections of its user."""
+        if result.duplicate:
+            return Receipt(kept=1, seq=result.seq, duplicate=True)
+        connections = self._connections.of_user(user)
+        if not result.seq:
+            return self._refused(user, message, connections)
         event = message.event
         assert isinstance(event, DirectMessage)
-        event.seq = place.seq
-        counts = Counter(self._hand_to(connection, message) for connection in self._connections.of_user(user))
-        return Receipt(counts[Offer.WRITTEN], counts[Offer.QUEUED], kept=1, seq=place.seq)
+        event.seq = result.seq
+        counts = Counter(self._deliver_to(connection, message) for connection in list(connections))
+        return Receipt(counts[OfferResult.WRITTEN], counts[OfferResult.QUEUED], kept=1, seq=result.seq)
 
-    def _is_full(self, user: str, message: Prepared) -> Outcome:
-        """A client that does not acknowledge gets the message all the same; for others it would not be at least once."""
-        connections = self._connections.of_user(user)
+    def _refused(self, user: str, message: Prepared, connections: Collection[ConnectionDriver]) -> Outcome:
+        """The inbox is full. Clients that do not acknowledge get the message; for others that is not at least once."""
         if connections and not any(map(self._acknowledges, connections)):
             return self._connections.send_nowait(connections, message)
         return InboxFull(f"the inbox of {user!r} is full")
 
-    def _hand_to(self, connection: ConnectionDriver, message: Prepared) -> Offer:
+    def _deliver_to(self, connection: ConnectionDriver, message: Prepared) -> OfferResult:
         if connection.cause is not None:
-            return Offer.DROPPED  # it ends, and its nursery takes no task any more
+            return OfferResult.DROPPED  # it ends, and its nursery takes no task any more
         progress, event = self._progress.get(connection.id) or self._begin(connection), message.event
         assert isinstance(event, DirectMessage)
         assert isinstance(event.seq, int)
         if event.seq <= progress.sent:
-            return Offer.QUEUED  # it came after the commit, and has read it in the store
+            return OfferResult.QUEUED  # the client came online after the commit, and read the message from the store
         if not progress.catching_up:
-            offered = connection.outbox.offer(message, Overflow.BLOCK)
-            if offered is not Offer.FULL:
+            result = connection.outbox.offer(message, Overflow.BLOCK)
+            if result is not OfferResult.FULL:
                 progress.sent = event.seq
-                return offered
-        self._catch_up_soon(connection, progress)
-        return Offer.QUEUED
+                return result
+        self._start_catching_up(connection, progress)
+        return OfferResult.QUEUED
 
     # --- receiving
 
     def arrived(self, connection: ConnectionDriver) -> None:
-        """A connection has got its user: hand out what waits for it."""
+        """A connection has got its user: deliver what the inbox holds."""
         if self._options.inbox_messages:
             progress = self._begin(connection)
-            if self._under_way[connection.user] or self._store.may_have_letters(connection.user):
-                self._catch_up_soon(connection, progress)
+            if self._undelivered[connection.user] or self._store.may_have_inbox_messages(connection.user):
+                self._start_catching_up(connection, progress)
 
-    def _begin(self, connection: ConnectionDriver) -> Progress:
-        progress = Progress(connection.user)
+    def _begin(self, connection: ConnectionDriver) -> _Progress:
+        progress = _Progress(connection.user)
         progress.acknowledges = self._acknowledges(connection)
         self._progress[connection.id] = progress
         return progress
@@ -228,15 +207,15 @@ class Inbox:
         progress = self._progress.get(connection.id)
         return progress is not None and progress.acknowledges
 
-    def _keeps(self, connection: ConnectionDriver) -> bool:
-        """Whether a connection needs messages to be kept: it acknowledges, may yet say that it does, or is catching up."""
+    def _needs_keeping(self, connection: ConnectionDriver) -> bool:
+        """Whether messages have to be kept: the client acknowledges, may yet begin to, or is catching up."""
         progress = self._progress.get(connection.id)
         if progress is None:
             return False
-        return progress.acknowledges or progress.catching_up or trio.current_time() < progress.undecided_until
+        return progress.acknowledges or progress.catching_up or trio.current_time() < progress.grace_until
 
     async def acknowledge(self, connection: ConnectionDriver, upto: int) -> None:
-        """Its user has everything up to this seq. Raises StoreError. Safe to cancel: then it may be done or not."""
+        """The connection's user has everything up to this seq. Raises StoreError. Safe to cancel: it may be done or not."""
         if self._options.inbox_messages:
             if connection.id not in self._progress:
                 self.arrived(connection)
@@ -244,63 +223,64 @@ class Inbox:
         if upto:
             await self._store.acknowledge(connection.user, upto)
 
-    def _catch_up_soon(self, connection: ConnectionDriver, progress: Progress) -> None:
+    def _start_catching_up(self, connection: ConnectionDriver, progress: _Progress) -> None:
         progress.more = True
         if not progress.catching_up:
             progress.catching_up = True
             connection.start_soon(self._catch_up, connection, progress)
 
-    async def _catch_up(self, connection: ConnectionDriver, progress: Progress) -> None:
-        """Hand out what waits, as fast as the client reads, until nothing is left."""
+    async def _catch_up(self, connection: ConnectionDriver, progress: _Progress) -> None:
+        """Deliver what the inbox holds, as fast as the client reads, until nothing is left."""
         while progress.more and self._progress.get(connection.id) is progress:
             progress.more = False
             try:
-                letters = await self._store.letters(
-                    progress.user, after=progress.sent, limit=PAGE, max_bytes=PAGE_BYTES, now=wall_time()
+                stored = await self._store.read_inbox(
+                    progress.user, after=progress.sent, limit=PAGE, max_bytes=PAGE_BYTES, now=clock.wall_time()
                 )
             except StoreError as error:
                 self._health.failed(error, "reading")
-                await trio.sleep(RETRY)
+                await trio.sleep(READ_RETRY_DELAY)
                 progress.more = True
                 continue
             self._health.works("reading")
-            progress.more = progress.more or bool(letters)  # a page may end at its bytes
-            wall, now = wall_time(), trio.current_time()
-            for letter in letters:
-                if letter.at < wall - self._options.inbox_age:
-                    progress.sent = letter.seq  # the next sweep forgets it
-                    continue
-                expires_at = None if letter.expires_at is None else now + letter.expires_at - wall
-                try:
-                    message = Prepared(_event(letter), expires_at=expires_at, size=len(letter.payload))
-                except ValueError:
-                    _log.exception("letter %d of %r cannot be read, and is passed over", letter.seq, progress.user)
-                else:
-                    await connection.outbox.put(message)
-                if self._progress.get(connection.id) is not progress:
-                    return
-                progress.sent = letter.seq
+            progress.more = progress.more or bool(stored)  # a page may end at its bytes
+            oldest = clock.wall_time() - self._options.inbox_age
+            for inbox_message in stored:
+                if inbox_message.at >= oldest:  # else the next sweep forgets it
+                    message = _prepare(progress.user, inbox_message)
+                    if message is not None:
+                        await connection.outbox.put(message)
+                    if self._progress.get(connection.id) is not progress:
+                        return
+                progress.sent = inbox_message.seq
         progress.catching_up = False
 
 
-def _letter(user: str, message: Prepared) -> Letter:
+def _to_inbox_message(item: tuple[str, Prepared]) -> InboxMessage:
     """Raises UnencodableData."""
-    wall, event = wall_time(), message.event
-    message.stamp(timestamp())
+    user, message = item
+    event = message.event
+    message.stamp(clock.timestamp())
     assert isinstance(event, DirectMessage)
-    expires_at = None if message.expires_at is None else wall + message.expires_at - trio.current_time()
-    return Letter(user=user, payload=dump(event), at=wall, expires_at=expires_at, key=message.idempotency_key)
+    expires_at = None if message.expires_at is None else clock.to_wall(message.expires_at)
+    return InboxMessage(
+        user=user,
+        payload=encode_record(event),
+        at=clock.wall_time(),
+        expires_at=expires_at,
+        key=message.idempotency_key,
+    )
 
 
-def _event(letter: Kept) -> DirectMessage:
-    """Raises ValueError."""
-    event = load(letter.payload)
-    if not isinstance(event, DirectMessage):
-        raise ValueError(f"not a direct message: {letter.payload[:80]!r}")
-    event.seq = letter.seq
-    return event
-
-
-def _settle(message: Prepared, outcome: Outcome) -> None:
-    if message.settle is not None:
-        message.settle(outcome)
+def _prepare(user: str, stored: StoredInboxMessage) -> Prepared | None:
+    """None for a message that cannot be read: the inbox is worth more than one message of it."""
+    try:
+        event = decode_record(stored.payload)
+        if not isinstance(event, DirectMessage):
+            raise ValueError(f"not a direct message: {stored.payload[:80]!r}")
+    except ValueError:
+        _log.exception("message %d of the inbox of %r cannot be read and is left out", stored.seq, user)
+        return None
+    event.seq = stored.seq
+    expires_at = None if stored.expires_at is None else clock.to_trio(stored.expires_at)
+    return Prepared(event, expires_at=expires_at, size=len(stored.payload))

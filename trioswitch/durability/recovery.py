@@ -1,4 +1,4 @@
-"""Catching up: what a client missed is handed to it before anything newer, without a hole and without a double.
+"""Catching up: what a client missed is delivered to it before anything newer, with no gaps and no duplicates.
 
 A room records a message in its history when it takes it into a window, and hands that window to those who were members then.
 So a client that is handed the rest of the history and made a member in one go, with no checkpoint in between, gets every
@@ -12,10 +12,10 @@ import attrs
 import trio
 
 from .._util.clock import timestamp
-from ..config import Keep, Options, Overflow
+from ..config import HistoryStorage, Options, Overflow
 from ..connections.driver import ConnectionDriver
-from ..connections.outbox import Offer
-from ..errors import Cause, HistoryNotAvailable, Refused, StoreError
+from ..connections.outbox import OfferResult
+from ..errors import CloseCause, HistoryNotAvailable, Refused, StoreError
 from ..rooms.directory import RoomDirectory
 from ..rooms.history import History
 from ..rooms.presence import Presence
@@ -27,7 +27,7 @@ from .store_writer import PAGE_BYTES, StoreWriter
 __all__ = ["HistoryPage", "Joined", "Recovery"]
 
 PAGE: Final = 200
-"""Messages that are read, and handed out, at once while a client catches up."""
+"""Messages that are read, and delivered, at once while a client catches up."""
 _BEGINNING = Position("", 0)
 """Where a client is that has joined a stored room before its first message."""
 
@@ -70,50 +70,71 @@ class Recovery:
     # --- joining
 
     def join_nowait(
-        self, connection: ConnectionDriver, name: str, since: Position | None, newest: int = 0, *, held: bool = False
+        self,
+        connection: ConnectionDriver,
+        name: str,
+        since: Position | None,
+        newest: int = 0,
+        *,
+        reserved: bool = False,
     ) -> Joined | None:
         """Join a room, after what the client missed since a position, or the `newest` messages. None: `join` has to wait.
 
-        `held`: as `reserved` of `Presence.join`.
+        `reserved`: as `reserved` of `Presence.join`.
         """
         room = self._rooms.open(name)
-        if room.policy.history is Keep.NONE:
-            self._presence.join(connection, name, reserved=held)
+        if room.policy.history is HistoryStorage.NONE:
+            self._presence.join(connection, name, reserved=reserved)
             return Joined(room, None, None if since is None else False)
         if room.history is None:
             return None
         if since is None and not newest:
-            self._presence.join(connection, name, reserved=held)
+            self._presence.join(connection, name, reserved=reserved)
             return Joined(room, room.history.position, None)
-        catch_up = _CatchUp(room, room.history, connection, held, since, newest)
+        catch_up = _CatchUp(room, room.history, connection, reserved, since, newest)
         return self._finish(catch_up) if catch_up.is_little() else None
 
     async def join(
-        self, connection: ConnectionDriver, name: str, since: Position | None, newest: int = 0, *, held: bool = False
+        self,
+        connection: ConnectionDriver,
+        name: str,
+        since: Position | None,
+        newest: int = 0,
+        *,
+        reserved: bool = False,
     ) -> Joined:
         """As `join_nowait`, where it takes waiting: for the store, or for the client to read.
 
         Raises Refused when the history cannot be read, or the connection ends. Safe to cancel: it has not joined then.
         """
         room = self._rooms.open(name)
-        room.visitors += 1  # so that it is not closed meanwhile
-        try:
-            history = await self._writer.load(room)
-            if since is None and not newest:
-                _check(connection)
-                self._presence.join(connection, name, reserved=held)
-                return Joined(room, history.position, None)
-            catch_up = _CatchUp(room, history, connection, held, since, newest)
+        with room.pinned():
             try:
-                catch_up.begin()
-                while (joined := self._finish(catch_up)) is None:
-                    await self._advance(catch_up)
-            finally:
-                catch_up.end()
-        except StoreError as error:
-            raise Refused(str(error), code="unavailable") from None
+                history = await self._writer.load_history(room)
+                return await self._join(room, history, connection, since, newest, reserved)
+            except StoreError as error:
+                raise Refused(str(error), code="unavailable") from None
+
+    async def _join(
+        self,
+        room: Room,
+        history: History,
+        connection: ConnectionDriver,
+        since: Position | None,
+        newest: int,
+        reserved: bool,
+    ) -> Joined:
+        if since is None and not newest:
+            _check(connection)
+            self._presence.join(connection, room.name, reserved=reserved)
+            return Joined(room, history.position, None)
+        catch_up = _CatchUp(room, history, connection, reserved, since, newest)
+        try:
+            catch_up.begin()
+            while (joined := self._finish(catch_up)) is None:
+                await self._advance(catch_up)
         finally:
-            room.visitors -= 1
+            catch_up.end()
         return joined
 
     def _finish(self, catch_up: "_CatchUp") -> Joined | None:
@@ -125,10 +146,10 @@ class Recovery:
         _check(connection)
         catch_up.begin()
         if catch_up.at + 1 < history.first:
-            if room.policy.history is Keep.STORED:
+            if room.policy.history is HistoryStorage.STORED:
                 return None
             catch_up.missed(history.first)
-        if not catch_up.hand_over():
+        if not catch_up.replay():
             return None
         self._presence.join(connection, room.name, reserved=catch_up.has_place)
         return Joined(room, history.position, catch_up.recovered if catch_up.since is not None else None)
@@ -140,7 +161,7 @@ class Recovery:
             messages, _more = history.page(catch_up.at, PAGE, PAGE_BYTES)
         else:
             page, messages = await self._writer.read(catch_up.room.name, catch_up.at, PAGE)
-            # What is committed, but not recorded yet, the room has still to hand out; and the store may have let go for it of
+            # What is committed, but not recorded yet, the room has still to deliver; and the store may have let go for it of
             # what is in memory still.
             catch_up.missed(min(page.first, history.first))
             if catch_up.at + 1 >= history.first:
@@ -152,7 +173,7 @@ class Recovery:
             with trio.move_on_after(self._options.ping_timeout) as patience:
                 await catch_up.put(message)
             if patience.cancelled_caught:
-                connection.close(Cause.SLOW_CONSUMER, flush=False)
+                connection.close(CloseCause.SLOW_CONSUMER, flush=False)
             _check(connection)
         await trio.lowlevel.checkpoint()
 
@@ -184,7 +205,7 @@ class Recovery:
     async def page(self, name: str, since: Position | None, limit: int) -> HistoryPage:
         """As `page_nowait`, where it takes waiting. Raises HistoryNotAvailable, StoreError. Safe to cancel."""
         room, writer = self._room(name), self._writer
-        history = await writer.load(room)
+        history = await writer.load_history(room)
         if (answer := self.page_nowait(name, since, limit)) is not None:
             return answer
         if since is None:
@@ -199,12 +220,12 @@ class Recovery:
         return HistoryPage(_recorded(messages, history), history.position, recovered, more)
 
     def _room(self, name: str) -> Room:
-        if self._options.policy(name).history is Keep.NONE:
+        if self._options.policy(name).history is HistoryStorage.NONE:
             raise HistoryNotAvailable(f"{name!r} keeps no history")
         return self._rooms.open(name)
 
     def _is_stored(self, name: str) -> bool:
-        return self._rooms.open(name).policy.history is Keep.STORED
+        return self._rooms.open(name).policy.history is HistoryStorage.STORED
 
 
 class _CatchUp:
@@ -215,11 +236,11 @@ class _CatchUp:
         room: Room,
         history: History,
         connection: ConnectionDriver,
-        held: bool,
+        reserved: bool,
         since: Position | None,
         newest: int,
     ) -> None:
-        self.room, self.history, self.connection, self.held, self.since = room, history, connection, held, since
+        self.room, self.history, self.connection, self.reserved, self.since = room, history, connection, reserved, since
         known = None if since is None else _known_offset(since, history)
         self.recovered = self._knows = known is not None  # up to where it has everything; later: that it has begun
         self._to_tell = since is not None and known is None
@@ -229,29 +250,29 @@ class _CatchUp:
         elif since is not None and since.epoch == history.epoch:
             self.at = history.last  # nothing follows what is beyond the end
         else:
-            self.at = 0 if room.policy.history is Keep.STORED else history.first - 1
+            self.at = 0 if room.policy.history is HistoryStorage.STORED else history.first - 1
             if since is None:
                 self.at = max(self.at, history.last - newest)
 
     def begin(self) -> None:
         """Tell the client if its position is of another epoch. If it is a member, it gets nothing new meanwhile."""
-        if self.room.remove(self.connection.id):
-            if self.held:  # its user has a place that is held, and the member's own
-                self.room.depart(self.connection.user)
-            self.held = self._was_member = True
+        if self.room.membership.remove(self.connection.id):
+            if self.reserved:  # its user has a place that is reserved, and the member's own
+                self.room.membership.depart(self.connection.user)
+            self.reserved = self._was_member = True
         if self._to_tell:
             self._to_tell = False
             self.connection.reply(Gap(room=self.room.name, epoch=self.history.epoch, lost=True))
 
     @property
     def has_place(self) -> bool:
-        """Whether a place is held for it: unless it was a member, and was made to leave meanwhile."""
-        return self.held and not (self._was_member and self.room.name not in self.connection.rooms)
+        """Whether a place is reserved for it: unless it was a member, and was made to leave meanwhile."""
+        return self.reserved and not (self._was_member and self.room.name not in self.connection.rooms)
 
     def end(self) -> None:
         """If it failed, a member is one again, with what comes from here on."""
         if self._was_member and self.room.name in self.connection.rooms:
-            self.room.add(self.connection.outbox)
+            self.room.membership.add(self.connection.outbox)
 
     def is_little(self) -> bool:
         """Whether the rest is in memory, and one write at most; with a gap before it, it would be two."""
@@ -273,7 +294,7 @@ class _CatchUp:
         await self.connection.outbox.put(message)
         self.at, self._knows = _offset(message), True
 
-    def hand_over(self) -> bool:
+    def replay(self) -> bool:
         """Give the rest to the outbox. Returns False when there is no space for all of it."""
         outbox = self.connection.outbox
         window = self.history.replay(self.at, timestamp)
@@ -282,7 +303,7 @@ class _CatchUp:
         if not window.messages or outbox.deliver(window) is not None:
             return True
         for message in window.messages:
-            if outbox.offer(message, Overflow.BLOCK) is Offer.FULL:
+            if outbox.offer(message, Overflow.BLOCK) is OfferResult.FULL:
                 return False
             self.at, self._knows = _offset(message), True
         return True
@@ -302,7 +323,7 @@ def _known_offset(since: Position, history: History) -> int | None:
 
 
 def _recorded(messages: list[Prepared], history: History) -> list[Prepared]:
-    """Without those that were committed, but not handed out: a client at the answer's position is to get them still."""
+    """Without those that were committed, but not delivered: a client at the answer's position is to get them still."""
     return [message for message in messages if _offset(message) <= history.last]
 
 

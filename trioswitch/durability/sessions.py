@@ -1,24 +1,26 @@
-"""Sessions: who comes back within the time finds its user, its rooms and everything that was published meanwhile.
+"""Sessions: a client that reconnects in time gets its user, its rooms and everything that was published meanwhile.
 
-connected   the connection has the session's id, and everything else
-held        the client is away for less than `leave_grace`: its places in rooms are held, nobody is told
-away        its places are given up, and it is still known for `session_time`
-over        it said goodbye, was told not to come back, or did not come in time
+The states of a session:
+
+    connected   its connection is open
+    reserved    the client is offline for less than `leave_grace`: its places in rooms are reserved, nobody is told
+    offline     its places are given up; it can be resumed until `session_time` is over
+    ended       the client closed it, was closed with a permanent code, or did not reconnect in time
 """
 
-from collections import OrderedDict
-from math import inf
 from secrets import token_urlsafe
 from typing import Any, Final
 
 import attrs
 import trio
 
+from .._util.expiry import DueQueue
+from .._util.wakeup import Wakeup
 from ..auth.identity import Identity
 from ..config import Options
 from ..connections.directory import ConnectionDirectory
 from ..connections.driver import ConnectionDriver
-from ..errors import Cause, Refused
+from ..errors import CloseCause, Refused
 from ..rooms.directory import RoomDirectory
 from ..rooms.presence import Presence
 from ..wire.messages import Position, Resumed
@@ -26,27 +28,27 @@ from .recovery import Joined, Recovery
 
 __all__ = ["Sessions"]
 
-LAST_INVITATION: Final = 4500
-"""Close codes from here on tell a client not to come back (`docs/protocol.md`)."""
+FIRST_PERMANENT_CODE: Final = 4500
+"""Close codes from here on tell a client not to reconnect (`docs/protocol.md`)."""
 
 
 @attrs.define(eq=False)
 class Session:
-    """What is kept of a client that is away."""
+    """What is kept of a client that is offline."""
 
     id: str
     user: str
     identity: Identity
     rooms: dict[str, Position | None]
     """Its rooms, and where those with history stood when it was lost."""
-    held: set[str]
-    """Those of them in which its place is held."""
-    named: bool
-    """Whether its user is a name."""
+    reserved: set[str]
+    """Those of them in which its place is reserved."""
+    has_declared_name: bool
+    """As of `ConnectionDriver`."""
 
 
 class Sessions:
-    """Who is here, and who may come back."""
+    """Which sessions are connected, and which can be resumed."""
 
     def __init__(
         self,
@@ -66,14 +68,13 @@ class Sessions:
         self._resuming: dict[
             str, Session
         ] = {}  # what a connection does not have again yet of the session that it resumes
-        # In order of time, as all are away, or held, for equally long.
-        self._away: OrderedDict[str, tuple[float, Session]] = OrderedDict()
-        self._held: OrderedDict[str, tuple[float, Session]] = OrderedDict()
-        self._work = trio.Event()
+        self._offline: DueQueue[str, Session] = DueQueue()  # until each ends
+        self._reserved: DueQueue[str, Session] = DueQueue()  # until its places are given up
+        self._wakeup = Wakeup()
 
     def __len__(self) -> int:
         """The number of sessions whose clients are offline."""
-        return len(self._away)
+        return len(self._offline)
 
     def begin(self, connection: ConnectionDriver) -> str:
         """A connection opens: it gets a session of its own. Returns the session's id."""
@@ -92,11 +93,11 @@ class Sessions:
             del self._here[id]
         return id
 
-    # --- going
+    # --- connections end
 
     def end(self, connection: ConnectionDriver) -> None:
         """A connection has ended: its session is kept, or else its rooms are left."""
-        if self._may_come_back(connection):
+        if self._can_be_resumed(connection):
             self._keep(self._detach(connection))
         else:
             self._unassign(connection)
@@ -105,25 +106,30 @@ class Sessions:
                 self._vacate(session)
             self._presence.leave_all(connection)
 
-    def _may_come_back(self, connection: ConnectionDriver) -> bool:
+    def _can_be_resumed(self, connection: ConnectionDriver) -> bool:
         cause = connection.cause
-        if cause is None or cause is Cause.CLIENT_LEFT or cause.code >= LAST_INVITATION or self._connections.draining:
+        if (
+            cause is None
+            or cause is CloseCause.CLIENT_LEFT
+            or cause.code >= FIRST_PERMANENT_CODE
+            or self._connections.draining
+        ):
             return False
         something = connection.rooms or connection.id in self._resuming or connection.user != connection.id
         return bool(connection.id in self._ids and connection.identity and something and self._options.session_time)
 
     def _detach(self, connection: ConnectionDriver) -> Session:
-        """Take its session from a connection: it is in no room any more, and its places are held."""
+        """Take its session from a connection: it is in no room any more, and its places are reserved."""
         assert connection.identity is not None
         id = self._unassign(connection)
         assert id is not None
         rooms = {name: self._position(name) for name in connection.rooms}
-        held = set(self._presence.reserve(connection))
-        session = Session(id, connection.user, connection.identity, rooms, held, connection.has_declared_name)
+        reserved = set(self._presence.reserve(connection))
+        session = Session(id, connection.user, connection.identity, rooms, reserved, connection.has_declared_name)
         unfinished = self._resuming.pop(connection.id, None)
-        if unfinished is not None:  # it went before it had all of its rooms again
+        if unfinished is not None:  # it was lost before it had all of its rooms again
             session.rooms |= unfinished.rooms
-            session.held |= unfinished.held
+            session.reserved |= unfinished.reserved
         return session
 
     def _position(self, name: str) -> Position | None:
@@ -132,43 +138,40 @@ class Sessions:
 
     def _keep(self, session: Session) -> None:
         options, now = self._options, trio.current_time()
-        self._away[session.id] = (now + options.session_time, session)
-        if session.held:
-            self._held[session.id] = (now + min(options.leave_grace, options.session_time), session)
-        if len(self._away) > options.max_sessions:
-            self._forget(next(iter(self._away)))
+        self._offline.add(session.id, session, now + options.session_time)
+        if session.reserved:
+            self._reserved.add(session.id, session, now + min(options.leave_grace, options.session_time))
+        if len(self._offline) > options.max_sessions:
+            oldest = self._offline.oldest()
+            assert oldest is not None
+            self._give_up_places(oldest)
+            self._offline.remove(oldest)
         if not options.leave_grace:
             self._give_up_places(session.id)
-        self._work.set()
+        self._wakeup.notify()
 
     async def run(self) -> None:
-        """The task that gives up places, and forgets sessions, when their time has come."""
+        """The task that gives up places, and ends sessions, when their time is over."""
         while True:
-            heads = [next(iter(queue.values()))[0] for queue in (self._held, self._away) if queue]
-            self._work = trio.Event()
-            with trio.move_on_at(min(heads, default=inf)):
-                await self._work.wait()  # whoever goes now may be due before those that are away already
+            with trio.move_on_at(min(self._reserved.next_due(), self._offline.next_due())):
+                await self._wakeup.wait()  # a client that goes offline now may be due before the others
             now = trio.current_time()
-            while self._held and next(iter(self._held.values()))[0] <= now:
-                self._give_up_places(next(iter(self._held)))
-            while self._away and next(iter(self._away.values()))[0] <= now:
-                self._forget(next(iter(self._away)))
+            for _id, session in self._reserved.pop_due(now):
+                self._vacate(session)
+            for id, _session in self._offline.pop_due(now):
+                self._give_up_places(id)
 
     def _give_up_places(self, id: str) -> None:
-        _until, session = self._held.pop(id, (0.0, None))
+        session = self._reserved.remove(id)
         if session is not None:
             self._vacate(session)
 
-    def _forget(self, id: str) -> None:
-        self._give_up_places(id)
-        self._away.pop(id, None)
-
     def _vacate(self, session: Session) -> None:
-        for name in session.held:
+        for name in session.reserved:
             self._presence.vacate(session.user, name)
-        session.held.clear()
+        session.reserved.clear()
 
-    # --- coming back
+    # --- sessions are resumed
 
     async def resume(self, connection: ConnectionDriver, id: str, positions: dict[str, Position]) -> dict[str, Resumed]:
         """Give a connection the session of this id: its user, its rooms and what was missed. Returns what became of each.
@@ -180,18 +183,18 @@ class Sessions:
         self._unassign(connection)
         self._assign(connection, id)
         self._resuming[connection.id] = session
-        self._presence.change_user(connection, session.user, declared=session.named)
+        self._presence.change_user(connection, session.user, declared=session.has_declared_name)
         rooms: dict[str, Resumed] = {}
         known = positions.keys() & session.rooms.keys()
         while session.rooms:
             name, since = next(iter(session.rooms.items()))
             if self._may_join(connection, name):
-                joined = await self._join(connection, name, since, held=name in session.held)
+                joined = await self._join(connection, name, since, reserved=name in session.reserved)
                 rooms[name] = _resumed(joined, known=name in known)
-            elif name in session.held:
+            elif name in session.reserved:
                 self._presence.vacate(session.user, name)
             del session.rooms[name]
-            session.held.discard(name)
+            session.reserved.discard(name)
         self._resuming.pop(connection.id, None)
         return rooms
 
@@ -199,40 +202,40 @@ class Sessions:
         """The session, out of the hands of whoever has it. Raises Refused."""
         here = self._here.get(id)
         if here is connection:
-            raise Refused("this session is the connection's own", code="invalid")
-        if here is not None and here.cause is not None and not self._may_come_back(here):
+            raise Refused("this is the connection's own session", code="invalid")
+        if here is not None and here.cause is not None and not self._can_be_resumed(here):
             here = None  # it has ended already, and its connection is about to
-        _until, away = self._away.get(id, (0.0, None))
-        identity = here.identity if here is not None else away.identity if away is not None else None
+        offline = self._offline.get(id)
+        identity = here.identity if here is not None else offline.identity if offline is not None else None
         if identity is None:
-            raise Refused("there is no such session, or not any more", code="unknown_session")
+            raise Refused("there is no session with this id, or it has ended", code="unknown_session")
         if connection.identity is None or identity.user != connection.identity.user:
-            raise Refused("this session is another user's")
+            raise Refused("this session belongs to another user")
         if here is not None:
             session = self._detach(here)
-            here.close(Cause.TAKEN_OVER, flush=False)
+            here.close(CloseCause.TAKEN_OVER, flush=False)
             return session
-        assert away is not None
-        del self._away[id]
-        self._held.pop(id, None)
-        return away
+        assert offline is not None
+        self._offline.remove(id)
+        self._reserved.remove(id)
+        return offline
 
     def _may_join(self, connection: ConnectionDriver, name: str) -> bool:
         assert connection.identity is not None
         full = len(connection.rooms) >= self._options.max_rooms and name not in connection.rooms
         return connection.identity.may_join(name) and not full
 
-    async def _join(self, connection: ConnectionDriver, name: str, since: Position | None, *, held: bool) -> Joined:
-        joined = self._recovery.join_nowait(connection, name, since, held=held)
+    async def _join(self, connection: ConnectionDriver, name: str, since: Position | None, *, reserved: bool) -> Joined:
+        joined = self._recovery.join_nowait(connection, name, since, reserved=reserved)
         if joined is not None:
             return joined
         try:
-            return await self._recovery.join(connection, name, since, held=held)
+            return await self._recovery.join(connection, name, since, reserved=reserved)
         except Refused:
             if connection.cause is not None:
                 raise
             # Its history cannot be read now: what comes from here on can be had all the same.
-            return Joined(self._presence.join(connection, name, reserved=held), None, False)
+            return Joined(self._presence.join(connection, name, reserved=reserved), None, False)
 
 
 def _resumed(joined: Joined, *, known: bool) -> Resumed:
@@ -240,4 +243,4 @@ def _resumed(joined: Joined, *, known: bool) -> Resumed:
     place: dict[str, Any] = (
         {} if joined.position is None else {"epoch": joined.position.epoch, "offset": joined.position.offset}
     )
-    return Resumed(recovered=known and bool(joined.recovered), online_count=len(joined.room.users), **place)
+    return Resumed(recovered=known and bool(joined.recovered), online_count=len(joined.room.membership.users), **place)

@@ -1,36 +1,34 @@
-"""The one way into the store: messages of all stored rooms on their way there, and what comes back.
+"""The store writer: messages of stored rooms on their way into the store, their histories, and the sweep of old messages.
 
-One task takes everything that waits, whatever room it is for, and gives it to the store at once: while one batch is being
-committed the next one gathers, so that a commit costs the more messages the less the more there are. Rooms get their messages
-back in the order of their offsets.
+Messages of all rooms are committed in common batches (`group_commit`). A room gets its messages back in the order of their
+offsets, and delivers them then.
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Final
 
 import trio
 
-from .._util.clock import timestamp as now_text
-from .._util.clock import wall_time
+from .._util import clock
+from .._util.wakeup import Wakeup
 from ..config import Options
-from ..errors import StoreError, UnencodableData
+from ..errors import StoreError, TrioswitchError
 from ..rooms.history import IN_MEMORY, History, HistoryBudget
 from ..rooms.room import Room
-from ..stores.port import Append, Page, Record, Store
+from ..stores.port import Append, Appended, HistoryRecords, Record, Store
 from ..wire.messages import Recorded
 from ..wire.prepared import Prepared
-from ..wire.records import dump, load
+from ..wire.records import decode_record, encode_record
+from .group_commit import GroupCommit
 from .store_health import StoreHealth
 
-__all__ = ["StoreWriter"]
+__all__ = ["PAGE_BYTES", "StoreWriter"]
 
 _log = logging.getLogger(__name__)
 
-BATCH: Final = 4096
-"""Messages in one transaction at most."""
 SWEEP_INTERVAL: Final = 60.0
-"""Seconds between two times at which the store forgets what is too old."""
+"""Seconds between two sweeps, in which the store forgets what is too old."""
 PAGE_BYTES: Final = 256 * 1024
 """Bytes of messages that are read from the store at once, or put into the answer to one `history`."""
 
@@ -43,32 +41,31 @@ class StoreWriter:
         self._health = health
         self._options = options
         self._budget = budget
-        self._waiting: list[tuple[Room, Prepared]] = []
-        self._in_flight: Sequence[tuple[Room, Prepared]] = ()
-        self._work = trio.Event()
-        self._loaded: dict[Room, trio.Event] = {}  # rooms that are to be loaded, with who waits for it
+        self._commits: GroupCommit[tuple[Room, Prepared], Append, Appended] = GroupCommit(
+            health, encode=_to_append, write=store.append, succeeded=_on_committed, failed=_on_commit_failed
+        )
+        self._to_load: dict[Room, Wakeup] = {}  # rooms whose history is to be loaded, and who waits for it
 
     @property
     def uncommitted(self) -> int:
         """Messages that wait for the store, or are being committed."""
-        return len(self._waiting) + len(self._in_flight)
+        return self._commits.uncommitted
 
     # --- in
 
     def submit(self, room: Room, message: Prepared) -> None:
-        """Take a message for the store. Rooms bound how many there are of theirs."""
-        self._waiting.append((room, message))
-        self._work.set()
+        """Take a message for the store. The room bounds how many of its messages are here."""
+        self._commits.add((room, message))
 
-    async def load(self, room: Room) -> History:
+    async def load_history(self, room: Room) -> History:
         """The history of a room, loaded from the store if need be. Raises StoreError. Safe to cancel."""
         while room.history is None:
-            loaded = self._loaded.get(room)
+            loaded = self._to_load.get(room)
             if loaded is None:
-                loaded = self._loaded[room] = trio.Event()
-                room.visitors += 1  # who asked may go; it is not to be closed while it is loaded all the same
-                self._work.set()
-            await loaded.wait()
+                loaded = self._to_load[room] = Wakeup()
+                self._commits.wake()
+            with room.pinned():
+                await loaded.wait()
             if room.history is None:
                 raise StoreError(self._health.error or f"the history of {room.name!r} cannot be read")
         return room.history
@@ -76,137 +73,111 @@ class StoreWriter:
     # --- the task
 
     async def run(self) -> None:
-        """Write what waits, for ever."""
+        """The task that writes what is pending. Started again after a crash, it goes on with it."""
         while True:
-            self._work = trio.Event()
-            while self._waiting or self._loaded:  # something may have been left by a crash
-                await self._load_rooms()
-                await self._append()
-            await self._work.wait()
+            while self._commits.pending or self._to_load:
+                await self._load_histories()
+                await self._commits.commit_batch()
+            await self._commits.wait()
 
-    async def _load_rooms(self) -> None:
-        """Load rooms before anything of theirs is appended: what is loaded is then what is before all that comes back."""
-        for room in dict.fromkeys([*self._loaded, *(room for room, _message in self._waiting[:BATCH])]):
+    async def _load_histories(self) -> None:
+        """Load histories before anything of their rooms is appended: they end before all that is committed later."""
+        for room in dict.fromkeys([*self._to_load, *(room for room, _message in self._commits.next_batch())]):
             try:
-                if room.history is None:
-                    await self._load_room(room)
+                if room.history is None and not room.closed:
+                    with room.pinned():  # those who asked for it may be gone
+                        await self._load(room)
             except StoreError as error:
                 self._health.failed(error, "reading")
             finally:
-                if (loaded := self._loaded.pop(room, None)) is not None:
-                    room.visitors -= 1
-                    loaded.set()
+                if (loaded := self._to_load.pop(room, None)) is not None:
+                    loaded.notify()
 
-    async def _load_room(self, room: Room) -> None:
+    async def _load(self, room: Room) -> None:
         limit = min(room.policy.history_size, IN_MEMORY)
-        page = await self._store.read_newest(
-            room.name, limit=limit, max_bytes=self._options.room_bytes, now=wall_time()
+        records = await self._store.read_newest(
+            room.name, limit=limit, max_bytes=self._options.room_bytes, now=clock.wall_time()
         )
         self._health.works("reading")
-        history = History(room.policy, self._budget, page.epoch, page.last)
-        wall, now = wall_time(), trio.current_time()
-        history.restore([(now + record.at - wall, message) for record, message in _prepare(room.name, page)])
-        room.history = history
-
-    async def _append(self) -> None:
-        batch, self._waiting = self._waiting[:BATCH], self._waiting[BATCH:]
-        wall, now, timestamp = wall_time(), trio.current_time(), now_text()
-        appends: list[Append] = []
-        good: list[tuple[Room, Prepared]] = []
-        for room, message in batch:
-            message.stamp(timestamp)
-            try:
-                appends.append(_append(room, message, wall, now))
-            except (StoreError, UnencodableData) as error:
-                room.not_stored(message, error)
-            else:
-                good.append((room, message))
-        if not good:
-            return
-        self._in_flight = good
-        try:
-            appended = await self._store.append(appends)
-        except StoreError as error:
-            self._health.failed(error)
-            self._give_back(error)
-        except Exception:
-            self._give_back(StoreError("the store failed"))
-            raise
-        else:
-            self._health.works()
-            self._in_flight = ()
-            for (room, message), place in zip(good, appended, strict=True):
-                room.stored(message, place)
-
-    def _give_back(self, error: StoreError) -> None:
-        flight, self._in_flight = self._in_flight, ()
-        for room, message in flight:
-            room.not_stored(message, error)
+        history = History(room.policy, self._budget, records.epoch, records.last)
+        history.restore([(clock.to_trio(record.at), message) for record, message in _prepare(room.name, records)])
+        room.attach_history(history)
 
     async def sweep(self) -> None:
         """The task that lets the store forget what is too old."""
         while True:
             await trio.sleep(SWEEP_INTERVAL)
             try:
-                await self._store.sweep(wall_time(), self._options.inbox_age)
+                await self._store.sweep(clock.wall_time(), self._options.inbox_age)
             except StoreError as error:
                 self._health.failed(error, "sweeping")
             else:
                 self._health.works("sweeping")
 
     def abandon(self) -> None:
-        """The switch ends, and its tasks have: whoever waits for a receipt hears that there will be none."""
-        self._in_flight = [*self._in_flight, *self._waiting]
-        self._waiting = []
-        self._give_back(StoreError("the server ended before it was known to be committed"))
+        """The switch ends, and its tasks have: publishers that wait for a receipt are told that there will be none."""
+        self._commits.abandon()
 
     # --- out
 
-    async def read(self, room_name: str, after: int, limit: int) -> tuple[Page, list[Prepared]]:
+    async def read(self, room_name: str, after: int, limit: int) -> tuple[HistoryRecords, list[Prepared]]:
         """A page of a stored room's history, oldest first. Raises StoreError. Safe to cancel."""
         try:
-            page = await self._store.read(room_name, after=after, limit=limit, max_bytes=PAGE_BYTES, now=wall_time())
+            records = await self._store.read(
+                room_name, after=after, limit=limit, max_bytes=PAGE_BYTES, now=clock.wall_time()
+            )
         except StoreError as error:
             self._health.failed(error, "reading")
             raise
         self._health.works("reading")
-        return page, [message for _record, message in _prepare(room_name, page)]
+        return records, [message for _record, message in _prepare(room_name, records)]
 
     async def read_newest(self, room_name: str, limit: int) -> list[Prepared]:
         """The newest messages of a stored room, oldest first. Raises StoreError. Safe to cancel."""
         try:
-            page = await self._store.read_newest(room_name, limit=limit, max_bytes=PAGE_BYTES, now=wall_time())
+            records = await self._store.read_newest(room_name, limit=limit, max_bytes=PAGE_BYTES, now=clock.wall_time())
         except StoreError as error:
             self._health.failed(error, "reading")
             raise
         self._health.works("reading")
-        return [message for _record, message in _prepare(room_name, page)]
+        return [message for _record, message in _prepare(room_name, records)]
 
 
-def _append(room: Room, message: Prepared, wall: float, now: float) -> Append:
+def _to_append(item: tuple[Room, Prepared]) -> Append:
+    room, message = item
     event = message.event
     assert isinstance(event, Recorded)
+    message.stamp(clock.timestamp())
     if room.history is None:
         raise StoreError(f"the history of {room.name!r} cannot be read")
     return Append(
         room=room.name,
-        payload=dump(event),
-        at=wall,
-        expires_at=None if message.expires_at is None else wall + message.expires_at - now,
+        payload=encode_record(event),
+        at=clock.wall_time(),
+        expires_at=None if message.expires_at is None else clock.to_wall(message.expires_at),
         key=message.idempotency_key,
         retention=room.history.retention,
     )
 
 
-def _prepare(room_name: str, page: Page) -> Iterator[tuple[Record, Prepared]]:
-    wall, now = wall_time(), trio.current_time()
-    for record in page.records:
+def _on_committed(item: tuple[Room, Prepared], appended: Appended) -> None:
+    room, message = item
+    room.on_committed(message, appended)
+
+
+def _on_commit_failed(item: tuple[Room, Prepared], error: TrioswitchError) -> None:
+    room, message = item
+    room.on_commit_failed(message, error)
+
+
+def _prepare(room_name: str, records: HistoryRecords) -> Iterator[tuple[Record, Prepared]]:
+    for record in records.records:
         try:
-            event = load(record.payload)
+            event = decode_record(record.payload)
         except ValueError:  # the room is worth more than one message of it
-            _log.exception("message %d of %r cannot be read, and is passed over", record.offset, room_name)
+            _log.exception("message %d of %r cannot be read and is left out", record.offset, room_name)
             continue
         assert isinstance(event, Recorded)
-        event.epoch, event.offset = page.epoch, record.offset
-        expires_at = None if record.expires_at is None else now + record.expires_at - wall
+        event.epoch, event.offset = records.epoch, record.offset
+        expires_at = None if record.expires_at is None else clock.to_trio(record.expires_at)
         yield record, Prepared(event, room=room_name, expires_at=expires_at, size=len(record.payload))

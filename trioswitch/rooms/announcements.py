@@ -6,6 +6,7 @@ from typing import Final
 
 import trio
 
+from .._util.wakeup import Wakeup
 from ..errors import DeliveryError
 from ..wire.messages import System
 from ..wire.prepared import Prepared
@@ -30,7 +31,7 @@ class Announcements:
         self._publish = publish
         self._due: dict[str, float] = {}  # rooms whose count is to be announced, and when
         self._counted_at: dict[str, float] = {}  # when the count of one of these rooms was last announced
-        self._wanted = trio.Event()
+        self._wakeup = Wakeup()
 
     def joined(self, room: Room, user: str) -> None:
         """Tell a room that a user came, whose first connection this is."""
@@ -42,14 +43,14 @@ class Announcements:
 
     def _announce(self, room: Room, action: str, user: str) -> None:
         policy = room.policy
-        if not policy.announce or not room.members:
+        if not policy.announce or not room.membership.members:
             return
-        if len(room.users) <= policy.announce_limit:
-            event = System(action=action, room=room.name, online_count=len(room.users), user_id=user)
+        if len(room.membership.users) <= policy.announce_limit:
+            event = System(action=action, room=room.name, online_count=len(room.membership.users), user_id=user)
             if self._published(room.name, event):
                 return
         self._due.setdefault(room.name, self._counted_at.get(room.name, -inf) + COUNT_INTERVAL)
-        self._wanted.set()
+        self._wakeup.notify()
 
     def _published(self, room: str, event: System) -> bool:
         try:
@@ -61,8 +62,9 @@ class Announcements:
     async def run(self) -> None:
         """The task that tells big rooms how many users they have."""
         while True:
-            await self._wanted.wait()
-            await trio.sleep_until(min(self._due.values(), default=0.0))
+            while not self._due:
+                await self._wakeup.wait()
+            await trio.sleep_until(min(self._due.values()))
             now = trio.current_time()
             self._counted_at = {name: at for name, at in self._counted_at.items() if at + COUNT_INTERVAL > now}
             for name in [name for name, due in self._due.items() if due <= now]:
@@ -71,7 +73,7 @@ class Announcements:
                 if room is None:
                     continue
                 self._counted_at[name] = now
-                if not self._published(name, System(action="count", room=name, online_count=len(room.users))):
+                if not self._published(
+                    name, System(action="count", room=name, online_count=len(room.membership.users))
+                ):
                     self._due[name] = now + COUNT_INTERVAL
-            if not self._due:
-                self._wanted = trio.Event()

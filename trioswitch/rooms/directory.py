@@ -9,13 +9,13 @@ from typing import Final
 import trio
 
 from .._util.supervision import supervise
-from ..config import Keep, Options
+from ..config import HistoryStorage, Options
 from ..connections.directory import YIELD_EVERY
 from ..metrics import Traffic
 from ..wire.prepared import Prepared
 from .dispatcher import Dispatcher
 from .history import History, HistoryBudget
-from .members import Member
+from .membership import Member
 from .room import Room
 
 __all__ = ["RoomDirectory"]
@@ -73,44 +73,46 @@ class RoomDirectory:
             if self._abandoned:
                 raise trio.ClosedResourceError("the switch's block was left")
             policy = self._options.policy(name)
-            history = History(policy, self._budget, token_urlsafe(6)) if policy.history is Keep.MEMORY else None
+            history = (
+                History(policy, self._budget, token_urlsafe(6)) if policy.history is HistoryStorage.MEMORY else None
+            )
             room = Room(name, policy, self._options, self._traffic, self.dispatcher.wake, self._submit, history)
             self._rooms[name] = room
             self._traffic.open_room(name)
-            if policy.history is not Keep.NONE:
+            if policy.history is not HistoryStorage.NONE:
                 self._deserted.add(name)
         return room
 
     def for_publishing(self, name: str) -> Room | None:
         """The room to which something is published: it is opened if it keeps a history. None: nobody would get it."""
         room = self._rooms.get(name)
-        if room is None and self._options.policy(name).history is not Keep.NONE:
+        if room is None and self._options.policy(name).history is not HistoryStorage.NONE:
             return self.open(name)
         return room
 
     def is_stored(self, name: str) -> bool:
         """Whether the room's messages are stored."""
         room = self._rooms.get(name)
-        return room.stores if room is not None else self._options.policy(name).history is Keep.STORED
+        return room.is_stored if room is not None else self._options.policy(name).history is HistoryStorage.STORED
 
     # --- members that are not connections
 
     def add_member(self, name: str, member: Member) -> None:
         """Make a subscription, say, a member of a room; nobody is told."""
-        self.open(name).add(member)
+        self.open(name).membership.add(member)
 
     def remove_member(self, name: str, member: Member) -> None:
         room = self._rooms.get(name)
-        if room is not None and room.remove(member.id):
+        if room is not None and room.membership.remove(member.id):
             self.close_if_empty(room)
 
     # --- ends
 
     def close_if_empty(self, room: Room) -> None:
         """Close a room that somebody has just left, if nobody is in it and it keeps nothing."""
-        if room.members or room.users:
+        if not room.membership.empty:
             return
-        if room.policy.history is Keep.NONE:
+        if room.policy.history is HistoryStorage.NONE:
             self._close(room)
         else:
             self._deserted.add(room.name)
@@ -132,13 +134,13 @@ class RoomDirectory:
                     continue
                 if room.idle:
                     self._close(room)
-                if room.idle or room.members:
+                if room.idle or room.membership.members:
                     self._deserted.discard(name)
 
     async def wait_dispatched(self) -> None:
         """Wait until everything that was published to any room before has been delivered to its members. Safe to cancel."""
         for room in list(self._rooms.values()):
-            await room.wait_handed_out()
+            await room.wait_dispatched()
 
     def abandon(self) -> None:
         """The switch ends: nothing is delivered any more, and the outcome of what is pending is reported."""
@@ -153,6 +155,8 @@ class RoomDirectory:
 
     def _crashed(self, room: Room) -> None:
         """Called while the exception is handled."""
-        _log.exception("room %r crashed and is started again with its %d members", room.name, len(room.members))
+        _log.exception(
+            "room %r crashed and is started again with its %d members", room.name, len(room.membership.members)
+        )
         self.crashes += 1
         room.crashed()

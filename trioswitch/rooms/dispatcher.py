@@ -1,17 +1,18 @@
-"""The one task that hands out for all rooms which can be done without waiting."""
+"""The one task that delivers for all rooms which can be done without waiting."""
 
 from collections import deque
 from collections.abc import Callable
 
 import trio
 
+from .._util.wakeup import Wakeup
 from .room import Room
 
 __all__ = ["Dispatcher"]
 
 
 class Dispatcher:
-    """Rooms that have something to hand out, in the order in which they got it; each has its turn for one window.
+    """Rooms that have something to deliver, in the order in which they got it; each has its turn for one window.
 
     `start_task` starts the task of a room that needs one; `crashed` is called, while the exception is handled, for a room
     that failed: it goes on in a task of its own, where it can wait before it tries again.
@@ -21,13 +22,13 @@ class Dispatcher:
         self._start_task = start_task
         self._crashed = crashed
         self._ready: deque[Room] = deque()
-        self._work = trio.Event()
+        self._wakeup = Wakeup()
         self._held = False
 
     def wake(self, room: Room) -> None:
         self._ready.append(room)
         if not self._held:
-            self._work.set()
+            self._wakeup.notify()
 
     def hold(self) -> None:
         """Collect what is published until `release`, so that it goes out in common windows."""
@@ -38,14 +39,14 @@ class Dispatcher:
         self._held = False
         self.run_ready()
         if self._ready:
-            self._work.set()
+            self._wakeup.notify()
 
     def run_ready(self) -> None:
         """Give each room that is ready its turn."""
         for _ in range(len(self._ready)):
             room = self._ready.popleft()
             try:
-                done = room.hand_out()
+                done = room.dispatch_nowait()
             except Exception:
                 self._crashed(room)
                 done = False
@@ -54,8 +55,7 @@ class Dispatcher:
 
     async def run(self) -> None:
         while True:
-            await self._work.wait()
+            while not self._ready:
+                await self._wakeup.wait()
             self.run_ready()
-            if not self._ready:
-                self._work = trio.Event()
             await trio.lowlevel.checkpoint()

@@ -15,7 +15,7 @@ import attrs
 import trio
 from msgspec import UNSET
 
-from ..config import Keep, RoomPolicy
+from ..config import HistoryStorage, RoomPolicy
 from ..stores.port import Retention
 from ..wire.messages import Event, Position, Recorded
 from ..wire.prepared import Prepared
@@ -32,12 +32,12 @@ IN_MEMORY: Final = 1000
 REPLAYS: Final = 2
 """Windows of what was missed that are kept until the next message: who comes back together, missed the same."""
 REPLAY_BYTES: Final = 1024 * 1024
-"""Bytes in one of them at most; and messages: more are handed out page by page."""
+"""Bytes in one of them at most; and messages: more are delivered page by page."""
 REPLAY_MESSAGES: Final = 1000
 COMPACT: Final = 256
 """Places of messages that are gone after which the list is made shorter."""
 
-Kept = tuple[int, float, Prepared]
+HistoryEntry = tuple[int, float, Prepared]
 _GONE: Final = (0, 0.0, Prepared(Event()))
 
 
@@ -50,7 +50,7 @@ class HistoryBudget:
     _by_use: "OrderedDict[History, None]" = attrs.field(factory=OrderedDict, init=False)
     _busiest: "History | None" = attrs.field(default=None, init=False)
 
-    def take(self, history: "History", size: int) -> None:
+    def charge(self, history: "History", size: int) -> None:
         """Count bytes more, or fewer, of a history that has just taken a message."""
         self.used += size
         if self._busiest is not history:
@@ -60,7 +60,7 @@ class HistoryBudget:
         while self.used > self.limit and self._by_use:
             next(iter(self._by_use)).drop_first()
 
-    def give_back(self, history: "History", size: int, *, last: bool) -> None:
+    def refund(self, history: "History", size: int, *, last: bool) -> None:
         self.used -= size
         if last:
             self._by_use.pop(history, None)
@@ -78,11 +78,13 @@ class History:
         self.last = last
         self.retention = Retention(policy.history_size, policy.history_age)
         """What the room keeps, in memory or in the store."""
-        self._size = min(policy.history_size, IN_MEMORY) if policy.history is Keep.STORED else policy.history_size
+        self._size = (
+            min(policy.history_size, IN_MEMORY) if policy.history is HistoryStorage.STORED else policy.history_size
+        )
         self._age = policy.history_age
         self._budget = budget
         # Offset, time on Trio's clock, message; oldest first. The first `_gone` of them are.
-        self._kept: list[Kept] = []
+        self._kept: list[HistoryEntry] = []
         self._gone = 0
         self._replays: dict[int, Window] = {}  # what follows an offset, until there is more
 
@@ -118,10 +120,10 @@ class History:
         kept.append((offset, at, message))
         if len(kept) - self._gone > self._size:
             size -= self._remove_first()
-        self._budget.take(self, size)
+        self._budget.charge(self, size)
 
     def pass_over(self, messages: Sequence[Prepared]) -> None:
-        """These were numbered by the store, and have expired before they were handed out."""
+        """These were numbered by the store, and have expired before they were delivered."""
         for message in messages:
             _epoch, offset = message.position
             self.last = max(self.last, offset or 0)
@@ -140,7 +142,7 @@ class History:
             self._replays.clear()
         if last := not self._kept:
             size += ROOM_OVERHEAD
-        self._budget.give_back(self, size, last=last)
+        self._budget.refund(self, size, last=last)
 
     def _remove_first(self) -> int:
         """Returns the bytes that its message took."""

@@ -29,13 +29,13 @@ class Presence:
         `reserved`: a place was reserved for it (`reserve`), so that nobody is told.
         """
         room = self._rooms.open(name)
-        if connection.id not in room.members:
+        if connection.id not in room.membership.members:
             connection.enter(name)
-            room.add(connection.outbox)
-            if not reserved and room.arrive(connection.user):
+            room.membership.add(connection.outbox)
+            if not reserved and room.membership.arrive(connection.user):
                 self._announcements.joined(room, connection.user)
         elif reserved:
-            room.depart(connection.user)
+            room.membership.depart(connection.user)
         return room
 
     def leave(self, connection: ConnectionDriver, name: str) -> bool:
@@ -44,7 +44,7 @@ class Presence:
         if room is None or name not in connection.rooms:
             return False
         connection.exit(name)
-        room.remove(connection.id)
+        room.membership.remove(connection.id)
         self._depart(room, connection.user)
         return True
 
@@ -57,7 +57,7 @@ class Presence:
         names = frozenset(connection.rooms)
         for name in names:
             connection.exit(name)
-            self._room(name).remove(connection.id)
+            self._room(name).membership.remove(connection.id)
         return names
 
     def vacate(self, user: str, name: str) -> None:
@@ -75,13 +75,13 @@ class Presence:
             return
         for name in connection.rooms:
             room = self._room(name)
-            if room.depart(before):
+            if room.membership.depart(before):
                 self._announce_left(room, before)
-            if room.arrive(user):
+            if room.membership.arrive(user):
                 self._announcements.joined(room, user)
 
     def _depart(self, room: Room, user: str) -> None:
-        if room.depart(user):
+        if room.membership.depart(user):
             self._announce_left(room, user)
         self._rooms.close_if_empty(room)
 
@@ -99,9 +99,9 @@ class Presence:
     def users(self, name: str) -> Mapping[str, int]:
         """The users in a room, in the order in which they came, with the number of their connections and reserved places."""
         room = self._rooms.get(name)
-        return room.users if room is not None else {}
+        return room.membership.users if room is not None else {}
 
     def connections(self, name: str) -> int:
         """The number of connections in a room, reserved places included."""
         room = self._rooms.get(name)
-        return room.connections if room is not None else 0
+        return room.membership.connections if room is not None else 0

@@ -5,8 +5,9 @@ from typing import Final
 
 import trio
 
+from .._util.wakeup import Wakeup
 from ..config import Overflow
-from ..connections.outbox import Offer
+from ..connections.outbox import OfferResult
 from ..metrics import Drop, Traffic
 from ..wire.gaps import Gaps
 from ..wire.messages import Event
@@ -29,7 +30,7 @@ class Subscription:
         self._send, self._receive = trio.open_memory_channel[Prepared](BUFFER)
         self._gaps = Gaps()
         self._oldest_dropped = False  # then the gap is before what waits, else behind it
-        self._taken: trio.Event | None = None
+        self._space = Wakeup()
 
     def __aiter__(self) -> AsyncIterator[Event]:
         return self
@@ -45,63 +46,57 @@ class Subscription:
             message = await self._receive.receive()
         except (trio.EndOfChannel, trio.ClosedResourceError):
             raise StopAsyncIteration from None
-        if self._taken is not None:
-            self._taken.set()
-            self._taken = None
+        self._space.notify()
         return message.event
 
-    def deliver(self, window: Window) -> Offer | None:
+    def deliver(self, window: Window) -> OfferResult | None:
         return None
 
-    def take(self, window: Window, wanted: Sequence[int], overflow: Overflow) -> tuple[Offer, int]:
+    def enqueue(self, window: Window, wanted: Sequence[int], overflow: Overflow) -> tuple[OfferResult, int]:
         taken = 0
         for index in wanted:
             offered = self.offer(window.messages[index], overflow)
-            if offered is Offer.FULL:
+            if offered is OfferResult.FULL:
                 break
-            taken += offered is Offer.QUEUED
-        return Offer.QUEUED, taken
+            taken += offered is OfferResult.QUEUED
+        return OfferResult.QUEUED, taken
 
-    def offer(self, message: Prepared, overflow: Overflow) -> Offer:
+    def offer(self, message: Prepared, overflow: Overflow) -> OfferResult:
         try:
             self._send.send_nowait(message)
         except trio.ClosedResourceError:
             self._drop(message, Drop.CLOSED)
-            return Offer.DROPPED
+            return OfferResult.DROPPED
         except trio.WouldBlock:
             return self._overflow(message, overflow)
-        return Offer.QUEUED
+        return OfferResult.QUEUED
 
-    def _overflow(self, message: Prepared, overflow: Overflow) -> Offer:
+    def _overflow(self, message: Prepared, overflow: Overflow) -> OfferResult:
         if overflow is Overflow.BLOCK:
-            return Offer.FULL
+            return OfferResult.FULL
         if overflow in (Overflow.DROP_OLDEST, Overflow.CONFLATE, Overflow.RESYNC):
             self._drop(self._receive.receive_nowait(), Drop.OVERFLOW)
             self._oldest_dropped = True
             self._send.send_nowait(message)
-            return Offer.QUEUED
+            return OfferResult.QUEUED
         self._drop(message, Drop.OVERFLOW)
         if overflow is Overflow.DISCONNECT:
             self._send.close()
-        return Offer.DROPPED
+        return OfferResult.DROPPED
 
     def _drop(self, message: Prepared, cause: Drop) -> None:
         self._gaps.add((message,))
         self._traffic.dropped(self.room, cause)
 
-    async def put(self, message: Prepared) -> Offer:
-        while (offered := self.offer(message, Overflow.BLOCK)) is Offer.FULL:
-            if self._taken is None:
-                self._taken = trio.Event()
-            await self._taken.wait()
+    async def put(self, message: Prepared) -> OfferResult:
+        while (offered := self.offer(message, Overflow.BLOCK)) is OfferResult.FULL:
+            await self._space.wait()
         return offered
 
-    def give_up(self, message: Prepared, cause: Drop) -> None:
+    def report_loss(self, message: Prepared, cause: Drop) -> None:
         self._drop(message, cause)
 
     def close(self) -> None:
         self._send.close()
         self._receive.close()
-        if self._taken is not None:
-            self._taken.set()
-            self._taken = None
+        self._space.notify()

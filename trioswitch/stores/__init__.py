@@ -8,21 +8,32 @@ open      from a store's URL to the store
 
 from .memory import MemoryStore
 from .open import open_store
-from .port import Append, Appended, InboxLimits, Kept, Letter, Page, Posted, Record, Retention, Store
+from .port import (
+    Append,
+    Appended,
+    HistoryRecords,
+    InboxLimits,
+    InboxMessage,
+    InboxResult,
+    Record,
+    Retention,
+    Store,
+    StoredInboxMessage,
+)
 from .sqlite.store import SqliteStore
 
 __all__ = [
     "Append",
     "Appended",
+    "HistoryRecords",
     "InboxLimits",
-    "Kept",
-    "Letter",
+    "InboxMessage",
+    "InboxResult",
     "MemoryStore",
-    "Page",
-    "Posted",
     "Record",
     "Retention",
     "SqliteStore",
     "Store",
+    "StoredInboxMessage",
     "open_store",
 ]

@@ -1,6 +1,6 @@
 """The store in memory: history for clients that come back, as long as the process lives.
 
-Bounded by the retention of the rooms, the limits of the inboxes, and a few hundred bytes for each letter, room and user.
+Bounded by the retention of the rooms, the limits of the inboxes, and a few hundred bytes for each inbox message, room and user.
 """
 
 import secrets
@@ -19,14 +19,14 @@ from .port import (
     POSITION_TIME,
     Append,
     Appended,
+    HistoryRecords,
     InboxLimits,
-    Kept,
-    Letter,
-    Page,
-    Posted,
+    InboxMessage,
+    InboxResult,
     Record,
     Retention,
     Store,
+    StoredInboxMessage,
     within,
 )
 
@@ -60,8 +60,8 @@ class _Room:
         self._rise(self.last - self.retention.size + 1)
         return self.last
 
-    def page(self, records: Iterator[Record], limit: int, max_bytes: int) -> Page:
-        return Page(self.epoch, self.first, self.last, within(islice(records, limit), max_bytes))
+    def page(self, records: Iterator[Record], limit: int, max_bytes: int) -> HistoryRecords:
+        return HistoryRecords(self.epoch, self.first, self.last, within(islice(records, limit), max_bytes))
 
     def rising(self, after: int, now: float) -> Iterator[Record]:
         """The records above an offset that are kept."""
@@ -114,30 +114,32 @@ class _Room:
 class _Inbox:
     last: int = 0
     at: float = -inf
-    """The greatest `at` of its letters."""
-    letters: list[Kept] = attrs.field(factory=list)
+    """The greatest `at` of its inbox messages."""
+    inbox_messages: list[StoredInboxMessage] = attrs.field(factory=list)
 
-    def post(self, letter: Letter, limits: InboxLimits) -> int:
-        sizes = [len(one.payload) for one in self.letters if not _expired(one, letter.at)]
-        if len(sizes) >= limits.letters or sum(sizes) + len(letter.payload) > limits.bytes:
+    def post(self, inbox_message: InboxMessage, limits: InboxLimits) -> int:
+        sizes = [len(one.payload) for one in self.inbox_messages if not _expired(one, inbox_message.at)]
+        if len(sizes) >= limits.messages or sum(sizes) + len(inbox_message.payload) > limits.bytes:
             return 0
         self.last += 1
-        self.at = max(self.at, letter.at)
-        self.letters.append(Kept(self.last, letter.payload, letter.at, letter.expires_at))
+        self.at = max(self.at, inbox_message.at)
+        self.inbox_messages.append(
+            StoredInboxMessage(self.last, inbox_message.payload, inbox_message.at, inbox_message.expires_at)
+        )
         return self.last
 
     def acknowledge(self, upto: int) -> int:
         """Returns the bytes that are gone."""
-        index = bisect_right(self.letters, upto, key=_seq)
-        gone = self.letters[:index]
-        del self.letters[:index]
+        index = bisect_right(self.inbox_messages, upto, key=_seq)
+        gone = self.inbox_messages[:index]
+        del self.inbox_messages[:index]
         return _bytes(gone)
 
     def sweep(self, now: float, age: float) -> int:
         """Returns the bytes that are gone."""
-        before = _bytes(self.letters)
-        self.letters = [one for one in self.letters if one.at >= now - age and not _expired(one, now)]
-        return before - _bytes(self.letters)
+        before = _bytes(self.inbox_messages)
+        self.inbox_messages = [one for one in self.inbox_messages if one.at >= now - age and not _expired(one, now)]
+        return before - _bytes(self.inbox_messages)
 
 
 class _Keys:
@@ -178,34 +180,36 @@ class MemoryStore(Store):
         await self._checkpoint()
         return [self._append(append) for append in appends]
 
-    async def read(self, room: str, *, after: int, limit: int, max_bytes: int, now: float) -> Page:
+    async def read(self, room: str, *, after: int, limit: int, max_bytes: int, now: float) -> HistoryRecords:
         await self._checkpoint()
         if (found := self._rooms.get(room)) is None:
-            return Page("", 1, 0, [])
+            return HistoryRecords("", 1, 0, [])
         found.trim(now)
         return found.page(found.rising(after, now), limit, max_bytes)
 
-    async def read_newest(self, room: str, *, limit: int, max_bytes: int, now: float) -> Page:
+    async def read_newest(self, room: str, *, limit: int, max_bytes: int, now: float) -> HistoryRecords:
         await self._checkpoint()
         if (found := self._rooms.get(room)) is None:
-            return Page("", 1, 0, [])
+            return HistoryRecords("", 1, 0, [])
         found.trim(now)
         page = found.page(found.falling(now), limit, max_bytes)
         page.records.reverse()
         return page
 
-    async def post(self, letters: Sequence[Letter], *, limits: InboxLimits) -> list[Posted]:
+    async def add_to_inboxes(self, inbox_messages: Sequence[InboxMessage], *, limits: InboxLimits) -> list[InboxResult]:
         await self._checkpoint()
-        return [self._post(letter, limits) for letter in letters]
+        return [self._post(inbox_message, limits) for inbox_message in inbox_messages]
 
-    def may_have_letters(self, user: str) -> bool:
+    def may_have_inbox_messages(self, user: str) -> bool:
         inbox = self._inboxes.get(user)
-        return inbox is not None and bool(inbox.letters)
+        return inbox is not None and bool(inbox.inbox_messages)
 
-    async def letters(self, user: str, *, after: int, limit: int, max_bytes: int, now: float) -> list[Kept]:
+    async def read_inbox(
+        self, user: str, *, after: int, limit: int, max_bytes: int, now: float
+    ) -> list[StoredInboxMessage]:
         await self._checkpoint()
         inbox = self._inboxes.get(user, _Inbox())
-        waiting = (one for one in inbox.letters if one.seq > after and not _expired(one, now))
+        waiting = (one for one in inbox.inbox_messages if one.seq > after and not _expired(one, now))
         return within(islice(waiting, limit), max_bytes)
 
     async def acknowledge(self, user: str, upto: int) -> None:
@@ -232,7 +236,7 @@ class MemoryStore(Store):
         if (inbox := self._inboxes.get(user)) is None:
             return  # another sweep has forgotten it
         self._inbox_bytes -= inbox.sweep(now, age)
-        if not inbox.letters and inbox.at < now - age - POSITION_TIME:
+        if not inbox.inbox_messages and inbox.at < now - age - POSITION_TIME:
             self._forgotten_seq = max(self._forgotten_seq, inbox.last)
             del self._inboxes[user]
 
@@ -255,22 +259,22 @@ class MemoryStore(Store):
         self._room_keys.put(append.room, append.key, offset)
         return Appended(room.epoch, offset, duplicate=False)
 
-    def _post(self, letter: Letter, limits: InboxLimits) -> Posted:
-        if (known := self._inbox_keys.get(letter.user, letter.key)) is not None:
-            return Posted(known, duplicate=True)
-        inbox = self._inboxes.get(letter.user) or _Inbox(self._forgotten_seq)
-        fits = self._inbox_bytes + len(letter.payload) <= limits.total_bytes
-        seq = inbox.post(letter, limits) if fits else 0
+    def _post(self, inbox_message: InboxMessage, limits: InboxLimits) -> InboxResult:
+        if (known := self._inbox_keys.get(inbox_message.user, inbox_message.key)) is not None:
+            return InboxResult(known, duplicate=True)
+        inbox = self._inboxes.get(inbox_message.user) or _Inbox(self._forgotten_seq)
+        fits = self._inbox_bytes + len(inbox_message.payload) <= limits.total_bytes
+        seq = inbox.post(inbox_message, limits) if fits else 0
         if seq:
-            self._inboxes[letter.user] = inbox
-            self._inbox_bytes += len(letter.payload)
-            self._inbox_keys.put(letter.user, letter.key, seq)
-        return Posted(seq, duplicate=False)
+            self._inboxes[inbox_message.user] = inbox
+            self._inbox_bytes += len(inbox_message.payload)
+            self._inbox_keys.put(inbox_message.user, inbox_message.key, seq)
+        return InboxResult(seq, duplicate=False)
 
 
-def _expired(one: Record | Kept, now: float) -> bool:
+def _expired(one: Record | StoredInboxMessage, now: float) -> bool:
     return one.expires_at is not None and one.expires_at <= now
 
 
-def _bytes(letters: list[Kept]) -> int:
-    return sum([len(one.payload) for one in letters])
+def _bytes(inbox_messages: list[StoredInboxMessage]) -> int:
+    return sum([len(one.payload) for one in inbox_messages])

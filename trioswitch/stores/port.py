@@ -18,14 +18,14 @@ __all__ = [
     "POSITION_TIME",
     "Append",
     "Appended",
+    "HistoryRecords",
     "InboxLimits",
-    "Kept",
-    "Letter",
-    "Page",
-    "Posted",
+    "InboxMessage",
+    "InboxResult",
     "Record",
     "Retention",
     "Store",
+    "StoredInboxMessage",
     "within",
 ]
 
@@ -80,7 +80,7 @@ class Record:
 
 
 @attrs.frozen
-class Page:
+class HistoryRecords:
     """Records of a room with rising offsets, and where the room stood when they were read.
 
     What lies between `first` and `last` and is not there has expired: it counts as kept, for nobody has missed it.
@@ -95,7 +95,7 @@ class Page:
 
 
 @attrs.frozen(kw_only=True)
-class Letter:
+class InboxMessage:
     """A direct message for a user's inbox."""
 
     user: str
@@ -108,9 +108,9 @@ class Letter:
 
 @attrs.frozen(kw_only=True)
 class InboxLimits:
-    """What inboxes take. A letter that does not fit is not kept."""
+    """What inboxes take. A inbox message that does not fit is not kept."""
 
-    letters: int
+    messages: int
     """In one inbox; what has expired does not count."""
     bytes: int
     """In one inbox, likewise."""
@@ -119,8 +119,8 @@ class InboxLimits:
 
 
 @attrs.frozen
-class Posted:
-    """What became of a letter."""
+class InboxResult:
+    """What became of a inbox message."""
 
     seq: int
     """Its number in the inbox; 0: it did not fit, nothing was kept."""
@@ -128,8 +128,8 @@ class Posted:
 
 
 @attrs.frozen
-class Kept:
-    """A letter that waits in an inbox."""
+class StoredInboxMessage:
+    """A inbox message that waits in an inbox."""
 
     seq: int
     payload: bytes
@@ -137,11 +137,11 @@ class Kept:
     expires_at: float | None
 
 
-_Record = TypeVar("_Record", Record, Kept)
+_Record = TypeVar("_Record", Record, StoredInboxMessage)
 
 
 class Store(abc.ABC):
-    """Keeps messages and letters. Made by `open_store`.
+    """Keeps messages and inbox messages. Made by `open_store`.
 
     All calls may be made by many tasks at once and raise StoreError, after which the next call tries anew, or
     trio.ClosedResourceError after `aclose`. Safe to cancel, but a cancelled write may have been done. Nothing bounds
@@ -156,27 +156,29 @@ class Store(abc.ABC):
         """Keep messages, in order, all or none of them: committed on return."""
 
     @abc.abstractmethod
-    async def read(self, room: str, *, after: int, limit: int, max_bytes: int, now: float) -> Page:
+    async def read(self, room: str, *, after: int, limit: int, max_bytes: int, now: float) -> HistoryRecords:
         """The oldest `limit` records with an offset above `after`, oldest first.
 
         Ends at `max_bytes` of payload, but not before the first record. A room that does not exist is not made:
-        its page is `Page("", 1, 0, [])`.
+        its page is `HistoryRecords("", 1, 0, [])`.
         """
 
     @abc.abstractmethod
-    async def read_newest(self, room: str, *, limit: int, max_bytes: int, now: float) -> Page:
+    async def read_newest(self, room: str, *, limit: int, max_bytes: int, now: float) -> HistoryRecords:
         """As `read`, the newest `limit` records, oldest first; at `max_bytes` the older ones are left out."""
 
     @abc.abstractmethod
-    async def post(self, letters: Sequence[Letter], *, limits: InboxLimits) -> list[Posted]:
-        """Put letters into inboxes, in order, each if it fits: committed on return."""
+    async def add_to_inboxes(self, inbox_messages: Sequence[InboxMessage], *, limits: InboxLimits) -> list[InboxResult]:
+        """Put inbox messages into inboxes, in order, each if it fits: committed on return."""
 
     @abc.abstractmethod
-    async def letters(self, user: str, *, after: int, limit: int, max_bytes: int, now: float) -> list[Kept]:
-        """The oldest `limit` letters with a seq above `after`, oldest first. Ends at `max_bytes` as `read`."""
+    async def read_inbox(
+        self, user: str, *, after: int, limit: int, max_bytes: int, now: float
+    ) -> list[StoredInboxMessage]:
+        """The oldest `limit` inbox messages with a seq above `after`, oldest first. Ends at `max_bytes` as `read`."""
 
-    def may_have_letters(self, user: str) -> bool:
-        """Whether letters may wait for a user: without asking anybody, and never wrongly False.
+    def may_have_inbox_messages(self, user: str) -> bool:
+        """Whether inbox messages may wait for a user: without asking anybody, and never wrongly False.
 
         It spares a look into the inbox at each arrival; an engine that cannot tell says True.
         """
@@ -184,11 +186,11 @@ class Store(abc.ABC):
 
     @abc.abstractmethod
     async def acknowledge(self, user: str, upto: int) -> None:
-        """Forget a user's letters up to this seq. Committed on return."""
+        """Forget a user's inbox messages up to this seq. Committed on return."""
 
     @abc.abstractmethod
     async def sweep(self, now: float, inbox_age: float) -> None:
-        """Forget what has expired or is too old, letters after `inbox_age` seconds, old keys, inboxes long empty.
+        """Forget what has expired or is too old, inbox messages after `inbox_age` seconds, old keys, inboxes long empty.
 
         To be called now and then, once a minute say; reads leave out what rooms should have forgotten without it.
         """
@@ -199,7 +201,7 @@ class Store(abc.ABC):
 
 
 def within(records: Iterable[_Record], max_bytes: int) -> list[_Record]:
-    """For engines: the first records, or letters, as many as have `max_bytes` of payload together, at least one."""
+    """For engines: the first records, or inbox messages, as many as have `max_bytes` of payload together, at least one."""
     taken: list[_Record] = []
     for record in records:
         max_bytes -= len(record.payload)

@@ -6,14 +6,14 @@ from typing import Final
 import outcome
 import trio
 
-from ..errors import Cause, PeerGone
+from ..errors import CloseCause, PeerGone
 from ..wire.formats import Chunk, Format
 from ..wire.frames import PING, frame
 from ..wire.handshake import MAX_HEAD, Rejected
 from ..wire.websocket import WebSocketCodec
 from .port import Receiver, Transport
 from .reactor import Reactor
-from .streams import ByteChannel, SocketChannel
+from .streams import ByteStream, SocketByteStream
 
 __all__ = ["NativeTransport", "read_head"]
 
@@ -22,13 +22,13 @@ SILENCE: Final = 0.5
 _PING = frame(PING, b"")
 
 
-async def read_head(channel: ByteChannel) -> tuple[bytes, bytes]:
+async def read_head(channel: ByteStream) -> tuple[bytes, bytes]:
     """The head of an HTTP request, up to and with its empty line, and what came after it.
 
     Raises PeerGone when the peer leaves before that, Rejected when the head is too long (431) or no HTTP at all (400).
     """
     # Where accepting was deferred, the head is here already: reading it at once saves a turn of the event loop.
-    data = channel.read_nowait() if isinstance(channel, SocketChannel) else b""
+    data = channel.read_nowait() if isinstance(channel, SocketByteStream) else b""
     while True:
         if data and not _may_be_http(data):
             raise Rejected(400, "this is an HTTP server")
@@ -39,7 +39,7 @@ async def read_head(channel: ByteChannel) -> tuple[bytes, bytes]:
             raise Rejected(431, f"the head of a request may have {MAX_HEAD} bytes")
         more = await channel.read()
         if not more:
-            raise PeerGone(Cause.VANISHED)
+            raise PeerGone(CloseCause.VANISHED)
         data += more
 
 
@@ -58,12 +58,12 @@ class NativeTransport(Transport):
     __slots__ = ("_channel", "_codec", "_left", "_reactor", "_receiver", "_rest", "_task", "format", "write_nowait")
 
     def __init__(
-        self, channel: ByteChannel, codec: WebSocketCodec, format: Format, rest: bytes, reactor: Reactor | None = None
+        self, channel: ByteStream, codec: WebSocketCodec, format: Format, rest: bytes, reactor: Reactor | None = None
     ) -> None:
         self._channel = channel
         self._codec = codec
         self._rest = rest
-        self._reactor = reactor if isinstance(channel, SocketChannel) else None
+        self._reactor = reactor if isinstance(channel, SocketByteStream) else None
         self._receiver: Receiver | None = None
         self._task: trio.lowlevel.Task | None = None  # the one that waits in `receive`
         self._left: list[bytes] | None = None  # what the reactor leaves to it: a command waits, and these come after it
@@ -101,7 +101,7 @@ class NativeTransport(Transport):
 
     async def _receive_from_reactor(self) -> list[bytes]:
         assert self._reactor is not None
-        assert isinstance(self._channel, SocketChannel)
+        assert isinstance(self._channel, SocketByteStream)
         reactor, fd = self._reactor, self._channel.fd
         self._task = trio.lowlevel.current_task()
         reactor.watch(fd, self._readable)
@@ -119,7 +119,7 @@ class NativeTransport(Transport):
 
     def _readable(self) -> None:
         """Called by the reactor. Whatever goes wrong is raised in the task of this connection."""
-        assert isinstance(self._channel, SocketChannel)
+        assert isinstance(self._channel, SocketByteStream)
         assert self._reactor is not None
         assert self._receiver is not None
         try:
@@ -134,7 +134,7 @@ class NativeTransport(Transport):
 
     def _wake(self, left: list[bytes] | None, result: outcome.Outcome[None]) -> None:
         """Have `receive` go on, with what was not carried out here."""
-        assert isinstance(self._channel, SocketChannel)
+        assert isinstance(self._channel, SocketByteStream)
         assert self._reactor is not None
         if self._task is None:
             return  # carrying out a command has cancelled it
@@ -160,7 +160,7 @@ class NativeTransport(Transport):
     def ping(self) -> bytes | None:
         return _PING
 
-    async def send_close(self, cause: Cause, reason: str) -> None:
+    async def send_close(self, cause: CloseCause, reason: str) -> None:
         await self._channel.write(self._codec.close(cause.code, reason))
         if self._codec.ended is not None:
             await self._channel.end_writing()
@@ -178,7 +178,7 @@ class NativeTransport(Transport):
                 return
 
     async def aclose(self) -> None:
-        if self._reactor is not None and isinstance(self._channel, SocketChannel):
+        if self._reactor is not None and isinstance(self._channel, SocketByteStream):
             self._reactor.unwatch(self._channel.fd)
         self._receiver = None  # it knows the connection, which knows us: without this, both wait for a full collection
         await self._channel.aclose()

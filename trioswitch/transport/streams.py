@@ -13,14 +13,14 @@ from typing import Any
 
 import trio
 
-from ..errors import Cause, PeerGone
+from ..errors import CloseCause, PeerGone
 
-__all__ = ["ByteChannel", "PrefixedStream", "SocketChannel", "StreamChannel", "address"]
+__all__ = ["ByteStream", "PrefixedStream", "SocketByteStream", "TrioByteStream", "address"]
 
 READ_SIZE = 64 * 1024
 
 
-class ByteChannel(abc.ABC):
+class ByteStream(abc.ABC):
     """A two-way flow of bytes. Every method raises PeerGone when the other side is gone."""
 
     write_nowait: Callable[[bytes], int] | None = None
@@ -52,7 +52,7 @@ class ByteChannel(abc.ABC):
     def remote(self) -> str: ...
 
 
-class SocketChannel(ByteChannel):
+class SocketByteStream(ByteStream):
     """A connected, non-blocking socket, used by its descriptor."""
 
     __slots__ = ("_socket", "fd", "write_nowait")
@@ -71,7 +71,7 @@ class SocketChannel(ByteChannel):
                 continue
             except (OSError, trio.ClosedResourceError):
                 break
-        raise PeerGone(Cause.VANISHED)
+        raise PeerGone(CloseCause.VANISHED)
 
     def read_ready(self) -> bytes:
         """What has arrived, empty at the end. Raises BlockingIOError, PeerGone."""
@@ -80,7 +80,7 @@ class SocketChannel(ByteChannel):
         except BlockingIOError:
             raise
         except OSError:
-            raise PeerGone(Cause.VANISHED) from None
+            raise PeerGone(CloseCause.VANISHED) from None
 
     def read_nowait(self) -> bytes:
         """What has arrived already, empty for nothing or the end."""
@@ -97,7 +97,7 @@ class SocketChannel(ByteChannel):
             except BlockingIOError:
                 await self.wait_writable()
             except OSError:
-                raise PeerGone(Cause.VANISHED) from None
+                raise PeerGone(CloseCause.VANISHED) from None
             if not view:
                 return
 
@@ -106,17 +106,17 @@ class SocketChannel(ByteChannel):
 
     async def wait_writable(self) -> None:
         if self.fd < 0:
-            raise PeerGone(Cause.VANISHED)
+            raise PeerGone(CloseCause.VANISHED)
         try:
             await trio.lowlevel.wait_writable(self.fd)
         except (OSError, trio.ClosedResourceError):
-            raise PeerGone(Cause.VANISHED) from None
+            raise PeerGone(CloseCause.VANISHED) from None
 
     async def end_writing(self) -> None:
         try:
             self._socket.shutdown(socket.SHUT_WR)
         except OSError:
-            raise PeerGone(Cause.VANISHED) from None
+            raise PeerGone(CloseCause.VANISHED) from None
 
     async def aclose(self) -> None:
         if self.fd >= 0:
@@ -133,7 +133,7 @@ class SocketChannel(ByteChannel):
         return address(peer) if isinstance(peer, tuple) else "unix socket"
 
 
-class StreamChannel(ByteChannel):
+class TrioByteStream(ByteStream):
     """Any Trio stream."""
 
     __slots__ = ("_remote", "_stream", "can_end_writing")
@@ -147,19 +147,19 @@ class StreamChannel(ByteChannel):
         try:
             return bytes(await self._stream.receive_some(READ_SIZE))
         except (trio.BrokenResourceError, trio.ClosedResourceError):
-            raise PeerGone(Cause.VANISHED) from None
+            raise PeerGone(CloseCause.VANISHED) from None
 
     async def write(self, data: bytes | memoryview) -> None:
         try:
             await self._stream.send_all(data)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
-            raise PeerGone(Cause.VANISHED) from None
+            raise PeerGone(CloseCause.VANISHED) from None
 
     async def wait_writable(self) -> None:
         try:
             await self._stream.wait_send_all_might_not_block()
         except (trio.BrokenResourceError, trio.ClosedResourceError):
-            raise PeerGone(Cause.VANISHED) from None
+            raise PeerGone(CloseCause.VANISHED) from None
 
     async def end_writing(self) -> None:
         if self.can_end_writing:
@@ -167,7 +167,7 @@ class StreamChannel(ByteChannel):
             try:
                 await self._stream.send_eof()
             except (trio.BrokenResourceError, trio.ClosedResourceError):
-                raise PeerGone(Cause.VANISHED) from None
+                raise PeerGone(CloseCause.VANISHED) from None
 
     async def aclose(self) -> None:
         await trio.aclose_forcefully(self._stream)
@@ -180,7 +180,7 @@ class StreamChannel(ByteChannel):
 class PrefixedStream(trio.abc.Stream):
     """A channel as a Trio stream again, with bytes put back that were read from it to look at."""
 
-    def __init__(self, prefix: bytes, channel: ByteChannel) -> None:
+    def __init__(self, prefix: bytes, channel: ByteStream) -> None:
         self._prefix = prefix
         self._channel = channel
 

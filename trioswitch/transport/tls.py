@@ -1,6 +1,6 @@
 """TLS on a plain socket, with `ssl`'s sans-I/O objects.
 
-`trio.SSLStream` hands out one record for each wait and cannot be written to without waiting. Measured with 500 receivers, that
+`trio.SSLStream` delivers one record for each wait and cannot be written to without waiting. Measured with 500 receivers, that
 kept windows at one message, and a delivery at 20 us. This is a socket like any other: read as far as it goes, by the reactor,
 and written straight through.
 """
@@ -11,16 +11,16 @@ import ssl
 from contextlib import suppress
 from typing import Final
 
-from ..errors import Cause, PeerGone
-from .streams import READ_SIZE, SocketChannel
+from ..errors import CloseCause, PeerGone
+from .streams import READ_SIZE, SocketByteStream
 
-__all__ = ["TlsChannel"]
+__all__ = ["TlsByteStream"]
 
 PIECE: Final = 64 * 1024
 """Bytes that are encrypted at once, four records: what a full socket does not take of them is kept here."""
 
 
-class TlsChannel(SocketChannel):
+class TlsByteStream(SocketByteStream):
     """A connected, non-blocking socket that speaks TLS as the server. The first `read` shakes hands."""
 
     __slots__ = ("_ahead", "_incoming", "_outgoing", "_shaken", "_tls", "_unsent")
@@ -70,9 +70,9 @@ class TlsChannel(SocketChannel):
         except ssl.SSLEOFError:
             pass  # browsers do not say goodbye to TLS, only to the WebSocket
         except OSError:
-            raise PeerGone(Cause.VANISHED) from None
+            raise PeerGone(CloseCause.VANISHED) from None
         if self._outgoing.pending > PIECE:
-            raise PeerGone(Cause.VANISHED)  # answers of TLS itself, to a peer that keeps asking and does not read
+            raise PeerGone(CloseCause.VANISHED)  # answers of TLS itself, to a peer that keeps asking and does not read
         return b"".join(parts)
 
     def _write(self, data: bytes | memoryview) -> int:
@@ -109,7 +109,7 @@ class TlsChannel(SocketChannel):
             except OSError:
                 with suppress(OSError):
                     self._send()  # the reason, as an alert
-                raise PeerGone(Cause.VANISHED) from None
+                raise PeerGone(CloseCause.VANISHED) from None
             await self.write(b"")
             if not self._shaken:
                 self._feed(await super().read())

@@ -11,7 +11,7 @@ from typing import Any
 import trio
 from trio_websocket import ConnectionClosed, WebSocketConnection
 
-from ..errors import Cause, PeerGone
+from ..errors import CloseCause, PeerGone
 from ..wire.formats import Chunk, Format
 from .port import Transport
 
@@ -19,7 +19,13 @@ __all__ = ["TrioWebsocketTransport"]
 
 _CAUSES = {
     cause.code: cause
-    for cause in (Cause.CLIENT_AWAY, Cause.VANISHED, Cause.PROTOCOL_ERROR, Cause.BAD_DATA, Cause.TOO_BIG)
+    for cause in (
+        CloseCause.CLIENT_AWAY,
+        CloseCause.VANISHED,
+        CloseCause.PROTOCOL_ERROR,
+        CloseCause.BAD_DATA,
+        CloseCause.TOO_BIG,
+    )
 }
 """All but the first of these codes trio-websocket gives where it has ended the connection itself."""
 
@@ -80,7 +86,7 @@ class TrioWebsocketTransport(Transport):
             else:
                 self._heard()
 
-    async def send_close(self, cause: Cause, reason: str) -> None:
+    async def send_close(self, cause: CloseCause, reason: str) -> None:
         """This waits for the peer's answer too: trio-websocket's `aclose` does both."""
         await self._connection.aclose(cause.code, reason)
 
@@ -97,5 +103,5 @@ class TrioWebsocketTransport(Transport):
     def _gone(self) -> PeerGone:
         closed = self._connection.closed
         if closed is None:
-            return PeerGone(Cause.VANISHED)
-        return PeerGone(_CAUSES.get(closed.code, Cause.CLIENT_LEFT), closed.code, closed.reason or "")
+            return PeerGone(CloseCause.VANISHED)
+        return PeerGone(_CAUSES.get(closed.code, CloseCause.CLIENT_LEFT), closed.code, closed.reason or "")

@@ -7,7 +7,7 @@ from email.utils import formatdate
 import attrs
 import h11
 
-from ..transport.streams import ByteChannel
+from ..transport.streams import ByteStream
 from ..version import __version__
 from ..wire.handshake import MAX_HEAD
 
@@ -49,7 +49,7 @@ class Site:
     def __init__(self, pages: Pages) -> None:
         self._pages = pages
 
-    async def __call__(self, channel: ByteChannel, data: bytes) -> None:
+    async def __call__(self, channel: ByteStream, data: bytes) -> None:
         """Read the request from `data`, and write the answer. Raises PeerGone."""
         connection = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD)
         try:

@@ -51,7 +51,7 @@ class BatchQueue:
     def add(self, entry: QueuedMessage) -> QueuedMessage | None:
         """Add a message. Returns the one that it replaces, where it conflates.
 
-        It takes the other's place in the queue, so that a key which changes all the time is not pushed back for ever;
+        It takes the other's place in the queue, so that a key which changes all the time is not pushed back forever;
         with another priority, or in a room with history, where the order of offsets holds, it goes to the end of its lane.
         """
         message, replaced = entry.message, None

@@ -208,7 +208,7 @@ class Event:
 
 
 class Published(Event):
-    """An event that goes to rooms, groups, users or connections; it is stamped when it is handed out."""
+    """An event that goes to rooms, groups, users or connections; it is stamped when it is delivered."""
 
     timestamp: str
 

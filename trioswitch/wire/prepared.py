@@ -21,7 +21,7 @@ URGENT = 5
 class Receipt:
     """What became of a published message, in receivers.
 
-    `delivered`: handed to the receiver's socket; `queued`: waiting in its outbox; `dropped`: lost to it, because its outbox
+    `delivered`: delivered to the receiver's socket; `queued`: waiting in its outbox; `dropped`: lost to it, because its outbox
     overflowed, it went away, or the message had expired. A receiver whose outbox overflows, now or later, is told by a `gap`.
     """
 
@@ -63,8 +63,21 @@ class Prepared:
     """A message on its way: the event, how it is to be delivered, and its bytes in each format asked for so far."""
 
     __slots__ = (
-        "_codec", "_frame", "_framing", "_others", "_payload", "deliver_by", "event", "exclude", "expires_at",
-        "idempotency_key", "key", "priority", "room", "settle", "size",
+        "_codec",
+        "_frame",
+        "_framing",
+        "_others",
+        "_payload",
+        "deliver_by",
+        "event",
+        "exclude",
+        "expires_at",
+        "idempotency_key",
+        "key",
+        "on_outcome",
+        "priority",
+        "room",
+        "size",
     )  # fmt: skip
 
     def __init__(
@@ -78,7 +91,7 @@ class Prepared:
         key: str | None = None,
         idempotency_key: str | None = None,
         exclude: frozenset[str] = frozenset(),
-        settle: Callable[[Outcome], None] | None = None,
+        on_outcome: Callable[[Outcome], None] | None = None,
         size: int = 0,
     ) -> None:
         self.event = event
@@ -94,7 +107,7 @@ class Prepared:
         """What a retry of it has, too."""
         self.exclude = exclude
         """Ids of connections that do not get it."""
-        self.settle = settle
+        self.on_outcome = on_outcome
         """Called once with the receipt, or with the reason why it is not published."""
         self.size = size
         """Its bytes as they came in, for the bound of the room's queue."""
@@ -122,6 +135,13 @@ class Prepared:
         """Give the event its time. Once, and before the first encoding."""
         if isinstance(self.event, Published):
             self.event.timestamp = timestamp
+
+    def report(self, outcome: Outcome) -> None:
+        """Report the outcome to whoever wants to know, once: another call does nothing."""
+        on_outcome = self.on_outcome
+        if on_outcome is not None:
+            self.on_outcome = None
+            on_outcome(outcome)
 
     def payload(self, codec: Codec) -> bytes:
         if codec is self._codec:

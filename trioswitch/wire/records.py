@@ -8,7 +8,7 @@ import msgspec
 from .messages import ChatMessage, DirectMessage, Message, Published
 from .protocols import JSON_CODEC
 
-__all__ = ["dump", "load"]
+__all__ = ["decode_record", "encode_record"]
 
 _KEPT: dict[str, Callable[..., Published]] = {
     "chat_message": ChatMessage,
@@ -18,7 +18,7 @@ _KEPT: dict[str, Callable[..., Published]] = {
 _decode = msgspec.json.Decoder(dict[str, Any]).decode
 
 
-def dump(event: Published) -> bytes:
+def encode_record(event: Published) -> bytes:
     """The event's bytes. What its place in a history or an inbox will say (`offset`, `seq`) is not part of them.
 
     Raises UnencodableData.
@@ -26,8 +26,8 @@ def dump(event: Published) -> bytes:
     return JSON_CODEC.encode(event)
 
 
-def load(payload: bytes) -> Published:
-    """The event that was kept. Raises ValueError for bytes that no `dump` has made."""
+def decode_record(payload: bytes) -> Published:
+    """The event that was kept. Raises ValueError for bytes that no `encode_record` has made."""
     fields = _decode(payload)
     make = _KEPT.get(fields.pop("type", ""))
     if make is None:

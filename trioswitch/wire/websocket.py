@@ -13,7 +13,7 @@ from websockets.http11 import Request, Response
 from websockets.protocol import Protocol, Side
 from websockets.speedups import apply_mask
 
-from ..errors import Cause, PeerGone
+from ..errors import CloseCause, PeerGone
 
 __all__ = ["Deflate", "WebSocketCodec"]
 
@@ -24,7 +24,10 @@ _WHOLE_TEXT, _WHOLE_BINARY = 0x81, 0x82
 """First byte of a frame that is a whole message, and not compressed."""
 _PONG: Final = 0x8A
 """First byte of a pong. It says nothing but that something has come."""
-_CAUSES = {cause.code: cause for cause in (Cause.PROTOCOL_ERROR, Cause.BAD_DATA, Cause.TOO_BIG, Cause.INTERNAL)}
+_CAUSES = {
+    cause.code: cause
+    for cause in (CloseCause.PROTOCOL_ERROR, CloseCause.BAD_DATA, CloseCause.TOO_BIG, CloseCause.INTERNAL)
+}
 
 
 class Deflate(NamedTuple):
@@ -143,7 +146,7 @@ class WebSocketCodec:
             else:
                 continue
             if len(self._fragments) >= self._max_fragments:  # and more of them will come
-                protocol.fail(Cause.TOO_BIG.code, f"more than {self._max_fragments} fragments")
+                protocol.fail(CloseCause.TOO_BIG.code, f"more than {self._max_fragments} fragments")
                 break
         if protocol.writes:
             replies = b"".join(protocol.data_to_send())
@@ -155,7 +158,7 @@ class WebSocketCodec:
     def eof(self) -> None:
         """The peer's stream has ended."""
         if self.ended is None:
-            self.ended = PeerGone(Cause.VANISHED)
+            self.ended = PeerGone(CloseCause.VANISHED)
 
     def close(self, code: int, reason: str) -> bytes:
         """Our close frame. Empty where one was sent before; where the peer began, its answer is in `replies`."""
@@ -172,8 +175,8 @@ class WebSocketCodec:
         if self.ended is not None:
             return
         if received is not None and protocol.parser_exc is None:
-            cause = Cause.CLIENT_AWAY if received.code == Cause.CLIENT_AWAY.code else Cause.CLIENT_LEFT
+            cause = CloseCause.CLIENT_AWAY if received.code == CloseCause.CLIENT_AWAY.code else CloseCause.CLIENT_LEFT
             self.ended = PeerGone(cause, received.code, received.reason)
         elif protocol.eof_sent:  # we failed the connection
-            code = sent.code if sent is not None else Cause.PROTOCOL_ERROR.code
-            self.ended = PeerGone(_CAUSES.get(code, Cause.PROTOCOL_ERROR), code, sent.reason if sent else "")
+            code = sent.code if sent is not None else CloseCause.PROTOCOL_ERROR.code
+            self.ended = PeerGone(_CAUSES.get(code, CloseCause.PROTOCOL_ERROR), code, sent.reason if sent else "")

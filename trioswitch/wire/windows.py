@@ -88,7 +88,7 @@ class QueuedWindow:
 
 
 class Window:
-    """What a room hands out at once: its messages, and one chunk for each format among the members.
+    """What a room delivers at once: its messages, and one chunk for each format among the members.
 
     Where they have to wait, one load for each framing: members that are behind share it, too.
     """

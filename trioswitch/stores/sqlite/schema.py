@@ -57,7 +57,7 @@ MIGRATIONS: Final = (
         "CREATE INDEX inbox_keys_age ON inbox_keys (at)",
     ),
     (  # 3: inboxes that have long been empty are forgotten, and all have a limit together
-        "ALTER TABLE inboxes ADD COLUMN at REAL NOT NULL DEFAULT 0",  # the greatest of its letters
+        "ALTER TABLE inboxes ADD COLUMN at REAL NOT NULL DEFAULT 0",  # the greatest of its inbox messages
         "UPDATE inboxes SET at = ifnull((SELECT max(letters.at) FROM letters WHERE inbox = id), 0)",
         "CREATE INDEX inboxes_age ON inboxes (at)",
         """CREATE TABLE all_inboxes (  -- one row
@@ -105,7 +105,7 @@ class Connections:
     writer: sqlite3.Connection
     lock: sqlite3.Connection
     users: set[str]
-    """Who has letters, or had some since the store was opened and is not forgotten."""
+    """Who has inbox messages, or had some since the store was opened and is not forgotten."""
 
 
 def open_connections(path: Path) -> Connections:

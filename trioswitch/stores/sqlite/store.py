@@ -19,10 +19,10 @@ from typing import Final
 import attrs
 import trio
 
-from ..port import Append, Appended, InboxLimits, Kept, Letter, Page, Posted, Store
+from ..port import Append, Appended, HistoryRecords, InboxLimits, InboxMessage, InboxResult, Store, StoredInboxMessage
 from .schema import Connections, explain, open_connections
-from .tables import LettersQuery, PageQuery, Writer, read_letters, read_pages
-from .thread import Lane, LaneStatistics
+from .tables import InboxQuery, PageQuery, Writer, read_inbox, read_pages
+from .thread import SqliteThread, SqliteThreadStatistics
 
 __all__ = ["SqliteStatistics", "SqliteStore"]
 
@@ -34,8 +34,8 @@ WRITES: Final = 100_000
 
 @attrs.frozen
 class SqliteStatistics:
-    writes: LaneStatistics
-    reads: LaneStatistics
+    writes: SqliteThreadStatistics
+    reads: SqliteThreadStatistics
 
 
 class SqliteStore(Store):
@@ -47,10 +47,12 @@ class SqliteStore(Store):
         self._users = connections.users
         self._writer = Writer(connections.writer, connections.users)
         self._pages = partial(read_pages, connections.reader)
-        self._letters = partial(read_letters, connections.reader)
+        self._read_inbox = partial(read_inbox, connections.reader)
         explained = partial(explain, path)
-        self._reads = Lane([connections.reader], name=f"reader of {path}", begin="BEGIN", most=READS, explain=explained)
-        self._writes = Lane(
+        self._reads = SqliteThread(
+            [connections.reader], name=f"reader of {path}", begin="BEGIN", most=READS, explain=explained
+        )
+        self._writes = SqliteThread(
             [connections.writer, connections.lock],
             name=f"writer of {path}",
             begin="BEGIN IMMEDIATE",
@@ -67,22 +69,24 @@ class SqliteStore(Store):
     async def append(self, appends: Sequence[Append]) -> list[Appended]:
         return await self._writes.run(self._writer.append, appends)
 
-    async def read(self, room: str, *, after: int, limit: int, max_bytes: int, now: float) -> Page:
+    async def read(self, room: str, *, after: int, limit: int, max_bytes: int, now: float) -> HistoryRecords:
         (page,) = await self._reads.run(self._pages, [PageQuery(room, after, limit, max_bytes, now)])
         return page
 
-    async def read_newest(self, room: str, *, limit: int, max_bytes: int, now: float) -> Page:
+    async def read_newest(self, room: str, *, limit: int, max_bytes: int, now: float) -> HistoryRecords:
         (page,) = await self._reads.run(self._pages, [PageQuery(room, None, limit, max_bytes, now)])
         return page
 
-    async def post(self, letters: Sequence[Letter], *, limits: InboxLimits) -> list[Posted]:
-        return await self._writes.run(self._writer.post, [(letter, limits) for letter in letters])
+    async def add_to_inboxes(self, inbox_messages: Sequence[InboxMessage], *, limits: InboxLimits) -> list[InboxResult]:
+        return await self._writes.run(self._writer.post, [(inbox_message, limits) for inbox_message in inbox_messages])
 
-    def may_have_letters(self, user: str) -> bool:
+    def may_have_inbox_messages(self, user: str) -> bool:
         return user in self._users
 
-    async def letters(self, user: str, *, after: int, limit: int, max_bytes: int, now: float) -> list[Kept]:
-        (kept,) = await self._reads.run(self._letters, [LettersQuery(user, after, limit, max_bytes, now)])
+    async def read_inbox(
+        self, user: str, *, after: int, limit: int, max_bytes: int, now: float
+    ) -> list[StoredInboxMessage]:
+        (kept,) = await self._reads.run(self._read_inbox, [InboxQuery(user, after, limit, max_bytes, now)])
         return kept
 
     async def acknowledge(self, user: str, upto: int) -> None:

@@ -9,10 +9,22 @@ from typing import Final, Literal
 
 import attrs
 
-from ..port import KEY_TIME, POSITION_TIME, Append, Appended, InboxLimits, Kept, Letter, Page, Posted, Record, within
+from ..port import (
+    KEY_TIME,
+    POSITION_TIME,
+    Append,
+    Appended,
+    HistoryRecords,
+    InboxLimits,
+    InboxMessage,
+    InboxResult,
+    Record,
+    StoredInboxMessage,
+    within,
+)
 from .rows import Row, Rows
 
-__all__ = ["LettersQuery", "PageQuery", "Writer", "read_letters", "read_pages"]
+__all__ = ["InboxQuery", "PageQuery", "Writer", "read_inbox", "read_pages"]
 
 CACHED_ROOMS: Final = 10_000
 """Rooms whose row the writer knows by heart; then it starts anew."""
@@ -38,7 +50,7 @@ class PageQuery:
 
 
 @attrs.frozen
-class LettersQuery:
+class InboxQuery:
     user: str
     after: int
     limit: int
@@ -87,17 +99,21 @@ class _Inbox:
     last: int
     at: float
     waiting: tuple[int, int] | None = None
-    """How many letters it has, and their bytes. Not in the row: None when nobody knows."""
+    """How many inbox messages it has, and their bytes. Not in the row: None when nobody knows."""
 
-    def add(self, letter: Letter, all_bytes: int, limits: InboxLimits) -> bool:
-        """Count a letter, if it fits."""
+    def add(self, inbox_message: InboxMessage, all_bytes: int, limits: InboxLimits) -> bool:
+        """Count a inbox message, if it fits."""
         assert self.waiting is not None
-        count, size = self.waiting[0] + 1, self.waiting[1] + len(letter.payload)
-        if count > limits.letters or size > limits.bytes or all_bytes + len(letter.payload) > limits.total_bytes:
+        count, size = self.waiting[0] + 1, self.waiting[1] + len(inbox_message.payload)
+        if (
+            count > limits.messages
+            or size > limits.bytes
+            or all_bytes + len(inbox_message.payload) > limits.total_bytes
+        ):
             return False
         self.waiting = count, size
         self.last += 1
-        self.at = max(self.at, letter.at)
+        self.at = max(self.at, inbox_message.at)
         return True
 
 
@@ -105,7 +121,7 @@ class Writer:
     """Writes. It alone does (the lock beside the file sees to that), so it may know rooms by heart."""
 
     def __init__(self, connection: sqlite3.Connection, users: set[str]) -> None:
-        """`users` is kept up to date: all who have letters are in it before that is committed, and hardly anybody else."""
+        """`users` is kept up to date: all who have inbox messages are in it before that is committed, and hardly anybody else."""
         self._connection = connection
         self._users = users
         self._rows = Rows(connection)
@@ -177,39 +193,39 @@ class Writer:
 
     # --- inboxes
 
-    def post(self, letters: Sequence[tuple[Letter, InboxLimits]]) -> list[Posted]:
-        """Each letter with what its inbox takes."""
-        users = {letter.user for letter, _limits in letters}
+    def post(self, inbox_messages: Sequence[tuple[InboxMessage, InboxLimits]]) -> list[InboxResult]:
+        """Each inbox message with what its inbox takes."""
+        users = {inbox_message.user for inbox_message, _limits in inbox_messages}
         rows = self._rows.select("SELECT id, user, last, at FROM inboxes WHERE user IN", list(users))
         inboxes = {row[1]: _Inbox(*row) for row in rows}
         known = self._rows.known(
-            "inbox_keys", [(inboxes[one.user].id, one.key) for one, _ in letters if one.user in inboxes]
+            "inbox_keys", [(inboxes[one.user].id, one.key) for one, _ in inbox_messages if one.user in inboxes]
         )
         all_bytes, forgotten = self._connection.execute("SELECT bytes, forgotten FROM all_inboxes").fetchone()
-        posted: list[Posted] = []
+        posted: list[InboxResult] = []
         touched: dict[int, _Inbox] = {}
         kept: list[Row] = []
         keys: list[Row] = []
-        for letter, limits in letters:
-            inbox = inboxes.get(letter.user)
+        for inbox_message, limits in inbox_messages:
+            inbox = inboxes.get(inbox_message.user)
             if inbox is None:
-                inbox = _Inbox(self._rows.next_id("inboxes"), letter.user, forgotten, letter.at, (0, 0))
-                inboxes[letter.user] = inbox
-            if (seq := known.get((inbox.id, letter.key))) is not None:
-                posted.append(Posted(seq, duplicate=True))
+                inbox = _Inbox(self._rows.next_id("inboxes"), inbox_message.user, forgotten, inbox_message.at, (0, 0))
+                inboxes[inbox_message.user] = inbox
+            if (seq := known.get((inbox.id, inbox_message.key))) is not None:
+                posted.append(InboxResult(seq, duplicate=True))
                 continue
             if inbox.waiting is None:
-                inbox.waiting = self._waiting(inbox.id, letter.at)
-            if not inbox.add(letter, all_bytes, limits):
-                posted.append(Posted(0, duplicate=False))
+                inbox.waiting = self._waiting(inbox.id, inbox_message.at)
+            if not inbox.add(inbox_message, all_bytes, limits):
+                posted.append(InboxResult(0, duplicate=False))
                 continue
-            all_bytes += len(letter.payload)
+            all_bytes += len(inbox_message.payload)
             touched[inbox.id] = inbox
-            kept.append((inbox.id, inbox.last, letter.at, letter.expires_at, letter.payload))
-            if letter.key is not None:
-                known[inbox.id, letter.key] = inbox.last
-                keys.append((inbox.id, letter.key, inbox.last, letter.at))
-            posted.append(Posted(inbox.last, duplicate=False))
+            kept.append((inbox.id, inbox.last, inbox_message.at, inbox_message.expires_at, inbox_message.payload))
+            if inbox_message.key is not None:
+                known[inbox.id, inbox_message.key] = inbox.last
+                keys.append((inbox.id, inbox_message.key, inbox.last, inbox_message.at))
+            posted.append(InboxResult(inbox.last, duplicate=False))
         saved = [(inbox.id, inbox.user, inbox.last, inbox.at) for inbox in touched.values()]
         self._users.update(inbox.user for inbox in touched.values())
         self._rows.insert("inboxes", saved, "ON CONFLICT (id) DO UPDATE SET last = excluded.last, at = excluded.at")
@@ -226,7 +242,7 @@ class Writer:
         return count, size
 
     def acknowledge(self, acknowledged: Sequence[tuple[str, int]]) -> list[None]:
-        """Users, each with the seq up to which its letters are to be forgotten."""
+        """Users, each with the seq up to which its inbox messages are to be forgotten."""
         self._connection.executemany(
             "DELETE FROM letters WHERE inbox = (SELECT id FROM inboxes WHERE user = ?) AND seq <= ?",
             [(user, min(upto, GREATEST)) for user, upto in acknowledged],
@@ -236,7 +252,7 @@ class Writer:
     # --- sweeping, in steps of SWEEP_STEP rows or so
 
     def sweep_rows(self, times: Sequence[tuple[float, float]]) -> list[bool]:
-        """Each with the time that is now and the age of letters. Returns whether there may be more to do."""
+        """Each with the time that is now and the age of inbox messages. Returns whether there may be more to do."""
         return [self._sweep_rows(now, inbox_age) for now, inbox_age in times]
 
     def _sweep_rows(self, now: float, inbox_age: float) -> bool:
@@ -261,7 +277,7 @@ class Writer:
         return self._delete_before("messages", "expires_at", now)
 
     def _forget_inboxes(self, before: float) -> bool:
-        """Those that have no letters. What else is theirs goes first, for after a restart their ids may be given again."""
+        """Those that have no inbox messages. What else is theirs goes first, for after a restart their ids may be given again."""
         sql = (
             "SELECT id, user, last, at FROM inboxes WHERE at < ? AND NOT EXISTS (SELECT 1 FROM letters WHERE inbox = id)"
             " AND NOT EXISTS (SELECT 1 FROM inbox_keys WHERE owner = id) LIMIT ?"
@@ -325,14 +341,14 @@ def _lowest(table: str, column: str) -> str:
     )
 
 
-def read_pages(connection: sqlite3.Connection, queries: Sequence[PageQuery]) -> list[Page]:
+def read_pages(connection: sqlite3.Connection, queries: Sequence[PageQuery]) -> list[HistoryRecords]:
     return [_read_page(connection, query) for query in queries]
 
 
-def _read_page(connection: sqlite3.Connection, query: PageQuery) -> Page:
+def _read_page(connection: sqlite3.Connection, query: PageQuery) -> HistoryRecords:
     row = connection.execute(f"{_ROOM} name = ?", (query.room,)).fetchone()
     if row is None:
-        return Page("", 1, 0, [])
+        return HistoryRecords("", 1, 0, [])
     room = _Room(*row)
     first = _first_kept(connection, room, query.now)
     after = first - 1 if query.after is None else max(first - 1, min(query.after, room.last))
@@ -345,7 +361,7 @@ def _read_page(connection: sqlite3.Connection, query: PageQuery) -> Page:
         records = within((Record(*row) for row in rows), query.max_bytes)
     if query.after is None:
         records.reverse()
-    return Page(room.epoch, first, room.last, records)
+    return HistoryRecords(room.epoch, first, room.last, records)
 
 
 def _first_kept(connection: sqlite3.Connection, room: _Room, now: float) -> int:
@@ -365,13 +381,13 @@ def _first_kept(connection: sqlite3.Connection, room: _Room, now: float) -> int:
     return room.first if old is None else int(old) + 1
 
 
-def read_letters(connection: sqlite3.Connection, queries: Sequence[LettersQuery]) -> list[list[Kept]]:
+def read_inbox(connection: sqlite3.Connection, queries: Sequence[InboxQuery]) -> list[list[StoredInboxMessage]]:
     sql = (
         "SELECT seq, payload, letters.at, expires_at FROM inboxes JOIN letters ON inbox = id"
         " WHERE user = ? AND seq > ? AND (expires_at IS NULL OR expires_at > ?) ORDER BY seq LIMIT ?"
     )
-    found: list[list[Kept]] = []
+    found: list[list[StoredInboxMessage]] = []
     for query in queries:
         with closing(connection.execute(sql, (query.user, query.after, query.now, query.limit))) as rows:
-            found.append(within((Kept(*row) for row in rows), query.max_bytes))
+            found.append(within((StoredInboxMessage(*row) for row in rows), query.max_bytes))
     return found

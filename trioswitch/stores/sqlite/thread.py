@@ -21,7 +21,7 @@ import trio
 
 from ...errors import StoreError
 
-__all__ = ["Lane", "LaneStatistics"]
+__all__ = ["SqliteThread", "SqliteThreadStatistics"]
 
 _log = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ _NOBODYS_FAULT: Final = {
 
 
 @attrs.frozen
-class LaneStatistics:
+class SqliteThreadStatistics:
     """A lane since it was opened."""
 
     waiting: int
@@ -63,7 +63,7 @@ class _Request:
     done: trio.Event = attrs.field(factory=trio.Event)
 
 
-class Lane:
+class SqliteThread:
     """Made and used in a Trio thread. `explain` makes a sentence of what went wrong; `forget` is called after a rollback."""
 
     def __init__(
@@ -109,8 +109,8 @@ class Lane:
             raise StoreError(self._explain(request.error)) from request.error
         return request.results
 
-    def statistics(self) -> LaneStatistics:
-        return LaneStatistics(self._waiting.qsize(), self._requests, self._transactions, self._failed)
+    def statistics(self) -> SqliteThreadStatistics:
+        return SqliteThreadStatistics(self._waiting.qsize(), self._requests, self._transactions, self._failed)
 
     async def aclose(self) -> None:
         """Do what waits, close the connections and end the thread. Goes on when it is cancelled, for CLOSE_TIME at most."""

@@ -13,7 +13,7 @@ import msgspec
 from cattrs.fns import identity
 from cattrs.preconf.msgspec import make_converter
 
-from ...errors import BadInput, Cause, UnencodableData
+from ...errors import BadInput, CloseCause, UnencodableData
 from ..messages import COMMANDS, Command, Custom, Event
 
 __all__ = ["ClientProtocol", "Codec"]
@@ -68,7 +68,7 @@ class ClientProtocol:
             fields = self.codec.decode(payload)
         except (ValueError, RecursionError, TypeError) as error:  # msgspec's errors are ValueErrors
             if isinstance(error, UnicodeDecodeError) or (self.codec.text and not _is_utf8(payload)):
-                fatal = Cause.BAD_DATA if self.codec.text else None  # RFC 6455, 8.1
+                fatal = CloseCause.BAD_DATA if self.codec.text else None  # RFC 6455, 8.1
                 raise BadInput("invalid_utf8", "the text is not UTF-8", counts=True, fatal=fatal) from None
             raise BadInput("malformed", f"expected an object in {self.codec.name}: {error}", counts=True) from None
         name, request_id = fields.get("type"), fields.get("id")

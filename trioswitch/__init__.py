@@ -13,6 +13,7 @@ from .config import HistoryStorage, Options, Overflow, RoomPolicy
 from .connections.connection import Connection
 from .connections.request import ConnectRequest
 from .durability.recovery import HistoryPage
+from .endpoints import WebSocket
 from .errors import (
     CloseCause,
     DeliveryError,
@@ -26,6 +27,7 @@ from .errors import (
     TrioswitchError,
     UnencodableData,
     UnknownConnection,
+    WebSocketClosed,
 )
 from .handlers import Handlers
 from .metrics import OutboxStatistics, RoomStatistics, SwitchStatistics
@@ -72,6 +74,8 @@ __all__ = [
     "TrioswitchError",
     "UnencodableData",
     "UnknownConnection",
+    "WebSocket",
+    "WebSocketClosed",
     "WorkerDied",
     "Workers",
     "WorkersStatistics",

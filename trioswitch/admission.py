@@ -24,6 +24,7 @@ from .connections.heartbeats import Heartbeats
 from .connections.request import ConnectRequest
 from .durability.inbox import Inbox
 from .durability.sessions import Sessions
+from .endpoints import Endpoints
 from .errors import CloseCause, PeerGone, Refused
 from .metrics import Traffic
 from .transport.native import NativeTransport, read_head
@@ -37,6 +38,7 @@ from .wire.messages import Connected
 from .wire.prepared import Prepared
 from .wire.protocols import choose
 from .wire.protocols.port import ClientProtocol
+from .wire.protocols.raw import RAW
 
 __all__ = ["Admission", "HttpHandler", "OnConnect", "OnDisconnect", "TransportName"]
 
@@ -75,6 +77,7 @@ class Admission:
     sessions: Sessions
     inbox: Inbox
     heartbeats: Heartbeats
+    endpoints: Endpoints
     execute: Execute
     services: Services
     on_connect: OnConnect | None
@@ -140,7 +143,8 @@ class Admission:
             max_message_bytes=options.max_message_bytes,
         )
         handshake.receive(head)
-        if handshake.path not in PATHS:
+        is_endpoint = handshake.path in self.endpoints
+        if handshake.path not in PATHS and not is_endpoint:
             raise Rejected(404, f"there is no WebSocket at {handshake.path!r}: it is at /ws")
         request = _connect_request(handshake.path, handshake.query, handshake.headers, channel.remote)
         try:
@@ -152,6 +156,14 @@ class Admission:
             answer, codec = handshake.accept(options.max_fragments)
             await self._answer(channel, answer + codec.close(cause.code, refused.message))
             return None
+        if is_endpoint:
+            if identity is None:
+                raise Refused("this endpoint needs a token", code="unauthorised")
+            answer, codec = handshake.accept(options.max_fragments, raw=True)
+            await channel.write(answer)
+            format = self.formats.get(RAW, framed=True, deflate_bits=codec.deflate_bits)
+            native = NativeTransport(channel, codec, format, rest, self.reactor)
+            return partial(self.endpoints.serve, self._connection(request, identity, lambda _: native))
         if transport != "native":
             stream = PrefixedStream(head + rest, channel)
             return partial(self._serve_by_trio_websocket, stream, request, identity, deadline)
@@ -256,7 +268,7 @@ class Admission:
     def _check_room(self) -> None:
         if self.connections.draining:
             raise Refused("the server is going away", code="unavailable")
-        if len(self.connections) >= self.max_connections:
+        if len(self.connections) + len(self.endpoints.connections) >= self.max_connections:
             raise Refused("the server is full", code="unavailable")
 
     @staticmethod

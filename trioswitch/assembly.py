@@ -1,6 +1,6 @@
 """Opens a switch. This is the one place where its parts are put together."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
 import trio
@@ -19,6 +19,7 @@ from .durability.recovery import Recovery
 from .durability.sessions import Sessions
 from .durability.store_health import StoreHealth
 from .durability.store_writer import StoreWriter
+from .endpoints import Endpoint, Endpoints, check_endpoints
 from .handlers import Handlers
 from .metrics import Traffic
 from .parts import Parts
@@ -43,6 +44,7 @@ async def open_switch(
     options: Options | None = None,
     *,
     handlers: Handlers | None = None,
+    endpoints: Mapping[str, Endpoint] | None = None,
     on_connect: OnConnect | None = None,
     on_disconnect: OnDisconnect | None = None,
     authenticate: Authenticator | None = None,
@@ -56,6 +58,7 @@ async def open_switch(
     Args:
         options: limits and room policies; the defaults suit most programs.
         handlers: callbacks for message types of the application's own.
+        endpoints: async functions for WebSocket paths of the application's own, by path (`Endpoint`).
         on_connect: async function that is called before a client is admitted. It returns who the client is, or raises Refused.
         on_disconnect: async function that is called when a client that was admitted has gone.
         authenticate: async function from a token to an Identity. With it, a client needs a token: in the `Authorization`
@@ -77,11 +80,19 @@ async def open_switch(
     for name, hook in (("on_connect", on_connect), ("on_disconnect", on_disconnect), ("authenticate", authenticate)):
         if hook is not None:
             check_async(name, hook)
+    check_endpoints(endpoints or {})
     if options.needs_store and store is None:
         raise ValueError("a room policy has history=stored: that needs a store, open_switch(store=...)")
     async with trio.open_nursery() as nursery:
         parts = _assemble(
-            options, nursery, store or MemoryStore(), handlers or Handlers(), on_connect, on_disconnect, authenticate
+            options,
+            nursery,
+            store or MemoryStore(),
+            handlers or Handlers(),
+            dict(endpoints or {}),
+            on_connect,
+            on_disconnect,
+            authenticate,
         )
         try:
             yield Switch(parts, nursery)
@@ -96,6 +107,7 @@ def _assemble(
     nursery: trio.Nursery,
     store: Store,
     handlers: Handlers,
+    own_endpoints: Mapping[str, Endpoint],
     on_connect: OnConnect | None,
     on_disconnect: OnDisconnect | None,
     authenticate: Authenticator | None,
@@ -119,6 +131,7 @@ def _assemble(
 
     services = ConnectionServices(connections, presence)
     heartbeats = Heartbeats(options.ping_interval, options.ping_timeout)
+    endpoints = Endpoints(own_endpoints, options, heartbeats)
     commands = Commands(
         options, connections, groups, rooms, presence, publisher, recovery, sessions, inbox, handlers, authenticate
     )
@@ -132,6 +145,7 @@ def _assemble(
         sessions=sessions,
         inbox=inbox,
         heartbeats=heartbeats,
+        endpoints=endpoints,
         execute=commands.execute,
         services=services,
         on_connect=on_connect,
@@ -166,6 +180,7 @@ def _assemble(
         inbox=inbox,
         handlers=handlers,
         services=services,
+        endpoints=endpoints,
         admission=admission,
         store_health=health,
         sessions=sessions,

@@ -4,6 +4,7 @@ TrioswitchError
 |- Refused                a hook, a handler or a permission turns a client away; the client sees the text
 |- BadInput               the peer's fault: bytes that are not a message of its protocol
 |- PeerGone               the connection is over: the peer closed it, vanished, or broke the protocol
+|- WebSocketClosed        the WebSocket of an endpoint is closed: nothing more can be received or sent
 |- DeliveryError          a message was not published or kept; nothing is wrong with the store
 |  |- RoomFull            the room holds as much as it may, and the publisher did not wait
 |  |- InboxFull           the inbox of an offline user, or all inboxes together, hold as much as they may
@@ -35,6 +36,7 @@ __all__ = [
     "TrioswitchError",
     "UnencodableData",
     "UnknownConnection",
+    "WebSocketClosed",
     "code_of",
 ]
 
@@ -48,6 +50,7 @@ class CloseCause(enum.Enum):
     CLIENT_LEFT = (1000, "the client closed the connection")
     CLIENT_AWAY = (1001, "the client went away")
     VANISHED = (1006, "the connection was lost")
+    APPLICATION = (1000, "the application closed the connection")
     DRAIN = (1001, "the server is going away")
     PROTOCOL_ERROR = (1002, "WebSocket protocol error")
     BAD_DATA = (1007, "the text is not UTF-8")
@@ -121,6 +124,18 @@ class PeerGone(TrioswitchError):
         self.code = cause.code if code is None else code
         self.reason = cause.reason if reason is None else reason
         super().__init__(f"{self.code} {self.reason}".strip())
+
+
+class WebSocketClosed(TrioswitchError):
+    """The WebSocket of an endpoint is closed.
+
+    `code` and `reason` are those of the closing handshake; the code is 1006 where there was none.
+    """
+
+    def __init__(self, code: int, reason: str) -> None:
+        super().__init__(f"the WebSocket is closed: {code} {reason}".rstrip())
+        self.code = code
+        self.reason = reason
 
 
 class DeliveryError(TrioswitchError):

@@ -11,6 +11,7 @@ from .durability.recovery import Recovery
 from .durability.sessions import Sessions
 from .durability.store_health import StoreHealth
 from .durability.store_writer import StoreWriter
+from .endpoints import Endpoints
 from .handlers import Handlers
 from .metrics import SwitchStatistics, Traffic
 from .publishing import Publisher
@@ -40,6 +41,7 @@ class Parts:
     inbox: Inbox
     handlers: Handlers
     services: ConnectionServices
+    endpoints: Endpoints
     admission: Admission
     store_health: StoreHealth
     _sessions: Sessions
@@ -49,11 +51,12 @@ class Parts:
 
     def statistics(self) -> SwitchStatistics:
         traffic = self.traffic
-        live = [connection.outbox.account for connection in self.connections]
+        everybody = [*self.connections, *self.endpoints.connections]
+        live = [connection.outbox.account for connection in everybody]
         sent = traffic.messages_sent + sum([account.messages_sent for account in live])
         return SwitchStatistics(
-            active_connections=len(self.connections),
-            connections_opened=self.connections.opened,
+            active_connections=len(everybody),
+            connections_opened=self.connections.opened + self.endpoints.connections.opened,
             rooms={room.name: len(room.membership.members) for room in self.rooms},
             users=len(self.connections.users),
             groups=len(self.groups),
@@ -64,7 +67,10 @@ class Parts:
             pending_messages=traffic.waiting,
             pending_bytes=traffic.waiting_bytes,
             drops={cause.value: count for cause, count in traffic.drops.items()},
-            closes={cause.name.lower(): count for cause, count in self.connections.closes.items()},
+            closes={
+                cause.name.lower(): count
+                for cause, count in (self.connections.closes + self.endpoints.connections.closes).items()
+            },
             refused=self.admission.refused,
             room_crashes=self.rooms.crashes,
             sessions=len(self._sessions),

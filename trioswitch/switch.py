@@ -332,7 +332,7 @@ class Switch:
 
         What is still open after `timeout` seconds stays so: cancel the nursery in which it is served.
         """
-        connections = self._parts.connections
+        connections, endpoints = self._parts.connections, self._parts.endpoints.connections
         connections.begin_drain()
         with trio.move_on_after(timeout):
             with trio.move_on_after(timeout / 2):
@@ -342,8 +342,11 @@ class Switch:
                 after = round(random.uniform(0.5, RECONNECT_SPREAD), 3)
                 connection.reply(Reconnect(after=after, reason=CloseCause.DRAIN.reason))
                 connection.close(CloseCause.DRAIN)
+            for connection in list(endpoints):
+                connection.close(CloseCause.DRAIN)
             await connections.wait_empty()
-        return not connections
+            await endpoints.wait_empty()
+        return not connections and not endpoints
 
     @property
     def store_error(self) -> str | None:

@@ -19,7 +19,7 @@ LAYERS = [
     ["rooms"],
     ["durability"],
     ["publishing", "handlers", "messages"],
-    ["services", "replies"],
+    ["services", "replies", "endpoints"],
     ["commands"],
     ["admission"],
     ["parts"],

@@ -53,7 +53,7 @@ class ConnectionDriver:
     """
 
     __slots__ = (
-        "_errors", "_handler_scope", "_handlers", "_heard", "_nursery", "_options", "_paused", "_pending", "_public",
+        "_code", "_errors", "_handler_scope", "_handlers", "_heard", "_nursery", "_options", "_paused", "_pending", "_public",
         "_reading_over", "_reason", "_rooms", "_services", "cause", "has_declared_name", "id", "identity", "opened_at", "outbox",
         "request", "transport", "user",
     )  # fmt: skip
@@ -84,7 +84,7 @@ class ConnectionDriver:
         self._options = options
         self._services = services
         self._public: Connection | None = None
-        self._reason = ""
+        self._code, self._reason = 0, ""
         self._errors = 0
         self._pending: Pending | None = None  # what the last command left to be awaited
         self._nursery: trio.Nursery | None = None
@@ -140,6 +140,12 @@ class ConnectionDriver:
             error.id = request_id
         self.reply(error)
 
+    @property
+    def close_code(self) -> tuple[int, str]:
+        """Code and reason of the closing handshake, 1006 where there was none. It is known when the connection has ended."""
+        cause = self.cause or CloseCause.VANISHED
+        return self._code or cause.code, self._reason
+
     # --- its life
 
     async def run(self, execute: Execute, on_open: Callable[["ConnectionDriver"], None]) -> None:
@@ -152,6 +158,8 @@ class ConnectionDriver:
                 try:
                     on_open(self)
                     gone = await self._read(execute)
+                    if self.cause is None:
+                        self._code, self._reason = gone.code, gone.reason
                     if self._handler_scope is not None:
                         self._handler_scope.cancel()
                     if self._reading_over is not None and gone.cause is not CloseCause.VANISHED:
@@ -242,20 +250,25 @@ class ConnectionDriver:
         with trio.move_on_after(self._options.close_timeout):
             try:
                 await self.outbox.finish(flush=False)
-                await self.transport.send_close(gone.cause, gone.reason)
+                await self.transport.send_close(gone.cause.code, gone.reason)
                 if gone.cause not in (CloseCause.CLIENT_LEFT, CloseCause.CLIENT_AWAY):
                     await self.transport.wait_closed()
             except PeerGone:
                 _log.debug("connection %s went while it was closed", self.id)
 
-    def close(self, cause: CloseCause, reason: str | None = None, *, flush: bool = True) -> None:
-        """Begin to end this connection; returns at once. With `flush`, what waits for it is written first.
+    def close(
+        self, cause: CloseCause, reason: str | None = None, *, flush: bool = True, code: int | None = None
+    ) -> None:
+        """Begin to end this connection; returns at once. With `flush`, what is pending for it is written first.
+
+        The client sees `code` and `reason`, by default those of the cause.
 
         It is over when the peer has answered, or after `close_timeout`. The first cause holds.
         """
         if self.cause is not None or self._nursery is None:
             return
         self.cause, self._reason = cause, cause.reason if reason is None else reason
+        self._code = cause.code if code is None else code
         self._reading_over = trio.Event()
         self._nursery.start_soon(self._close, flush, self._nursery.cancel_scope, self._reading_over)
 
@@ -264,7 +277,7 @@ class ConnectionDriver:
         with trio.move_on_after(self._options.close_timeout):
             try:
                 await self.outbox.finish(flush=flush)
-                await self.transport.send_close(self.cause, self._reason)
+                await self.transport.send_close(self._code, self._reason)
                 await reading_over.wait()
             except PeerGone:
                 _log.debug("connection %s went while it was closed", self.id)

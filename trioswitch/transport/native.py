@@ -160,8 +160,8 @@ class NativeTransport(Transport):
     def ping(self) -> bytes | None:
         return _PING
 
-    async def send_close(self, cause: CloseCause, reason: str) -> None:
-        await self._channel.write(self._codec.close(cause.code, reason))
+    async def send_close(self, code: int, reason: str) -> None:
+        await self._channel.write(self._codec.close(code, reason))
         if self._codec.ended is not None:
             await self._channel.end_writing()
 

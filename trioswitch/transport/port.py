@@ -3,7 +3,6 @@
 import abc
 from collections.abc import Callable
 
-from ..errors import CloseCause
 from ..wire.formats import Chunk, Format
 
 __all__ = ["Receiver", "Transport"]
@@ -54,7 +53,7 @@ class Transport(abc.ABC):
         """A ping's bytes for the outbox to write, or None where it was sent, or will be, without the outbox."""
 
     @abc.abstractmethod
-    async def send_close(self, cause: CloseCause, reason: str) -> None:
+    async def send_close(self, code: int, reason: str) -> None:
         """Write a close frame, or the answer to the peer's; nothing may be written after it. Raises PeerGone."""
 
     @abc.abstractmethod

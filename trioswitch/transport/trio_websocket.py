@@ -86,9 +86,9 @@ class TrioWebsocketTransport(Transport):
             else:
                 self._heard()
 
-    async def send_close(self, cause: CloseCause, reason: str) -> None:
+    async def send_close(self, code: int, reason: str) -> None:
         """This waits for the peer's answer too: trio-websocket's `aclose` does both."""
-        await self._connection.aclose(cause.code, reason)
+        await self._connection.aclose(code, reason)
 
     async def wait_closed(self) -> None:
         """`send_close` has waited."""

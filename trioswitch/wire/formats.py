@@ -23,10 +23,12 @@ class Framing:
     """The window size that the client negotiated for permessage-deflate, 0 without."""
     compressor: Compressor
 
-    def frame(self, payload: bytes, *, compress: bool = True) -> Payload:
+    def frame(self, payload: bytes, *, compress: bool = True, text: bool | None = None) -> Payload:
+        """The frame of a payload; `text` says what it is where the codec does not."""
+        text = self.codec.text if text is None else text
         if not self.framed:
-            return payload.decode() if self.codec.text else payload
-        opcode = TEXT if self.codec.text else BINARY
+            return payload.decode() if text else payload
+        opcode = TEXT if text else BINARY
         if self.deflate_bits and compress and (data := self.compressor.deflate(payload, self.deflate_bits)) is not None:
             return frame(opcode, data, compressed=True)
         return frame(opcode, payload)

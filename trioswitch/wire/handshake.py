@@ -188,17 +188,17 @@ class Handshake:
         """JSON v1 for a client that names none that is known."""
         return JSON if self._subprotocol is None else PROTOCOLS[self._subprotocol]
 
-    def accept(self, max_fragments: int) -> tuple[bytes, WebSocketCodec]:
-        """The bytes of the answer, and the codec for what follows."""
+    def accept(self, max_fragments: int, *, raw: bool = False) -> tuple[bytes, WebSocketCodec]:
+        """The bytes of the answer, and the codec for what follows; `raw` as in `WebSocketCodec`."""
         answer = (
             "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
             f"Sec-WebSocket-Accept: {self._accept}\r\n"
         )
         if self._extensions is not None:
             answer += f"Sec-WebSocket-Extensions: {self._extensions}\r\n"
-        if self._subprotocol is not None:
+        if self._subprotocol is not None and not raw:
             answer += f"Sec-WebSocket-Protocol: {self._subprotocol}\r\n"
-        return f"{answer}\r\n".encode(), WebSocketCodec(self._max_message_bytes, max_fragments, self._deflate)
+        return f"{answer}\r\n".encode(), WebSocketCodec(self._max_message_bytes, max_fragments, self._deflate, raw=raw)
 
 
 def _first_known(proposed: Sequence[Subprotocol]) -> Subprotocol | None:

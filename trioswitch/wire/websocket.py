@@ -4,6 +4,7 @@ The codec is websockets' `Protocol`. What it leaves to its user is here: message
 (with a limit on their number), and the data frames that we send come from `wire.frames`, shared by all receivers.
 """
 
+import codecs
 import logging
 from typing import Final, NamedTuple
 
@@ -15,19 +16,25 @@ from websockets.speedups import apply_mask
 
 from ..errors import CloseCause, PeerGone
 
-__all__ = ["Deflate", "WebSocketCodec"]
+__all__ = ["Deflate", "TextBytes", "WebSocketCodec"]
 
 _quiet = logging.getLogger(__name__ + ".websockets")
 _quiet.setLevel(logging.WARNING)  # websockets tells of every connection at INFO; trioswitch does that itself
 
 _WHOLE_TEXT, _WHOLE_BINARY = 0x81, 0x82
 """First byte of a frame that is a whole message, and not compressed."""
+_DATA = (Opcode.TEXT, Opcode.BINARY, Opcode.CONT)
+_NewDecoder = codecs.getincrementaldecoder("utf-8")
 _PONG: Final = 0x8A
 """First byte of a pong. It says nothing but that something has come."""
 _CAUSES = {
     cause.code: cause
     for cause in (CloseCause.PROTOCOL_ERROR, CloseCause.BAD_DATA, CloseCause.TOO_BIG, CloseCause.INTERNAL)
 }
+
+
+class TextBytes(bytes):
+    """The payload of a text message, for endpoints that treat text and binary messages differently."""
 
 
 class Deflate(NamedTuple):
@@ -64,11 +71,17 @@ class WebSocketCodec:
     """
 
     __slots__ = (
-        "_deflate", "_foreign", "_fragments", "_max_fragments", "_max_message_bytes", "_most", "_protocol", "_rest",
-        "ended", "replies",
+        "_decoder", "_deflate", "_foreign", "_fragments", "_fragments_are_text", "_max_fragments", "_max_message_bytes",
+        "_most", "_protocol", "_rest", "_takes_all", "ended", "replies",
     )  # fmt: skip
 
-    def __init__(self, max_message_bytes: int, max_fragments: int, deflate: Deflate | None) -> None:
+    def __init__(
+        self, max_message_bytes: int, max_fragments: int, deflate: Deflate | None, *, raw: bool = False
+    ) -> None:
+        """`raw`: messages are `TextBytes` or bytes, and text is checked. Client protocols check text when they decode it."""
+        self._takes_all = not raw
+        self._decoder: codecs.IncrementalDecoder | None = None  # of the text message whose fragments are coming
+        self._fragments_are_text = False
         self._max_message_bytes = max_message_bytes
         self._max_fragments = max_fragments
         self._deflate = deflate
@@ -110,7 +123,8 @@ class WebSocketCodec:
                     if body + size > end:
                         break
                     if whole:
-                        messages.append(apply_mask(data[body : body + size], data[body - 4 : body]))
+                        payload = apply_mask(data[body : body + size], data[body - 4 : body])
+                        messages.append(payload if self._takes_all else self._checked(payload, first == _WHOLE_TEXT))
                     at = body + size
                     continue
                 self._foreign = body + size - at
@@ -131,16 +145,19 @@ class WebSocketCodec:
             assert not isinstance(frame, (Request, Response))
             opcode, payload = frame.opcode, frame.data
             frame.data = b""  # websockets' parser holds on to the last frame until the next one comes
+            if not self._takes_all and opcode in _DATA and not self._is_text_so_far(opcode, bytes(payload), frame.fin):
+                break
             if opcode is Opcode.TEXT or opcode is Opcode.BINARY:
                 if frame.fin:
-                    messages.append(payload)  # type: ignore[arg-type]  # bytes, or what msgspec reads as well
+                    messages.append(self._marked(payload, opcode is Opcode.TEXT))
                     continue
                 self._fragments = [bytes(payload)]
+                self._fragments_are_text = opcode is Opcode.TEXT
             elif opcode is Opcode.CONT:
                 assert self._fragments is not None
                 self._fragments.append(bytes(payload))
                 if frame.fin:
-                    messages.append(b"".join(self._fragments))
+                    messages.append(self._marked(b"".join(self._fragments), self._fragments_are_text))
                     self._fragments = None
                     continue
             else:
@@ -154,6 +171,41 @@ class WebSocketCodec:
                 self.replies += replies
         if protocol.close_sent is not None or protocol.parser_exc is not None:
             self._end(protocol)
+
+    # --- what an endpoint of the application's own needs to know: is it text, and is that UTF-8
+
+    def _marked(self, payload: bytes | bytearray | memoryview, text: bool) -> bytes:
+        if self._takes_all:
+            return payload  # type: ignore[return-value]  # bytes, or what msgspec reads as well
+        return TextBytes(payload) if text else bytes(payload)
+
+    def _checked(self, payload: bytes, text: bool) -> bytes:
+        """A whole message. Text that is not UTF-8 ends the connection."""
+        if text:
+            try:
+                payload.decode()
+            except UnicodeDecodeError:
+                protocol = self._websockets()
+                self._fail(protocol, CloseCause.BAD_DATA, "the text is not UTF-8")
+                self._end(protocol)
+        return TextBytes(payload) if text else payload
+
+    def _is_text_so_far(self, opcode: Opcode, payload: bytes, fin: bool) -> bool:
+        """Check a frame of a message, so that text that is not UTF-8 ends the connection before the message does."""
+        if opcode is not Opcode.CONT:
+            self._decoder = _NewDecoder() if opcode is Opcode.TEXT else None
+        if self._decoder is None:
+            return True
+        try:
+            self._decoder.decode(payload, fin)
+        except UnicodeDecodeError:
+            self._websockets().fail(CloseCause.BAD_DATA.code, "the text is not UTF-8")
+            return False
+        return True
+
+    def _fail(self, protocol: Protocol, cause: CloseCause, reason: str) -> None:
+        protocol.fail(cause.code, reason)
+        self.replies += b"".join(protocol.data_to_send())
 
     def eof(self) -> None:
         """The peer's stream has ended."""

@@ -208,12 +208,22 @@ async def test_limits_heartbeats_and_compression_are_those_of_the_switch(clock: 
         websocket = await connect(app)
         await websocket.send_message("x" * 1001)
         assert (await closed(websocket))[0] == 1009
-        silent = await connect(app, pair=trio.testing.lockstep_stream_pair)
-        await connect(app)
+        silent, _other = await app.stream(), await connect(app)
+        await silent.send_all(upgrade("/echo"))
+        await settled()
         assert await status(app, "/echo") == 503
-        await trio.sleep(11)
+        await trio.sleep(20)
         assert app.switch.statistics().closes["heartbeat_missed"] == 1
-        await trio.aclose_forcefully(silent._stream)
+        await trio.aclose_forcefully(silent)
+
+
+async def test_a_message_may_be_left_incomplete_by_a_close(clock: MockClock) -> None:
+    async with running(endpoints={"/echo": echo}) as app:
+        websocket = await connect(app)
+        await websocket._stream.send_all(
+            client_frame(1, b"first", fin=False) + client_frame(8, b"\x03\xe8") + client_frame(0, b"last")
+        )
+        assert (await closed(websocket))[0] == 1000
 
 
 async def test_hooks_decide_who_may_come(clock: MockClock) -> None:

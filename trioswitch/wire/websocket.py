@@ -124,10 +124,17 @@ class WebSocketCodec:
                         break
                     if whole:
                         payload = apply_mask(data[body : body + size], data[body - 4 : body])
-                        messages.append(payload if self._takes_all else self._checked(payload, first == _WHOLE_TEXT))
+                        if not self._takes_all:
+                            checked = self._checked(payload, first == _WHOLE_TEXT)
+                            if checked is None:
+                                break
+                            payload = checked
+                        messages.append(payload)
                     at = body + size
                     continue
                 self._foreign = body + size - at
+                if first & 0x0F == Opcode.CLOSE and self._protocol is not None:
+                    self._protocol.current_size = None  # a message may be left incomplete (RFC 6455, 5.4 and 5.5.1)
             stop = min(at + self._foreign, end)
             self._foreign -= stop - at
             self._feed_protocol(data[at:stop], messages)
@@ -179,15 +186,17 @@ class WebSocketCodec:
             return payload  # type: ignore[return-value]  # bytes, or what msgspec reads as well
         return TextBytes(payload) if text else bytes(payload)
 
-    def _checked(self, payload: bytes, text: bool) -> bytes:
-        """A whole message. Text that is not UTF-8 ends the connection."""
+    def _checked(self, payload: bytes, text: bool) -> bytes | None:
+        """A whole message. None for text that is not UTF-8: it ends the connection."""
         if text:
             try:
                 payload.decode()
             except UnicodeDecodeError:
                 protocol = self._websockets()
-                self._fail(protocol, CloseCause.BAD_DATA, "the text is not UTF-8")
+                protocol.fail(CloseCause.BAD_DATA.code, "the text is not UTF-8")
+                self.replies += b"".join(protocol.data_to_send())
                 self._end(protocol)
+                return None
         return TextBytes(payload) if text else payload
 
     def _is_text_so_far(self, opcode: Opcode, payload: bytes, fin: bool) -> bool:
@@ -202,10 +211,6 @@ class WebSocketCodec:
             self._websockets().fail(CloseCause.BAD_DATA.code, "the text is not UTF-8")
             return False
         return True
-
-    def _fail(self, protocol: Protocol, cause: CloseCause, reason: str) -> None:
-        protocol.fail(cause.code, reason)
-        self.replies += b"".join(protocol.data_to_send())
 
     def eof(self) -> None:
         """The peer's stream has ended."""

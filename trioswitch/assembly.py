@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 import trio
 
 from ._util.checks import check_async, check_in_trio
+from ._util.nurseries import open_nursery
 from ._util.supervision import supervise
 from .admission import Admission, OnConnect, OnDisconnect
 from .commands import Authenticator, Commands
@@ -53,7 +54,8 @@ async def open_switch(
     """Run a switch: `async with open_switch() as switch`. Its rooms and tasks live until the block is left.
 
     Connections are served in the nursery of whoever calls `serve`, `Switch.serve_stream` or `Switch.serve_request`: open
-    that nursery inside the block, so that connections end before their rooms do.
+    that nursery inside the block, so that connections end before their rooms do. What the block raises comes out as it is, not
+    in an exception group.
 
     Args:
         options: limits and room policies; the defaults suit most programs.
@@ -83,7 +85,7 @@ async def open_switch(
     check_endpoints(endpoints or {})
     if options.needs_store and store is None:
         raise ValueError("a room policy has history=stored: that needs a store, open_switch(store=...)")
-    async with trio.open_nursery() as nursery:
+    async with open_nursery() as nursery:
         parts = _assemble(
             options,
             nursery,
@@ -95,7 +97,9 @@ async def open_switch(
             authenticate,
         )
         try:
-            yield Switch(parts, nursery)
+            switch = Switch(parts, nursery)
+            parts.services.attach(switch)
+            yield switch
         finally:
             parts.abandon()
             nursery.cancel_scope.cancel()

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import Any, TypeVar
 
 import attrs
-from attrs.validators import deep_iterable, ge, gt, in_, instance_of, le, optional
+from attrs.validators import ge, gt, in_, le, optional
 
 __all__ = ["HistoryStorage", "Options", "Overflow", "RoomPolicy", "one_of"]
 
@@ -52,7 +52,7 @@ DIRECT_OVERFLOW = (Overflow.DROP_OLDEST, Overflow.DROP_NEWEST, Overflow.DISCONNE
 def one_of(kind: type[_Choice], value: _Choice | str) -> _Choice:
     """A choice by its value. Raises ValueError with a sentence."""
     if value not in list(kind) and value not in [choice.value for choice in kind]:
-        raise ValueError(f"{value!r} is none of {', '.join(choice.value for choice in kind)}")
+        raise ValueError(f"{value!r} is not one of {', '.join(choice.value for choice in kind)}")
     return kind(value)
 
 
@@ -65,8 +65,14 @@ def _keep(value: HistoryStorage | str) -> HistoryStorage:
 
 
 def _policies(policies: "Iterable[RoomPolicy] | RoomPolicy") -> "tuple[RoomPolicy, ...]":
-    """Several of them, or one."""
-    return (policies,) if isinstance(policies, RoomPolicy) else tuple(policies)
+    """Several of them, or one. Raises TypeError."""
+    several = (policies,) if isinstance(policies, RoomPolicy) else tuple(policies)
+    for policy in several:
+        if not isinstance(policy, RoomPolicy):
+            raise TypeError(
+                f"'policies' must be RoomPolicy objects, such as RoomPolicy(pattern='chat*'), not {policy!r}"
+            )
+    return several
 
 
 def _whole(_options: Any, field: "attrs.Attribute[Any]", value: object) -> None:
@@ -145,9 +151,7 @@ class Options:
     window_bytes: int = option(
         256 * KIB, "bytes that a room hands out at once at most; a larger message goes alone", ge(1)
     )
-    policies: tuple[RoomPolicy, ...] = attrs.field(
-        default=(), converter=_policies, validator=deep_iterable(instance_of(RoomPolicy))
-    )
+    policies: tuple[RoomPolicy, ...] = attrs.field(default=(), converter=_policies)
     """Policies for rooms by name pattern: the first that matches holds, `RoomPolicy()` where none does."""
     max_message_bytes: int = option(
         1 * MIB, "bytes in one message from a client; a larger one closes with 1009", ge(125)

@@ -15,6 +15,7 @@ from typing import Any, Final
 import attrs
 import trio
 
+from ._util.nurseries import open_nursery
 from .admission import RETRY_AFTER, TransportName
 from .errors import ServeError
 from .switch import Switch
@@ -48,9 +49,12 @@ _NO_ADDRESS = {errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL}
 
 @attrs.define(eq=False)
 class Server:
-    """A server that listens. `urls` are where, `stop` ends it."""
+    """A server that listens; `stop` ends that."""
 
     urls: tuple[str, ...]
+    """Of the WebSocket, one for each address."""
+    page_urls: tuple[str, ...]
+    """Of the pages; none for a Unix socket."""
     port: int | None
     """The TCP port; None for a Unix socket."""
     _listening: trio.CancelScope
@@ -112,18 +116,20 @@ async def serve_until_signal(
     transport: TransportName = "native",
     pages: Pages | None = None,
     drain_timeout: float = 10.0,
+    on_listening: Callable[[Server], object] | None = None,
     task_status: trio.TaskStatus[Server] = trio.TASK_STATUS_IGNORED,
 ) -> bool:
     """Serve until SIGINT (Ctrl-C) or SIGTERM comes, then drain: the whole life of a server in one call.
 
-    The arguments are those of `serve`; `drain_timeout` is the number of seconds that a graceful shutdown may take. A second
-    signal, or the end of that time, cuts the connections that are left. Returns whether all connections were closed in
-    time; nothing of the server runs any more then. `server = await nursery.start(serve_until_signal, switch)` returns when it
-    listens. Raises ServeError when it cannot listen. Call it in the main thread, which is where Python handles signals.
+    The arguments are those of `serve`; `drain_timeout` is the number of seconds that a graceful shutdown may take, and
+    `on_listening` is called with the Server when it listens, to print where that is, say. A second signal, or the end of that
+    time, cuts the connections that are left. Returns whether all connections were closed in time; nothing of the server runs
+    any more then. `server = await nursery.start(serve_until_signal, switch)` returns when it listens. Raises ServeError when it
+    cannot listen. Call it in the main thread, which is where Python handles signals.
     """
     drained = False
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-        async with trio.open_nursery() as nursery:
+        async with open_nursery() as nursery:
             server = await nursery.start(
                 partial(
                     serve,
@@ -137,6 +143,8 @@ async def serve_until_signal(
                 )
             )
             _log.info("listening on %s", " and ".join(server.urls))
+            if on_listening is not None:
+                on_listening(server)
             task_status.started(server)
             await anext(signals)
             server.stop()
@@ -336,8 +344,9 @@ def _answers(path: str) -> bool:
 
 def _server(listeners: Sequence[socket.socket], *, tls: bool, uds: str | None, scope: trio.CancelScope) -> Server:
     if uds is not None:
-        return Server((f"ws+unix:{uds}",), None, scope)
+        return Server((f"ws+unix:{uds}",), (), None, scope)
     names = [listener.getsockname() for listener in listeners]
     scheme = "wss" if tls else "ws"
     urls = tuple(f"{scheme}://{address(name)}/ws" for name in names)
-    return Server(urls, names[0][1], scope)
+    pages = tuple(f"http{scheme[2:]}://{address(name)}/" for name in names)
+    return Server(urls, pages, names[0][1], scope)

@@ -1,6 +1,6 @@
 """What the application's code can do with one connection, by its object or its id."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .connections.connection import Connection
 from .connections.directory import ConnectionDirectory
@@ -8,6 +8,9 @@ from .errors import CloseCause
 from .publishing import check_name, event_of, prepare
 from .rooms.presence import Presence
 from .wire.prepared import Receipt
+
+if TYPE_CHECKING:
+    from .switch import Switch
 
 __all__ = ["ConnectionServices"]
 
@@ -18,6 +21,16 @@ class ConnectionServices:
     def __init__(self, connections: ConnectionDirectory, presence: Presence) -> None:
         self._connections = connections
         self._presence = presence
+        self._switch: Switch | None = None
+
+    def attach(self, switch: "Switch") -> None:
+        """The facade is made last, of all other parts."""
+        self._switch = switch
+
+    @property
+    def switch(self) -> "Switch":
+        assert self._switch is not None, "it is attached before any connection is admitted"
+        return self._switch
 
     async def send(
         self,

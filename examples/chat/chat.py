@@ -7,9 +7,7 @@ import argparse
 import logging
 import random
 import re
-import signal
 import sys
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,45 +35,40 @@ async def say_goodbye(connection: trioswitch.Connection, cause: trioswitch.Close
     log.info("%r is gone: %s", connection.user, cause.reason)
 
 
-def add_dice(switch: trioswitch.Switch) -> None:
-    """Teach the switch a message of our own: `{"type": "roll", "room": "lobby", "dice": "2d6"}`."""
-
-    @switch.handlers.on("roll")
-    async def roll(connection: trioswitch.Connection, message: dict[str, Any]) -> None:
-        room, dice = str(message.get("room")), str(message.get("dice"))
-        if room not in connection.rooms:
-            raise trioswitch.Refused("join the room before you roll in it", code="not_joined")
-        match = re.fullmatch("([1-9][0-9]?)d([1-9][0-9]{0,2})", dice)
-        if match is None:
-            raise trioswitch.Refused("dice look like 2d6: how many, and with how many sides", code="invalid")
-        count, sides = map(int, match.groups())
-        rolled = [random.randint(1, sides) for _ in range(count)]
-        key = str(message.get("idempotency_key", ""))[:64] or None  # who asks again with the same key has rolled once
-        data = {"user_id": connection.user, "dice": dice, "rolled": rolled}
-        await switch.publish(room, data, idempotency_key=key)
+handlers = trioswitch.Handlers()
 
 
-async def main(host: str, port: int, store_url: str) -> str | None:
-    """Serve the chat until Ctrl-C. Returns what went wrong, if anything did."""
+@handlers.on("roll", room="*")
+async def roll(connection: trioswitch.Connection, message: dict[str, Any]) -> None:
+    """A message of our own: `{"type": "roll", "room": "lobby", "dice": "2d6"}`, from a member of the room."""
+    match = re.fullmatch("([1-9][0-9]?)d([1-9][0-9]{0,2})", str(message.get("dice")))
+    if match is None:
+        raise trioswitch.Refused("dice look like 2d6: how many, and with how many sides", code="invalid")
+    count, sides = map(int, match.groups())
+    rolled = [random.randint(1, sides) for _ in range(count)]
+    key = str(message.get("idempotency_key", ""))[:64] or None  # a retry with the same key does not roll again
+    data = {"user_id": connection.user, "dice": match[0], "rolled": rolled}
+    await connection.switch.publish(message["room"], data, idempotency_key=key)
+
+
+async def main(host: str, port: int, store_url: str) -> None:
+    """Serve the chat until Ctrl-C."""
     page = Page(Path(__file__).with_name("page.html").read_bytes())
     options = trioswitch.Options(policies=POLICIES)
-    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-        async with (
-            trioswitch.open_store(store_url) as store,
-            trioswitch.open_switch(options, store=store, on_connect=let_in, on_disconnect=say_goodbye) as switch,
-            trio.open_nursery() as nursery,
-        ):
-            add_dice(switch)
-            try:
-                server = await nursery.start(partial(trioswitch.serve, switch, host=host, port=port, pages={"/": page}))
-            except trioswitch.ServeError as error:
-                return str(error)
-            print(f"The chat is at http://{host}:{server.port}/ (Ctrl-C ends it)", flush=True)
-            await anext(signals)
-            server.stop()
-            await switch.drain(timeout=5)
-            nursery.cancel_scope.cancel()
-    return None
+    async with (
+        trioswitch.open_store(store_url) as store,
+        trioswitch.open_switch(
+            options, store=store, handlers=handlers, on_connect=let_in, on_disconnect=say_goodbye
+        ) as switch,
+    ):
+        await trioswitch.serve_until_signal(
+            switch,
+            host=host,
+            port=port,
+            pages={"/": page},
+            drain_timeout=5,
+            on_listening=lambda server: print(f"The chat is at {server.page_urls[0]} (Ctrl-C ends it)", flush=True),
+        )
 
 
 if __name__ == "__main__":
@@ -86,8 +79,6 @@ if __name__ == "__main__":
     chosen = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     try:
-        sys.exit(trio.run(main, chosen.host, chosen.port, chosen.store))
-    except ValueError as error:
+        trio.run(main, chosen.host, chosen.port, chosen.store)
+    except (ValueError, trioswitch.StoreError, trioswitch.ServeError) as error:
         sys.exit(f"chat: {error}")
-    except trioswitch.StoreError as error:
-        sys.exit(str(error))

@@ -2,7 +2,6 @@
 
 import argparse
 import logging
-import signal
 import sys
 from functools import partial
 from typing import Any
@@ -11,7 +10,6 @@ import numpy as np
 import trio
 
 import trioswitch
-from trioswitch.workers import Workers, open_workers
 
 log = logging.getLogger("image_stats")
 
@@ -38,41 +36,38 @@ def describe(image: bytes) -> dict[str, float]:
     }
 
 
-def add_image(switch: trioswitch.Switch, workers: Workers) -> None:
-    """Teach the switch `{"type": "image", "image": bytes, "mode": "slow" | "fast"}`."""
+def make_handlers(workers: trioswitch.Workers) -> trioswitch.Handlers:
+    """Handlers of `{"type": "image", "image": bytes, "mode": "slow" | "fast"}`."""
+    handlers = trioswitch.Handlers()
 
-    @switch.handlers.on("image")
+    @handlers.on("image")
     async def image(connection: trioswitch.Connection, message: dict[str, Any]) -> dict[str, float]:
         pixels, mode = message.get("image"), message.get("mode", "slow")
         if not isinstance(pixels, bytes) or not pixels:
             raise trioswitch.Refused("`image` must be bytes: speak trioswitch.v1.msgpack", code="invalid")
-        if mode == "slow":  # answer when it is known
+        if mode == "slow":  # answer when the statistics are known
             return await workers.run(describe, pixels)
-        if mode == "fast":  # answer at once; the result goes to the log
+        if mode == "fast":  # answer at once; the statistics go to the log
             await workers.submit(describe, pixels, then=partial(log.info, "an image of %s: %s", connection.user))
             return {"received": len(pixels)}
         raise trioswitch.Refused("`mode` is `slow` or `fast`", code="invalid")
 
+    return handlers
 
-async def main(host: str, port: int, processes: int | None) -> str | None:
-    """Serve until Ctrl-C; images that were answered already are still worked on then. Returns what went wrong, if anything."""
-    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-        async with (
-            open_workers(processes) as workers,
-            trioswitch.open_switch(OPTIONS) as switch,
-            trio.open_nursery() as nursery,
-        ):
-            add_image(switch, workers)
-            try:
-                server = await nursery.start(partial(trioswitch.serve, switch, host=host, port=port))
-            except trioswitch.ServeError as error:
-                return str(error)
-            print(f"Images are taken at {server.urls[0]} (Ctrl-C ends it)", flush=True)
-            await anext(signals)
-            server.stop()
-            await switch.drain(timeout=5)
-            nursery.cancel_scope.cancel()
-    return None
+
+async def main(host: str, port: int, processes: int | None) -> None:
+    """Serve until Ctrl-C. Images that were answered already are still worked on then."""
+    async with (
+        trioswitch.open_workers(processes) as workers,
+        trioswitch.open_switch(OPTIONS, handlers=make_handlers(workers)) as switch,
+    ):
+        await trioswitch.serve_until_signal(
+            switch,
+            host=host,
+            port=port,
+            drain_timeout=5,
+            on_listening=lambda server: print(f"Images are taken at {server.urls[0]} (Ctrl-C ends it)", flush=True),
+        )
 
 
 if __name__ == "__main__":  # the worker processes import this file too, and must not serve
@@ -82,4 +77,7 @@ if __name__ == "__main__":  # the worker processes import this file too, and mus
     parser.add_argument("--processes", type=int, help="worker processes; default: one for each processor but one")
     chosen = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    sys.exit(trio.run(main, chosen.host, chosen.port, chosen.processes))
+    try:
+        trio.run(main, chosen.host, chosen.port, chosen.processes)
+    except trioswitch.ServeError as error:
+        sys.exit(str(error))

@@ -68,10 +68,9 @@ async def run_chat(options: trioswitch.Options | None = None) -> AsyncIterator[t
     pages = {"/": Page((CHAT / "page.html").read_bytes())}
     async with (
         trioswitch.open_store("memory") as store,
-        trioswitch.open_switch(options, store=store, on_connect=chat["let_in"]) as switch,
+        trioswitch.open_switch(options, store=store, handlers=chat["handlers"], on_connect=chat["let_in"]) as switch,
         _serve(switch, pages) as url,
     ):
-        chat["add_dice"](switch)
         yield switch, url
 
 

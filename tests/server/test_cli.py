@@ -83,7 +83,7 @@ async def served(*arguments: str, command: tuple[str, ...] = SERVE, port: str = 
                 assert chunk, f"it ended before it listened: {said!r}"
                 said += chunk
         lines = said.decode().splitlines()
-        yield Served(process, lines, re.findall(r"\S+://\S+|ws\+unix:\S+", lines[0]))
+        yield Served(process, lines, re.findall(r"wss?://[^\s;]+|ws\+unix:\S+", lines[0]))
     finally:
         process.kill()
         with trio.CancelScope(shield=True):
@@ -120,7 +120,8 @@ async def raw_peer(port: int, receive_buffer: int | None = None) -> RawPeer:
 async def test_it_says_where_it_listens_and_ends_at_a_signal() -> None:
     async with served() as server:
         assert re.fullmatch(
-            rf"trioswitch {re.escape(__version__)} listens on ws://127\.0\.0\.1:[1-9]\d*/ws", server.lines[0]
+            r"trioswitch \S+ listens on ws://127\.0\.0\.1:[1-9]\d*/ws; its page is http://127\.0\.0\.1:[1-9]\d*/",
+            server.lines[0],
         )
         async with connected(server.url) as client:
             await client.join("r")
@@ -404,8 +405,8 @@ async def test_without_a_stderr_it_serves_all_the_same(tmp_path: Path, stderr: s
         (["serve", "--nonsense"], "--nonsense"),
         (["serve", "extra"], "extra"),
         (["serve", "--port", "x"], "--port"),
-        (["serve", "--port", "-1"], "-1 is no port"),
-        (["serve", "--port", "65536"], "65536 is no port"),
+        (["serve", "--port", "-1"], "-1 is not a valid port"),
+        (["serve", "--port", "65536"], "65536 is not a valid port"),
         (["serve", "--drain-timeout", "-1"], "--drain-timeout"),
         (["serve", "--drain-timeout", "nan"], "--drain-timeout"),
         (["serve", "--drain-timeout", "soon"], "--drain-timeout"),
@@ -448,7 +449,7 @@ async def test_without_a_stderr_it_serves_all_the_same(tmp_path: Path, stderr: s
         (["serve", "--room", "x:announce=perhaps"], "perhaps"),
         (
             ["serve", "--room", "x:overflow=never"],
-            "overflow in 'x:overflow=never': 'never' is none of block, drop_oldest",
+            "overflow in 'x:overflow=never': 'never' is not one of block, drop_oldest",
         ),
         (["serve", "--room", "x:block-timeout=0"], "block-timeout in 'x:block-timeout=0': must be > 0: 0.0"),
         (["serve", "--room", "x:block-timeout=nan"], "block-timeout in"),

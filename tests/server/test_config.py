@@ -41,7 +41,7 @@ def test_policies_are_what_the_type_says() -> None:
     assert Options(policies=policy).policies == Options(policies=[policy]).policies == (policy,)
     with pytest.raises(TypeError, match="policies"):
         Options(policies=["lobby"])
-    with pytest.raises(ValueError, match="'disk' is none of none, memory, stored"):
+    with pytest.raises(ValueError, match="'disk' is not one of none, memory, stored"):
         RoomPolicy(history="disk")
-    with pytest.raises(ValueError, match="'never' is none of block, drop_oldest"):
+    with pytest.raises(ValueError, match="'never' is not one of block, drop_oldest"):
         RoomPolicy(overflow="never")

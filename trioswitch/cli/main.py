@@ -50,6 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     try:
         options = _options(chosen)
         context = _tls(chosen.tls_cert, chosen.tls_key)
+        if chosen.uds is not None and chosen.port is not None:
+            raise ValueError("argument --port: not allowed with --uds, which listens on a Unix socket only")
         if options.needs_store and chosen.store == "memory":
             raise ValueError("argument --room: history=stored needs --store sqlite:PATH")
     except ValueError as error:
@@ -106,7 +108,8 @@ async def _serve(options: Options, chosen: argparse.Namespace, context: ssl.SSLC
         ):
             pages = {"/": landing_page(), "/health": health(switch)}
             server = await nursery.start(_serve_on, switch, chosen, context, pages)
-            _say(f"trioswitch {__version__} listens on {' and '.join(server.urls)}")
+            page = f"; its page is {server.page_urls[0]}" if server.page_urls else ""
+            _say(f"trioswitch {__version__} listens on {' and '.join(server.urls)}{page}")
             await anext(signals)
             server.stop()
             nursery.start_soon(_interrupt, signals)
@@ -131,7 +134,7 @@ async def _serve_on(
     await serve(
         switch,
         host=chosen.host,
-        port=chosen.port,
+        port=8765 if chosen.port is None else chosen.port,
         uds=chosen.uds,
         ssl_context=context,
         transport=chosen.transport,
@@ -172,8 +175,8 @@ def _parser() -> argparse.ArgumentParser:
     serve_command.set_defaults(run=None, parser=serve_command)
     add = serve_command.add_argument
     add("--host", default="127.0.0.1", help="address to listen on")
-    add("--port", type=_port, default=8765, help="TCP port; 0 takes a free one")
-    add("--uds", metavar="PATH", help="listen on a Unix socket instead")
+    add("--port", type=_port, default=None, help="TCP port; 0 takes a free one (default: 8765)")
+    add("--uds", metavar="PATH", help="listen on a Unix socket instead of a TCP port")
     add("--tls-cert", metavar="FILE", help="certificate chain (PEM): speak TLS")
     add("--tls-key", metavar="FILE", help="private key (PEM), if it is not in the certificate's file")
     add("--transport", choices=get_args(TransportName), default="native", help="what carries the WebSockets")
@@ -283,7 +286,7 @@ def _number(text: str) -> float:
 
 def _port(text: str) -> int:
     if not text.isascii() or not text.isdigit() or int(text) > 65535:
-        raise argparse.ArgumentTypeError(f"{text} is no port (0 to 65535)")
+        raise argparse.ArgumentTypeError(f"{text} is not a valid port (0 to 65535)")
     return int(text)
 
 

@@ -8,6 +8,7 @@ from ..wire.prepared import Receipt
 from .request import ConnectRequest
 
 if TYPE_CHECKING:
+    from ..switch import Switch
     from .driver import ConnectionDriver
 
 __all__ = ["Connection", "Services"]
@@ -15,6 +16,9 @@ __all__ = ["Connection", "Services"]
 
 class Services(Protocol):
     """What a connection asks of its switch."""
+
+    @property
+    def switch(self) -> "Switch": ...
 
     async def send(
         self,
@@ -75,6 +79,11 @@ class Connection:
     def cause(self) -> CloseCause | None:
         """Why it ended; None while it is open."""
         return self._driver.cause
+
+    @property
+    def switch(self) -> "Switch":
+        """The switch that serves it: so a handler at module level can publish."""
+        return self._services.switch
 
     async def send(
         self,

@@ -7,6 +7,7 @@ from email.utils import formatdate
 import attrs
 import h11
 
+from .._util.checks import check_text
 from ..transport.streams import ByteStream
 from ..version import __version__
 from ..wire.handshake import MAX_HEAD
@@ -47,6 +48,13 @@ class Site:
     """Answers requests from a set of pages: `Switch.serve_stream(http_handler=Site(pages))`."""
 
     def __init__(self, pages: Pages) -> None:
+        """Raises ValueError and TypeError for pages that cannot be served."""
+        for path, page in pages.items():
+            check_text("the path of a page", path, MAX_HEAD)
+            if not path.startswith("/"):
+                raise ValueError(f"the path of a page must begin with '/', not {path!r}")
+            if not (isinstance(page, Page) or callable(page)):
+                raise TypeError(f"the page {path!r} must be a Page, or a function that returns one, not {page!r}")
         self._pages = pages
 
     async def __call__(self, channel: ByteStream, data: bytes) -> None:

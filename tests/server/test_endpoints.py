@@ -208,9 +208,11 @@ async def test_limits_heartbeats_and_compression_are_those_of_the_switch(clock: 
         websocket = await connect(app)
         await websocket.send_message("x" * 1001)
         assert (await closed(websocket))[0] == 1009
+        await trio.aclose_forcefully(websocket._stream)
+        await settled()
         silent, _other = await app.stream(), await connect(app)
         await silent.send_all(upgrade("/echo"))
-        await settled()
+        assert b"101" in await silent.receive_some()
         assert await status(app, "/echo") == 503
         await trio.sleep(40)
         assert app.switch.statistics().closes == {"too_big": 1, "heartbeat_missed": 1}

@@ -61,7 +61,7 @@ _STATUS = {"unauthorised": 401, "not_found": 404, "rate_limited": 429, "internal
 """HTTP status for the code of a Refused; 403 for any other."""
 RETRY_AFTER: Final = 5
 """Seconds after which a client that was refused for lack of room may try again."""
-PARTING: Final = 1.0
+CLOSE_LINGER: Final = 1.0
 """Seconds that a peer has to read an answer after which the connection is closed."""
 
 
@@ -231,14 +231,14 @@ class Admission:
     @staticmethod
     async def _answer(channel: ByteStream, data: bytes) -> None:
         """Tell a peer that is not let in why, if it listens for a moment."""
-        with trio.move_on_after(PARTING):
+        with trio.move_on_after(CLOSE_LINGER):
             await channel.write(data)
             await Admission._part(channel)
 
     @staticmethod
     async def _part(channel: ByteStream) -> None:
         """Let the peer read the last that was written: to close while bytes of it are unread would reset the connection."""
-        with trio.move_on_after(PARTING):
+        with trio.move_on_after(CLOSE_LINGER):
             await channel.end_writing()
             while await channel.read():
                 pass

@@ -30,17 +30,17 @@ _log = logging.getLogger(__name__)
 
 BACKLOG: Final = 4096
 """Connections that wait to be accepted; the kernel caps it at net.core.somaxconn."""
-BURST: Final = 64
+ACCEPT_BURST: Final = 64
 """Connections accepted before other tasks run: measured, one at a time made 300 connects/s under a saturating publisher."""
 DEFER_ACCEPT: Final = 5
 """Seconds that the kernel keeps a connection to itself until its request has arrived."""
 USER_TIMEOUT: Final = 60
 """Seconds after which the kernel gives up a connection whose peer acknowledges nothing."""
-UNSENT: Final = 128 * 1024
+MAX_UNSENT_BYTES: Final = 128 * 1024
 """Bytes that the kernel takes of what a client has no window for yet; what is on its way to it counts apart."""
-PAUSE: Final = 0.1
+ACCEPT_RETRY_DELAY: Final = 0.1
 """Seconds without accepting after files ran out."""
-QUIET: Final = 60.0
+COMPLAINT_INTERVAL: Final = 60.0
 """Seconds between two complaints that files have run out."""
 _NO_FILES = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 _NO_ADDRESS = {errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL}
@@ -176,13 +176,13 @@ class _Acceptor:
             while True:
                 await trio.lowlevel.wait_readable(listener)
                 if not self._burst(listener):
-                    await trio.sleep(PAUSE)
+                    await trio.sleep(ACCEPT_RETRY_DELAY)
         finally:
             self._release_spare()
 
     def _burst(self, listener: socket.socket) -> bool:
         """Accept what waits. Returns False when files have run out."""
-        for _ in range(BURST):
+        for _ in range(ACCEPT_BURST):
             try:
                 accepted, _address = listener.accept()
             except BlockingIOError:
@@ -204,12 +204,12 @@ class _Acceptor:
         now = trio.current_time()
         if now >= self._quiet_until:
             _log.warning("cannot accept: %s; clients are answered 503", error.strerror)
-            self._quiet_until = now + QUIET
+            self._quiet_until = now + COMPLAINT_INTERVAL
 
     def _turn_away(self, listener: socket.socket) -> None:
         """No file is left: tell those who wait, one after the other, with the help of the spare one."""
         refusal = response(503, "the server is full\n", [("Retry-After", str(RETRY_AFTER))])
-        for _ in range(BURST):
+        for _ in range(ACCEPT_BURST):
             self._release_spare()
             try:
                 accepted, _address = listener.accept()
@@ -242,7 +242,7 @@ def _channel(accepted: socket.socket, ssl_context: ssl.SSLContext | None) -> Byt
             if hasattr(socket, "TCP_NOTSENT_LOWAT"):
                 # What a slow client has not taken waits in its outbox, within its bounds and under its policy; the system
                 # would take megabytes of it, in memory that nobody counts.
-                accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT)
+                accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, MAX_UNSENT_BYTES)
             if hasattr(socket, "TCP_USER_TIMEOUT"):
                 # A peer that vanished while something is under way to it is given up, even where we do not read from it.
                 accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT * 1000)

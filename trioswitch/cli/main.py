@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     try:
         options = _options(chosen)
         context = _tls(chosen.tls_cert, chosen.tls_key)
-        if chosen.uds is not None and chosen.port is not None:
+        if chosen.uds is not None and chosen.port_given:
             raise ValueError("argument --port: not allowed with --uds, which listens on a Unix socket only")
         if options.needs_store and chosen.store == "memory":
             raise ValueError("argument --room: history=stored needs --store sqlite:PATH")
@@ -134,7 +134,7 @@ async def _serve_on(
     await serve(
         switch,
         host=chosen.host,
-        port=8765 if chosen.port is None else chosen.port,
+        port=chosen.port,
         uds=chosen.uds,
         ssl_context=context,
         transport=chosen.transport,
@@ -159,6 +159,13 @@ class _Parser(argparse.ArgumentParser):
         self.exit(USAGE, f"trioswitch: error: {message} ({self.prog} --help tells more)\n")
 
 
+class _StorePort(argparse.Action):
+    """Stores the port, and that it was given."""
+
+    def __call__(self, _parser: object, chosen: argparse.Namespace, port: Any, _option: str | None = None) -> None:
+        chosen.port, chosen.port_given = port, True
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="trioswitch", description="A real-time push server on Trio.")
     parser.add_argument("--version", action="version", version=f"trioswitch {__version__}")
@@ -172,10 +179,10 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Messages of rooms whose name begins with chat survive a crash: --store sqlite:messages.db --room"
         " 'chat*:history=stored,history-size=10000'. docs/options.md says more about each option.",
     )
-    serve_command.set_defaults(run=None, parser=serve_command)
+    serve_command.set_defaults(run=None, parser=serve_command, port_given=False)
     add = serve_command.add_argument
     add("--host", default="127.0.0.1", help="address to listen on")
-    add("--port", type=_port, default=None, help="TCP port; 0 takes a free one (default: 8765)")
+    add("--port", type=_port, default=8765, action=_StorePort, help="TCP port; 0 takes a free one")
     add("--uds", metavar="PATH", help="listen on a Unix socket instead of a TCP port")
     add("--tls-cert", metavar="FILE", help="certificate chain (PEM): speak TLS")
     add("--tls-key", metavar="FILE", help="private key (PEM), if it is not in the certificate's file")

@@ -17,8 +17,7 @@ import trio
 from trio.testing import MockClock
 
 import trioswitch
-from trioswitch import CloseCause, HistoryStorage, Options, Overflow, RoomPolicy
-from trioswitch import errors
+from trioswitch import CloseCause, HistoryStorage, Options, Overflow, RoomPolicy, errors
 from trioswitch.cli.main import _parser
 from trioswitch.wire import messages
 from trioswitch.wire.protocols import JSON, JSON_CODEC, PROTOCOLS

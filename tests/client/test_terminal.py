@@ -121,7 +121,7 @@ async def test_joining_shows_the_history() -> None:
 async def test_users_hear_each_other() -> None:
     async with listening() as (_switch, server), session(server.urls[0], "r") as it:
         async with open_client(server.urls[0], user_id="bob") as bob, bob.room("r"):
-            await bob.send("ann", text="psst")
+            await bob.send_to_user("ann", text="psst")
             await it.say("/msg bob hello", "/msg zoe hello")
             assert (await anext(bob.direct())).content == "hello"  # type: ignore[union-attr]
         await it.say()

@@ -499,10 +499,10 @@ async def test_wrong_scheme_gives_a_hint() -> None:
             "expects TLS: use wss://",
         ),
         (b"HTTP/1.1 400 Bad Request\r\nContent-Length: 4\r\n\r\nBad.", "answered 400 Bad."),
-        (b"SSH-2.0-OpenSSH_9.2\r\n", "not a WebSocket server"),
+        (b"+OK ready\r\n\r\n", "not a WebSocket server"),
         (b"", "if it expects TLS, use wss://"),
     ],
-    ids=["alert", "part of an alert", "nginx", "another 400", "SSH", "nothing"],
+    ids=["alert", "part of an alert", "nginx", "another 400", "not HTTP", "nothing"],
 )
 async def test_plain_connection_to_a_tls_port_gives_a_hint(answer: bytes, hint: str, clock: MockClock) -> None:
     ours, theirs = trio.testing.memory_stream_pair()

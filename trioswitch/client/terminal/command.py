@@ -6,14 +6,13 @@ with `/quit`, and at SIGINT (Ctrl-C) or SIGTERM.
 """
 
 import argparse
-import importlib.util
 import logging
 import os
 import signal
 import ssl
 import sys
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Final
 
 import attrs
@@ -110,11 +109,12 @@ def _run(chosen: argparse.Namespace) -> int:
 
 async def _main(chosen: argparse.Namespace) -> int:
     terminal = _Terminal.of_process()
+    open_prompt = _load_prompt() if terminal.interactive and terminal.controllable else None
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals, trio.CancelScope() as scope:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_cancel_at_signal, signals, scope)
             try:
-                async with _open_console(terminal, scope) as console:
+                async with _open_console(open_prompt, terminal, scope) as console:
                     status = await _talk(chosen, terminal, console)
             finally:
                 nursery.cancel_scope.cancel()
@@ -134,7 +134,7 @@ async def _talk(chosen: argparse.Namespace, terminal: _Terminal, console: Consol
         async with open_client(chosen.url, chosen.token, chosen.user, ssl_context=context) as client:
             if terminal.interactive:
                 session.note("/help lists the commands")
-                if isinstance(console, PlainConsole) and importlib.util.find_spec("prompt_toolkit") is None:
+                if isinstance(console, PlainConsole) and terminal.controllable:
                     session.note(NO_PROMPT)
             await session.run(client, chosen.room)
     except (ClientError, ValueError) as error:
@@ -145,15 +145,28 @@ async def _talk(chosen: argparse.Namespace, terminal: _Terminal, console: Consol
     return FAILED if session.failures and not terminal.interactive else OK
 
 
+OpenPrompt = Callable[[str, Callable[[], None]], AbstractAsyncContextManager[Console]]
+
+
+def _load_prompt() -> OpenPrompt | None:
+    """None if prompt_toolkit, which is an optional dependency, is not installed."""
+    try:
+        from .prompt import open_prompt
+    except ModuleNotFoundError as error:
+        if error.name != "prompt_toolkit":
+            raise
+        return None
+    return open_prompt
+
+
 @asynccontextmanager
-async def _open_console(terminal: _Terminal, scope: trio.CancelScope) -> AsyncIterator[Console]:
-    """A prompt where there can be one, otherwise plain lines."""
-    if not terminal.interactive or not terminal.controllable or importlib.util.find_spec("prompt_toolkit") is None:
+async def _open_console(
+    open_prompt: OpenPrompt | None, terminal: _Terminal, scope: trio.CancelScope
+) -> AsyncIterator[Console]:
+    if open_prompt is None:
         yield PlainConsole(on_closed=scope.cancel)
         return
-    from .prompt import open_prompt  # it is an optional dependency, and its import takes as long as all others together
-
-    async with open_prompt(terminal.type, on_interrupt=scope.cancel) as prompt:
+    async with open_prompt(terminal.type, scope.cancel) as prompt:
         yield prompt
 
 

@@ -148,7 +148,7 @@ class PromptConsole:
                 self._flush()
                 return
             app.renderer.erase()
-            app.output.write_raw("".join(f"{line}\r\n" for line in self._pending))
+            app.output.write_raw("".join(f"{line}\n" for line in self._pending))
             app.output.flush()
             self._pending.clear()
             self._lock.notify_all()

@@ -11,7 +11,7 @@ from trioswitch.client.inbox import Inbox
 from trioswitch.client.room_sync import Buffer
 
 
-class Letters(RuleBasedStateMachine):
+class InboxMessages(RuleBasedStateMachine):
     """A server that keeps messages until they are acknowledged, and an application that takes its time.
 
     The server may start again, with its messages and numbers or without them. Acknowledgements and messages may be lost with the
@@ -115,5 +115,5 @@ class Letters(RuleBasedStateMachine):
         assert set(range(self.sent)) - set(self.got) <= self.forgotten
 
 
-TestLetters = Letters.TestCase
-TestLetters.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
+TestInboxes = InboxMessages.TestCase
+TestInboxes.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)

@@ -201,7 +201,7 @@ async def test_token_that_is_missing_for_too_long_names_token() -> None:
     async def authenticate(token: str) -> Identity:
         raise AssertionError
 
-    async with listening(Options(auth_timeout=0.2), hooks={"authenticate": authenticate}) as (_switch, server):
+    async with listening(Options(handshake_timeout=0.2), hooks={"authenticate": authenticate}) as (_switch, server):
         async with connecting(server.urls[0]) as program:
             status, _out, err = await program.end()
             assert status == 1

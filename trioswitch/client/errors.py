@@ -10,7 +10,7 @@ TrioswitchError
    `- ClientClosed              the block of the client, or of the room, has been left
 """
 
-from ..errors import Cause, TrioswitchError
+from ..errors import CloseCause, TrioswitchError
 
 __all__ = [
     "CannotConnect",
@@ -70,7 +70,7 @@ class Rejected(ClientError):
     @property
     def unauthenticated(self) -> bool:
         """Whether the token is missing, invalid or expired."""
-        return self.code == Cause.UNAUTHORISED.code
+        return self.code == CloseCause.UNAUTHORISED.code
 
 
 class RequestFailed(ClientError):

@@ -6,7 +6,7 @@ from random import Random
 import attrs
 import trio
 
-from ..errors import Cause
+from ..errors import CloseCause
 from .address import Address
 from .backoff import MAX_DELAY, Backoff
 from .connection import ClientConnection
@@ -142,13 +142,8 @@ class Reconnector:
         if isinstance(failure, ConnectionLost):
             if failure.code in PERMANENT:
                 raise Rejected(failure.code, failure.reason)
-<<<<<<< HEAD:trioswitch/client/connector.py
-            if failure.code == TAKEN_OVER:
-                self._session.id = None  # to take it back from there would go on forever
-=======
-            if failure.code == Cause.TAKEN_OVER.code:
+            if failure.code == CloseCause.TAKEN_OVER.code:
                 self._session.id = None  # otherwise two clients would take the session from each other without end
->>>>>>> d6a457e (The client's public API has the server's names, and its errors say what to do):trioswitch/client/reconnector.py
         if not self.connections and not self._options.keep_trying:
             raise failure if isinstance(failure, CannotConnect) else CannotConnect(str(failure), after)
         if isinstance(failure, ConnectionLost) and after is not None:

@@ -23,15 +23,9 @@ class Request:
     completed: trio.Event = attrs.field(factory=trio.Event)
     answer: Mapping[str, Any] | ClientError | None = None
 
-<<<<<<< HEAD
-    def on_outcome(self, answer: Mapping[str, Any] | ClientError, size: int = 0) -> None:
-        self.answer, self.size = answer, size
-        self.answered.set()
-=======
     def complete(self, answer: Mapping[str, Any] | ClientError) -> None:
         self.answer = answer
         self.completed.set()
->>>>>>> d6a457e (The client's public API has the server's names, and its errors say what to do)
 
 
 class Requests:
@@ -87,22 +81,14 @@ class Requests:
             if size <= max_bytes:
                 self._sent[id] = request
                 return request.payload
-<<<<<<< HEAD
-            request.on_outcome(RequestFailed("too_big", f"{len(request.payload)} bytes: the server takes {max_bytes}"))
-=======
             request.complete(RequestFailed("too_big", f"the request has {size} bytes, the server takes {max_bytes}"))
->>>>>>> d6a457e (The client's public API has the server's names, and its errors say what to do)
         return None
 
     def answer(self, answer: Mapping[str, Any]) -> None:
         """Complete the request that an `ack` or `error` belongs to; does nothing if its task was cancelled."""
         request = self._sent.pop(answer["id"], None)
         if request is not None:
-<<<<<<< HEAD
-            request.on_outcome(answer)
-=======
             request.complete(answer)
->>>>>>> d6a457e (The client's public API has the server's names, and its errors say what to do)
 
     def connection_lost(self, error: ConnectionLost) -> None:
         """Queue unanswered requests for the next connection, ahead of those not sent yet; fail those that are not repeatable."""
@@ -111,22 +97,14 @@ class Requests:
                 self._unsent[id] = request
                 self._unsent.move_to_end(id, last=False)
             else:
-<<<<<<< HEAD
-                request.on_outcome(error)
-=======
                 request.complete(error)
->>>>>>> d6a457e (The client's public API has the server's names, and its errors say what to do)
         self._sent.clear()
 
     def end(self, error: ClientError) -> None:
         """Fail all requests, and all later ones, with `error`."""
         self._ended = error
         for request in (*self._sent.values(), *self._unsent.values()):
-<<<<<<< HEAD
-            request.on_outcome(error)
-=======
             request.complete(error)
->>>>>>> d6a457e (The client's public API has the server's names, and its errors say what to do)
         self._sent.clear()
         self._unsent.clear()
 

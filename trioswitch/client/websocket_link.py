@@ -18,7 +18,7 @@ import trio
 import trio_websocket
 from wsproto.utilities import ProtocolError
 
-from ..errors import Cause
+from ..errors import CloseCause
 from .address import Address
 from .errors import CannotConnect, ConnectionLost, Rejected, UntrustedCertificate
 
@@ -33,7 +33,7 @@ NOT_TLS: Final = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE")
 """OpenSSL's reasons when the answer to a TLS handshake is plain text; the second one from version 3.2 on."""
 HTTPS_EXPECTED: Final = re.compile(rb"https|\bssl\b|\btls\b", re.IGNORECASE)
 """Found in the 400 that web servers send to plain HTTP on a TLS port."""
-PERMANENT: Final = {401: Cause.UNAUTHORISED.code, 403: Cause.FORBIDDEN.code}
+PERMANENT: Final = {401: CloseCause.UNAUTHORISED.code, 403: CloseCause.FORBIDDEN.code}
 """HTTP statuses that reject a client permanently, and the close codes with the same meaning."""
 
 

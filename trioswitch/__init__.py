@@ -6,6 +6,9 @@ it: `async with trioswitch.open_switch() as switch` (`docs/embedding.md`).
 Public modules beside this one: `trioswitch.messages`, `trioswitch.client`, `trioswitch.stores`, `trioswitch.web`.
 """
 
+from ._util import interrupts  # noqa: F401  # first, because the imports below take most of the start-up time
+
+# isort: split
 from . import messages
 from .assembly import open_switch
 from .auth.identity import Identity

@@ -1,11 +1,6 @@
 """`python -m trioswitch`."""
 
-import signal
-
-signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports ends the process without a traceback
-
-from .cli.main import main  # noqa: E402
+from .cli.main import main
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     main()

@@ -8,15 +8,14 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from trioswitch.client import Message
 from trioswitch.client.inbox import Inbox
-from trioswitch.client.track import Buffer
+from trioswitch.client.room_sync import Buffer
 
 
 class InboxMessages(RuleBasedStateMachine):
-    """A server that keeps inbox messages until they are acknowledged, and an application that takes its time.
+    """A server that keeps messages until they are acknowledged, and an application that takes its time.
 
-    The server may start again, with its inbox messages and numbers or without them. Acknowledgements and inbox messages may be
-    lost with the connection. The application gets each inbox message once, in order, but for those that a server forgot before
-    it sent them.
+    The server may start again, with its messages and numbers or without them. Acknowledgements and messages may be lost with the
+    connection. The application sees every message once, in order, but for those that a server forgot before it gave them.
     """
 
     LIMIT = 4
@@ -27,7 +26,7 @@ class InboxMessages(RuleBasedStateMachine):
         self.inbox.used = True
         self.last = 0
         self.sent = 0
-        self.kept: dict[int, int] = {}  # seq -> which inbox message it is
+        self.kept: dict[int, int] = {}  # seq -> which message it is
         self.forgotten: set[int] = set()
         self.wire: deque[int] = deque()
         self.acks: deque[int] = deque()
@@ -49,18 +48,18 @@ class InboxMessages(RuleBasedStateMachine):
     def carry_out(self, works: bool) -> None:
         upto = self.acks.popleft()
         if not works:
-            self.inbox.failed()
+            self.inbox.ack_failed()
             return
         for seq in [seq for seq in self.kept if seq <= upto]:
-            inbox_message = self.kept.pop(seq)
-            assert inbox_message in self.finished, "acknowledged, and the application was not done with it"
+            message = self.kept.pop(seq)
+            assert message in self.finished, "acknowledged, and the application was not done with it"
         self.inbox.confirmed(upto)
 
     @rule(resumed=st.booleans(), durable=st.booleans(), heard=st.booleans())
     def reconnect(self, resumed: bool, durable: bool, heard: bool) -> None:
         if heard:  # the answers are lost, but the server has carried it out
             for upto in self.acks:
-                self.kept = {seq: inbox_message for seq, inbox_message in self.kept.items() if seq > upto}
+                self.kept = {seq: message for seq, message in self.kept.items() if seq > upto}
         self.acks.clear()
         self.wire.clear()
         if not resumed and not durable:
@@ -76,8 +75,8 @@ class InboxMessages(RuleBasedStateMachine):
     def hear(self) -> None:
         seq = self.wire.popleft()
         if seq in self.kept:
-            inbox_message = self.kept[seq]
-            message = Message(type="direct_message", to="me", data=inbox_message, seq=seq, timestamp=str(inbox_message))
+            number = self.kept[seq]
+            message = Message(type="direct_message", to="me", data=number, seq=seq, timestamp=str(number))
             self.inbox.message(message, 1)
 
     @rule()
@@ -94,12 +93,12 @@ class InboxMessages(RuleBasedStateMachine):
             self.reconnect(resumed=True, durable=True, heard=False)
 
     @invariant()
-    def the_application_gets_each_inbox_message_once_in_order(self) -> None:
+    def the_application_sees_each_message_once_in_order(self) -> None:
         assert self.got == sorted(set(self.got))
 
     @invariant()
     def the_buffer_is_bounded(self) -> None:
-        assert self.inbox.waiting <= self.LIMIT
+        assert self.inbox.buffered <= self.LIMIT
 
     def teardown(self) -> None:
         for _ in range(1000):

@@ -131,7 +131,7 @@ async def lost(client: Client, wire: Wire) -> None:
 # --- rooms, users, groups
 
 
-async def test_a_conversation() -> None:
+async def test_rooms_users_and_groups_with_the_real_server() -> None:
     async with served() as (switch, wire), wire.client("ann") as ann, wire.client("bob") as bob:
         async with ann.room("r", announcements=True) as hers, bob.room("r") as his:
             assert (ann.user_id, bob.user_id) == ("ann", "bob")
@@ -148,7 +148,7 @@ async def test_a_conversation() -> None:
             assert hers.online_count == 2
             switch.add_to_group("g", "bob")
             switch.add_to_group("g", "ann")
-            assert (await ann.send_group("g", text="all")).delivered == 2
+            assert (await ann.send_to_group("g", text="all")).delivered == 2
             assert (await anext(bob.direct())).content == "all"
             with pytest.raises(RequestFailed, match="not_available"):
                 await hers.history()
@@ -158,14 +158,14 @@ async def test_a_conversation() -> None:
             await ann.chat("r", "after")
 
 
-async def test_who_may_not_come_in() -> None:
+async def test_rejected_and_kicked_clients_get_rejected() -> None:
     async def authenticate(token: str) -> Identity:
         if token != "t":
             raise Refused("no such token")
         return Identity(user="ann")
 
     async with served(hooks={"authenticate": authenticate}) as (switch, wire):
-        with pytest.raises(Rejected, match="401 no such token"):
+        with pytest.raises(Rejected, match=r"4500.*no such token"):
             async with wire.client(token="x"):
                 pass
 
@@ -175,7 +175,7 @@ async def test_who_may_not_come_in() -> None:
                 switch.kick(switch.connections()[0], reason="enough")
                 await trio.sleep_forever()
 
-        with pytest.raises(Rejected, match="4502 enough"):
+        with pytest.raises(Rejected, match=r"4502.*enough"):
             await be_kicked()
         await wire.cut()
         wire.port = 1
@@ -184,7 +184,7 @@ async def test_who_may_not_come_in() -> None:
                 pass
 
 
-async def test_leaving_tells_the_room_at_once() -> None:
+async def test_leaving_is_announced_at_once() -> None:
     async with served() as (_switch, wire), wire.client("ann") as ann, ann.room("r", announcements=True) as room:
         async with wire.client("bob") as bob, bob.room("r"):
             pass
@@ -195,7 +195,7 @@ async def test_leaving_tells_the_room_at_once() -> None:
 
 
 @pytest.mark.parametrize("policy", [MEMORY, STORED], ids=["memory", "stored"])
-async def test_what_was_published_meanwhile_comes_when_the_session_is_resumed(policy: RoomPolicy) -> None:
+async def test_messages_published_while_offline_arrive_after_resume(policy: RoomPolicy) -> None:
     async with served(policy) as (switch, wire), wire.client("ann") as ann, ann.room("r") as room:
         await switch.publish("r", 0)
         assert await items(room, 1) == [0]
@@ -210,7 +210,7 @@ async def test_what_was_published_meanwhile_comes_when_the_session_is_resumed(po
         assert (await ann.presence("r")).users == ("ann",)
 
 
-async def test_the_newest_messages_of_a_room() -> None:
+async def test_history_gives_the_newest_messages() -> None:
     async with served(MEMORY) as (switch, wire), wire.client("ann") as ann:
         for number in range(50):
             await switch.publish("r", number)
@@ -223,7 +223,7 @@ async def test_the_newest_messages_of_a_room() -> None:
             assert [message.data for message in first.messages] == [50]
 
 
-async def test_without_history_there_is_a_gap() -> None:
+async def test_reconnecting_without_history_gives_a_gap() -> None:
     async with served() as (switch, wire), wire.client("ann") as ann, ann.room("r") as room:
         await lost(ann, wire)
         await until(lambda: ann.connected)
@@ -232,7 +232,7 @@ async def test_without_history_there_is_a_gap() -> None:
 
 
 @pytest.mark.parametrize("kind", ["memory", "sqlite"])
-async def test_a_server_that_starts_again(kind: str, tmp_path: Path) -> None:
+async def test_client_survives_a_server_restart(kind: str, tmp_path: Path) -> None:
     wire = Wire()
     policy = STORED if kind == "sqlite" else MEMORY
     store = f"sqlite:{tmp_path / 'store.db'}" if kind == "sqlite" else "memory"
@@ -254,7 +254,7 @@ async def test_a_server_that_starts_again(kind: str, tmp_path: Path) -> None:
                 await started.wait()
                 async with wire.client("ann") as ann, ann.room("r") as room, reading(ann.direct()) as direct:
                     await room.publish(1)
-                    await ann.send("ann", "a")
+                    await ann.send_to_user("ann", "a")
                     got.extend(await items(room, 1))
                     await until(lambda: direct)
                     restarted.set()
@@ -277,7 +277,7 @@ async def test_a_server_that_starts_again(kind: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("overflow", [Overflow.DROP_OLDEST, Overflow.DROP_NEWEST, Overflow.RESYNC])
-async def test_what_overflowed_on_the_server_is_fetched(overflow: Overflow) -> None:
+async def test_messages_dropped_by_the_server_are_fetched(overflow: Overflow) -> None:
     policy = RoomPolicy(history="memory", history_size=5000, overflow=overflow)
     async with served(policy, outbox_messages=16, history_bytes=2**25) as (switch, wire):
         async with wire.client("ann", max_message_bytes=2**24) as ann, ann.room("r") as room:
@@ -293,7 +293,7 @@ async def test_what_overflowed_on_the_server_is_fetched(overflow: Overflow) -> N
             assert await items(room, 1) == ["end"]
 
 
-async def test_a_slow_reader_gets_everything_all_the_same() -> None:
+async def test_slow_reader_loses_nothing() -> None:
     async with served(MEMORY) as (switch, wire), wire.client("ann", buffer_messages=16) as ann, ann.room("r") as room:
         async with trio.open_nursery() as nursery:
 
@@ -304,13 +304,13 @@ async def test_a_slow_reader_gets_everything_all_the_same() -> None:
             nursery.start_soon(publish)
             for number in range(1000):
                 assert await items(room, 1) == [number]
-                assert ann.statistics().waiting["r"] <= 16
+                assert ann.statistics().buffered["r"] <= 16
                 if number % 100 == 0:
                     await trio.sleep(0.01)
 
 
 @pytest.mark.parametrize("policy", [MEMORY, STORED], ids=["memory", "stored"])
-async def test_whatever_is_cut_nothing_is_lost_and_nothing_comes_twice(policy: RoomPolicy) -> None:
+async def test_random_disconnects_lose_and_duplicate_nothing(policy: RoomPolicy) -> None:
     """Both ends lose their connections again and again, in the middle of publishes and of what they receive."""
     count, tasks = 30, 4
     async with served(policy) as (_switch, wire), wire.client("ann") as ann, wire.client("bob") as bob:
@@ -335,31 +335,31 @@ async def test_whatever_is_cut_nothing_is_lost_and_nothing_comes_twice(policy: R
 # --- the inbox
 
 
-async def test_direct_messages_wait_and_come_at_least_once() -> None:
+async def test_direct_messages_are_kept_and_delivered_at_least_once() -> None:
     async with served() as (_switch, wire), wire.client("bob") as bob, bob.room("lobby"):
         for number in range(3):
-            assert (await bob.send("ann", number)).kept == 1
+            assert (await bob.send_to_user("ann", number)).kept == 1
         async with wire.client("ann") as ann, ann.room("lobby"):
             assert await items(ann.direct(), 2) == [0, 1]  # it goes before it is done with the second one
         async with wire.client("ann") as ann, ann.room("lobby"), reading(ann.direct()) as got:
             await until(lambda: len(got) == 2)
             assert [message.data for message in got] == [1, 2]
-            await bob.send("ann", 3)
+            await bob.send_to_user("ann", 3)
             await until(lambda: len(got) == 3)
             await settled()  # it has asked for the next one
         async with wire.client("ann") as ann, ann.room("lobby"), reading(ann.direct()) as got:
-            await bob.send("ann", 4)
+            await bob.send_to_user("ann", 4)
             await until(lambda: got)
             assert [message.data for message in got] == [4]
 
 
-async def test_direct_messages_over_connections_that_are_cut() -> None:
+async def test_direct_messages_across_disconnects() -> None:
     async with served() as (_switch, wire), wire.client("bob") as bob, wire.client("ann") as ann:
         async with bob.room("lobby"), ann.room("lobby"), reading(ann.direct()) as got:
             for number in range(60):
                 if number % 7 == 0:
                     await wire.cut()
-                await bob.send("ann", number)
+                await bob.send_to_user("ann", number)
             await until(lambda: len(got) >= 60)
         assert [message.data for message in got] == list(range(60))
 
@@ -367,7 +367,7 @@ async def test_direct_messages_over_connections_that_are_cut() -> None:
 # --- the end of the server
 
 
-async def test_a_drain_is_obeyed() -> None:
+async def test_drain_makes_the_client_reconnect_later() -> None:
     async with served() as (switch, wire), wire.client("ann") as ann:
         await switch.drain(5)
         await until(lambda: not ann.connected)

@@ -48,7 +48,7 @@ class Peer:
     async def message(self, offset: int, *, epoch: str = "a", room: str = "r") -> None:
         await self.send("message", room=room, data=offset, epoch=epoch, offset=offset, timestamp="")
 
-    async def inbox_message(self, seq: int, time: str = "") -> None:
+    async def direct(self, seq: int, time: str = "") -> None:
         await self.send("direct_message", to="ann", data=seq, seq=seq, timestamp=time)
 
     async def receive(self) -> dict[str, Any]:

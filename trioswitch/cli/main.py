@@ -16,6 +16,7 @@ from typing import Any, NoReturn, get_args
 import attrs
 import trio
 
+from .._util import interrupts
 from .._util.process import collect_rarely, keep_freed_memory
 from ..admission import TransportName
 from ..assembly import open_switch
@@ -46,7 +47,11 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         getattr(chosen, "parser", parser).error(f"unrecognized arguments: {' '.join(unknown)}")
     raise_file_limit()
     if chosen.run is not None:
-        sys.exit(chosen.run(chosen))
+        try:
+            interrupts.restore()
+            sys.exit(chosen.run(chosen))
+        except KeyboardInterrupt:  # before the command watched for it
+            sys.exit(FAILED)
     try:
         options = _options(chosen)
         context = _tls(chosen.tls_cert, chosen.tls_key)
@@ -60,6 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     collect_rarely()
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=chosen.log_level.upper())
     try:
+        interrupts.restore()
         trio.run(_serve, options, chosen, context, strict_exception_groups=True)
     except (Exception, KeyboardInterrupt, BaseExceptionGroup) as failure:
         logging.getLogger(__name__).debug("it ends with", exc_info=failure)

@@ -1,10 +1,21 @@
 """The client for Trio programs: `async with open_client("ws://localhost:8765/ws") as client` (`docs/client.md`)."""
 
-from .client import Client, ClientStatistics, Room, open_client
-from .connector import State
-from .errors import CannotConnect, ClientClosed, ClientError, ConnectionLost, Rejected, RequestFailed
-from .messages import Announcement, Gap, Message, Page, Position, Presence, Receipt
+from ..wire.messages import Position
+from ..wire.prepared import Receipt
+from .client import Client, ClientStatistics, Room
+from .errors import (
+    CannotConnect,
+    ClientClosed,
+    ClientError,
+    ConnectionLost,
+    Rejected,
+    RequestFailed,
+    UntrustedCertificate,
+)
+from .messages import Announcement, Gap, HistoryPage, Message, Presence
+from .opening import open_client
 from .options import ClientOptions
+from .reconnector import State
 
 __all__ = [
     "Announcement",
@@ -16,8 +27,8 @@ __all__ = [
     "ClientStatistics",
     "ConnectionLost",
     "Gap",
+    "HistoryPage",
     "Message",
-    "Page",
     "Position",
     "Presence",
     "Receipt",
@@ -25,5 +36,6 @@ __all__ = [
     "RequestFailed",
     "Room",
     "State",
+    "UntrustedCertificate",
     "open_client",
 ]

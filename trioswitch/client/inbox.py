@@ -1,15 +1,15 @@
-"""What is addressed to the user or the connection, rather than to a room. No I/O, no clock.
+"""Messages to the user, its groups and the connection, rather than to a room. This module does no I/O and reads no clock.
 
-The server keeps a direct message (then it has a `seq`) until this client acknowledges it, and an acknowledgement stands for
-all before it. So a message is acknowledged when the application asks for the one after it. Where a kept message finds no place
-in the buffer, the later ones are refused too, until the next connection, which brings all of them again (`stuck`).
+The server keeps a direct message that has a `seq` until the client acknowledges it; an acknowledgement covers all earlier
+messages. The client acknowledges a message when the application asks for the next one. When a kept message does not fit into
+the buffer, later ones are refused as well until the next connection, on which the server sends all of them again (`stuck`).
 
-Numbers hold for one session. A server that does not know it any more may have started again and count from 1, or have a store
-on disk and count on: then what comes again has the same number *and* the same time. Such an *echo* goes into the buffer like any
-other message, but the application does not see it: by the time it comes to the front the application is done with the first one,
-and the echo is what can be acknowledged.
+Sequence numbers are valid for one session. A server that does not know the session any more has restarted: it may count from 1
+again, or, with a durable store, continue to count. In the second case redelivered messages have the same number *and* the same
+timestamp. Such a *redelivery* enters the buffer like any other message, so that it can be acknowledged in its turn, but the
+application does not see it.
 
-Messages that nobody keeps (group messages, broadcasts) are left out when the buffer is full, and a `Gap` counts them.
+Messages that the server does not keep (group messages, broadcasts) are dropped when the buffer is full, and a `Gap` counts them.
 """
 
 from typing import Final
@@ -17,124 +17,127 @@ from typing import Final
 import attrs
 
 from .messages import Gap, Message
-from .track import Buffer, Item
+from .room_sync import Buffer, Item
 
 __all__ = ["ACK_EVERY", "Inbox"]
 
 ACK_EVERY: Final = 32
-"""Messages that are acknowledged together while the application has no time to wait."""
+"""Messages per acknowledgement, as long as the application finds a next message without waiting."""
 
 
 class Inbox:
-    """`used` says whether the application reads it: only then may the server keep messages for this client to acknowledge."""
+    """The buffer of direct messages, and what to acknowledge. `used`: whether the application reads direct messages.
+
+    The server keeps messages for this client to acknowledge only if it does.
+    """
 
     def __init__(self, buffer: Buffer) -> None:
         self._buffer = buffer
         self.used = False
-        self._seen = 0  # the seq of the newest message that went into the buffer
-        self._hand = 0  # that of the one that the application works on
-        self._done = 0  # that of the newest one that it is done with
+        self._received = 0  # seq of the newest message that entered the buffer
+        self._in_progress = 0  # seq of the message that the application works on
+        self._done = 0  # seq of the newest message that the application is done with
         self._acknowledged = 0
-        self._unacknowledged = 0  # how many it is done with since
+        self._unacknowledged = 0  # messages that the application has finished since
         self._refusing = False
-        self._given: dict[int, str] = {}  # seq and time of what the server may give again
+        self._unconfirmed: dict[int, str] = {}  # seq and timestamp of messages that the server may send again
         self._earlier: dict[int, str] = {}  # those of earlier sessions
-        self._echoes: set[int] = set()
+        self._redeliveries: set[int] = set()
 
     @property
-    def waiting(self) -> int:
+    def buffered(self) -> int:
         """Items in the buffer."""
         return len(self._buffer)
 
     @property
     def stuck(self) -> bool:
-        """Whether only another connection brings what is missing, and there is place for it."""
+        """Whether refused messages can be received now, which takes a new connection."""
         return self.used and self._refusing and not self._buffer
 
-    # --- the server
+    # --- events of the server
 
     def message(self, message: Message, size: int) -> None:
-        """A message that came, and its bytes."""
+        """A message of `size` bytes was received."""
         if message.seq is None:
             if self._buffer.full:
                 self._buffer.put(Gap(room=None, dropped=1))
             else:
                 self._buffer.put(message, size)
-        elif message.seq > self._seen and not self._refusing:
+        elif message.seq > self._received and not self._refusing:
             if self._buffer.full:
                 self._refusing = True
             else:
                 self._put(message, message.seq, size)
 
     def gap(self, dropped: int | None) -> None:
-        """The server dropped messages on the way, which it does not do with those that are kept."""
+        """The server dropped messages that it does not keep."""
         self._buffer.put(Gap(room=None, dropped=dropped))
 
     def begin(self, *, resumed: bool) -> int:
-        """A connection begins: what to acknowledge on it at first; 0 acknowledges nothing, but says that this client does.
+        """A connection begins. Returns what to acknowledge first; 0 only announces that this client acknowledges.
 
-        Acknowledgements that were lost with the last connection are made up for where the session was resumed.
+        If the session was resumed, this repeats an acknowledgement that was lost with the last connection.
         """
         self._refusing = False
         if not resumed:
-            self._seen = self._hand = self._done = 0
-            self._buffer.change(self._void)
-            self._earlier |= self._given
-            self._given.clear()
-            self._echoes.clear()
+            self._received = self._in_progress = self._done = 0
+            self._buffer.change(self._invalidate)
+            self._earlier |= self._unconfirmed
+            self._unconfirmed.clear()
+            self._redeliveries.clear()
         self._acknowledged, self._unacknowledged = self._done, 0
         return self._done
 
     def confirmed(self, upto: int) -> None:
-        """The server has forgotten everything up to this one."""
-        self._given = {seq: time for seq, time in self._given.items() if seq > upto}
+        """The server has deleted all messages up to this number."""
+        self._unconfirmed = {seq: time for seq, time in self._unconfirmed.items() if seq > upto}
 
-    def failed(self) -> None:
-        """The server could not carry out an acknowledgement."""
+    def ack_failed(self) -> None:
+        """The server could not execute an acknowledgement: it has to be repeated."""
         self._acknowledged = 0
 
-    # --- the application
+    # --- calls of the application
 
     def take(self) -> Message | Gap | None:
-        """The next item; None: there is none yet. With this call the application is done with the one before."""
-        self._finish(self._hand)
-        self._hand = 0
+        """The next item, or None. This call finishes the previous message."""
+        self._finish(self._in_progress)
+        self._in_progress = 0
         while (item := self._buffer.take()) is not None:
             seq = item.seq if isinstance(item, Message) else None
-            if seq in self._echoes:
+            if seq in self._redeliveries:
                 self._finish(seq)
                 continue
-            self._hand = seq or 0
+            self._in_progress = seq or 0
             assert isinstance(item, Message | Gap)
             return item
         return None
 
     def acknowledge(self, *, idle: bool) -> int | None:
-        """What to acknowledge now, if anything. `idle`: the application waits."""
+        """What to acknowledge now, or None. `idle`: the application waits for the next message."""
         if self._done <= self._acknowledged or not (idle or self._unacknowledged >= ACK_EVERY):
             return None
         self._acknowledged, self._unacknowledged = self._done, 0
         return self._done
 
-    # --- within
+    # --- internal
 
     def _put(self, message: Message, seq: int, size: int) -> None:
         if self._earlier.get(seq) == message.timestamp:
-            self._echoes.add(seq)
-        if self._earlier:  # they come in order: what is below has been forgotten by the server
+            self._redeliveries.add(seq)
+        if self._earlier:  # messages come in order: the server has deleted those with lower numbers
             self._earlier = {number: time for number, time in self._earlier.items() if number > seq}
-        self._given[seq] = message.timestamp
-        self._seen = seq
+        self._unconfirmed[seq] = message.timestamp
+        self._received = seq
         self._buffer.put(message, size)
 
-    def _void(self, item: Item) -> Item | None:
-        """What becomes of an item when its session is over: its number is no longer good, and an echo is no longer one."""
+    def _invalidate(self, item: Item) -> Item | None:
+        """The buffered item without the number of the session that has ended; None to remove a redelivery."""
         if not isinstance(item, Message) or item.seq is None:
             return item
-        return None if item.seq in self._echoes else attrs.evolve(item, seq=None)
+        return None if item.seq in self._redeliveries else attrs.evolve(item, seq=None)
 
     def _finish(self, seq: int | None) -> None:
         if seq:
             self._done = seq
             self._unacknowledged += 1
-            self._echoes.discard(seq)
+            self._redeliveries.discard(seq)

@@ -1,39 +1,55 @@
-"""What a program gets from a client: messages, gaps, announcements, and the answers to what it asked."""
+"""What an application receives from a client: messages, gaps, announcements, and the answers to its questions.
+
+These classes are views that suit a receiver: one `Message` for the four message types of the protocol, None where an event
+has no value. `Position` and `Receipt` are the server's own classes.
+"""
 
 from collections.abc import Mapping
 from typing import Any
 
 import attrs
 
-__all__ = ["Announcement", "Gap", "Message", "Page", "Position", "Presence", "Receipt"]
+from ..wire.messages import Position
+from ..wire.prepared import Receipt
 
-Fields = Mapping[str, Any]
-"""An event of the server, as it was on the wire."""
+__all__ = [
+    "Announcement",
+    "Event",
+    "Gap",
+    "HistoryPage",
+    "Message",
+    "Presence",
+    "position_of",
+    "receipt_of",
+]
+
+Event = Mapping[str, Any]
+"""An event of the server, decoded from JSON."""
 
 
-@attrs.frozen
-class Position:
-    """A place in a room's history. Offsets rise within an epoch; a new epoch means that the history was lost."""
+def position_of(event: Event) -> Position | None:
+    """The position of an event or an ack; None if it has none."""
+    epoch, offset = event.get("epoch"), event.get("offset")
+    return None if epoch is None or offset is None else Position(epoch, offset)
 
-    epoch: str
-    offset: int
 
-    def to_json(self) -> dict[str, Any]:
-        return {"epoch": self.epoch, "offset": self.offset}
-
-    @classmethod
-    def read(cls, event: Fields) -> "Position | None":
-        """That of an event, if it has one."""
-        epoch, offset = event.get("epoch"), event.get("offset")
-        return None if epoch is None or offset is None else cls(epoch, offset)
+def receipt_of(ack: Event) -> Receipt:
+    """The receipt in the ack to a publish."""
+    return Receipt(
+        delivered=ack.get("delivered", 0),
+        queued=ack.get("queued", 0),
+        dropped=ack.get("dropped", 0),
+        kept=ack.get("kept", 0),
+        seq=ack.get("seq"),
+        epoch=ack.get("epoch"),
+        offset=ack.get("offset"),
+        duplicate=ack.get("duplicate", False),
+    )
 
 
 @attrs.frozen(kw_only=True)
 class Message:
-    """A message to a room, to a user (`to`), to a `group`, or, with none of the three, to this connection.
-
-    It has either `content`, which is text, or `data`.
-    """
+    """A message to a `room`, to a user (`to`), to a `group`, or, if all three are None, to this connection only."""
 
     type: str
     """`chat_message`, `message`, `direct_message` or `group_message`."""
@@ -41,18 +57,26 @@ class Message:
     to: str | None = None
     group: str | None = None
     user_id: str | None = None
-    """Who sent it; None: the server."""
+    """The sender; None if the server sent it."""
     content: str | None = None
+    """The text of a message that was sent as text."""
     data: Any = None
+    """The data of any other message."""
     key: str | None = None
     timestamp: str = ""
+    """When the server dispatched it: RFC 3339, UTC."""
     position: Position | None = None
-    """Its place in the room's history, if the room has one."""
+    """Its position in the room's history; None if the room has no history."""
     seq: int | None = None
-    """Its number in the user's inbox, if it is kept there, as long as the session lasts."""
+    """Its number in the user's inbox, if the inbox keeps it; valid for the current session."""
+
+    @property
+    def body(self) -> Any:
+        """The text if the message was sent as text, otherwise the data."""
+        return self.data if self.content is None else self.content
 
     @classmethod
-    def read(cls, event: Fields) -> "Message":
+    def from_event(cls, event: Event) -> "Message":
         return cls(
             type=event["type"],
             room=event.get("room"),
@@ -63,37 +87,39 @@ class Message:
             data=event.get("data"),
             key=event.get("key"),
             timestamp=event.get("timestamp", ""),
-            position=Position.read(event),
+            position=position_of(event),
             seq=event.get("seq"),
         )
 
 
 @attrs.frozen(kw_only=True)
 class Gap:
-    """Here messages are missing that cannot be had any more."""
+    """Messages are missing here, and the client cannot recover them."""
 
     room: str | None
-    """None: they were sent to this user, or to this connection."""
+    """None: they were addressed to this user, its groups, or this connection."""
     dropped: int | None
-    """How many at most; None: nobody knows."""
+    """How many messages are missing at most; None if that is unknown."""
 
     def __add__(self, other: "Gap") -> "Gap":
+        """One gap in place of two adjacent ones."""
         known = self.dropped is not None and other.dropped is not None
         return Gap(room=self.room, dropped=(self.dropped or 0) + (other.dropped or 0) if known else None)
 
 
 @attrs.frozen(kw_only=True)
 class Announcement:
-    """Who comes to a room and who goes: `user_joined`, `user_left`, or only the `count`, which has no `user_id`."""
+    """A user joined a room or left it, or the number of its users changed."""
 
     room: str
     action: str
+    """`user_joined`, `user_left`, or `count`, which has no `user_id`."""
     user_id: str | None
     online_count: int
     timestamp: str
 
     @classmethod
-    def read(cls, event: Fields) -> "Announcement":
+    def from_event(cls, event: Event) -> "Announcement":
         return cls(
             room=event["room"],
             action=event["action"],
@@ -104,81 +130,45 @@ class Announcement:
 
 
 @attrs.frozen(kw_only=True)
-class Receipt:
-    """What became of a publish, in receivers; and where it is kept."""
-
-    delivered: int = 0
-    """Receivers to whose socket it was handed."""
-    queued: int = 0
-    """Receivers for whom it waits."""
-    dropped: int = 0
-    """Receivers that will not get it."""
-    position: Position | None = None
-    """Its place in the room's history, if the room has one."""
-    kept: int = 0
-    """1 where a direct message is kept in the receiver's inbox."""
-    seq: int | None = None
-    """Its number there."""
-    duplicate: bool = False
-    """Whether it had been published before, under the same idempotency key: then this is the receipt of the first time."""
-
-    @classmethod
-    def read(cls, ack: Fields) -> "Receipt":
-        return cls(
-            delivered=ack.get("delivered", 0),
-            queued=ack.get("queued", 0),
-            dropped=ack.get("dropped", 0),
-            position=Position.read(ack),
-            kept=ack.get("kept", 0),
-            seq=ack.get("seq"),
-            duplicate=ack.get("duplicate", False),
-        )
-
-
-@attrs.frozen(kw_only=True)
 class Presence:
-    """Who is in a room."""
+    """The users in a room."""
 
     room: str
     users: tuple[str, ...]
-    """Sorted; the first 1,000 of them."""
+    """Sorted; at most the first 1,000."""
     count: int
-    """All users."""
+    """The number of all users."""
     connections: int
+    """The number of their connections."""
 
     @classmethod
-    def read(cls, ack: Fields) -> "Presence":
+    def from_ack(cls, ack: Event) -> "Presence":
         return cls(
             room=ack["room"], users=tuple(ack["users"]), count=ack["count"], connections=ack.get("connections", 0)
         )
 
 
 @attrs.frozen(kw_only=True)
-class Page:
-    """A part of a room's history, oldest first."""
+class HistoryPage:
+    """A part of a room's history, oldest message first."""
 
-    room: str
     messages: tuple[Message, ...]
-    end: Position
+    position: Position
     """The position of the room's newest message, whether it is on this page or not."""
+    recovered: bool | None = None
+    """Whether no message between the requested position and this page has expired; None if no position was given."""
     more: bool
-    """Whether there is more after the last message: ask again, since its position."""
-    recovered: bool
-    """False: what follows `since` is not all there any more."""
+    """Whether messages follow after the last one: ask again with its position."""
     unreadable: tuple[Position, ...] = ()
-    """Where messages are left out that cannot be written in this client's encoding."""
+    """Positions of messages that are left out because JSON cannot carry them."""
 
     @classmethod
-    def read(cls, ack: Fields) -> "Page":
+    def from_ack(cls, ack: Event) -> "HistoryPage":
+        unreadable = (position_of(event) for event in ack["messages"] if event["type"] == "error")
         return cls(
-            room=ack["room"],
-            messages=tuple(Message.read(event) for event in ack["messages"] if event["type"] != "error"),
-            end=Position(ack["epoch"], ack["offset"]),
+            messages=tuple(Message.from_event(event) for event in ack["messages"] if event["type"] != "error"),
+            position=Position(ack["epoch"], ack["offset"]),
+            recovered=ack.get("recovered"),
             more=ack.get("more", False),
-            recovered=ack.get("recovered", True),
-            unreadable=tuple(
-                position
-                for event in ack["messages"]
-                if event["type"] == "error" and (position := Position.read(event)) is not None
-            ),
+            unreadable=tuple(position for position in unreadable if position is not None),
         )

@@ -1,4 +1,4 @@
-"""An async iterator over what somebody else puts in."""
+"""An async iterator over items that other tasks provide."""
 
 from collections.abc import AsyncIterator, Callable
 from typing import TypeVar
@@ -11,10 +11,10 @@ T = TypeVar("T")
 
 
 class Reader(AsyncIterator[T]):
-    """Iterates over what `take` gives; where it gives None, it is asked again at each `wake`.
+    """Iterates over the items that `take` returns.
 
-    What `take` raises ends the iteration, StopAsyncIteration in silence. Cancelling is safe. Tasks that share a reader share
-    the items.
+    When `take` returns None, the reader calls it again after each unpark of `wake`. An exception of `take` ends the iteration;
+    StopAsyncIteration ends it normally. Cancelling is safe. Tasks that share a reader share its items.
     """
 
     def __init__(self, take: Callable[[], T | None], wake: trio.lowlevel.ParkingLot) -> None:

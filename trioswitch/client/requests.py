@@ -1,4 +1,4 @@
-"""What the application has asked the server and waits for: it outlives connections."""
+"""The application's requests that the server has not answered yet. They outlive connections."""
 
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -19,29 +19,28 @@ class Request:
     id: int
     payload: bytes
     repeatable: bool
-    """Whether it does no harm to send it again when its answer was lost."""
-    answered: trio.Event = attrs.field(factory=trio.Event)
+    """Whether it can be sent again without harm when its answer was lost."""
+    completed: trio.Event = attrs.field(factory=trio.Event)
     answer: Mapping[str, Any] | ClientError | None = None
-    size: int = 0
-    """Bytes of the answer."""
 
-    def on_outcome(self, answer: Mapping[str, Any] | ClientError, size: int = 0) -> None:
-        self.answer, self.size = answer, size
-        self.answered.set()
+    def complete(self, answer: Mapping[str, Any] | ClientError) -> None:
+        self.answer = answer
+        self.completed.set()
 
 
 class Requests:
-    """Requests go out in the order in which they were asked, again where their answer was lost, and wait in their own tasks.
+    """The pending requests: each belongs to a task that waits for its answer.
 
-    So there are as many of them as there are tasks that wait, and those of one task stay in its order.
+    Requests are sent in the order in which they were made, and sent again if their answer was lost. There are as many requests as
+    there are waiting tasks, so no further limit is needed, and the requests of one task keep their order.
     """
 
     def __init__(self) -> None:
-        self._last = 0
+        self._last_id = 0
         self._unsent: OrderedDict[int, Request] = OrderedDict()
         self._sent: OrderedDict[int, Request] = OrderedDict()
         self.wake = trio.lowlevel.ParkingLot()
-        """Is unparked when there is something to send."""
+        """Unparked when there is something to send."""
         self._ended: ClientError | None = None
 
     def __len__(self) -> int:
@@ -50,19 +49,19 @@ class Requests:
     async def ask(self, type: str, fields: Mapping[str, Any], *, repeatable: bool = True) -> Mapping[str, Any]:
         """Send a command and return its `ack`.
 
-        Raises RequestFailed, UnencodableData, ConnectionLost for what is not `repeatable`, and what `end` was given. When it
-        is cancelled nobody knows whether the server has carried it out, unless it has not been sent: then it will not be.
+        Raises RequestFailed, UnencodableData, ConnectionLost if it is not `repeatable`, and the error that `end` was given.
+        Cancelling is safe: a request that was not sent yet is never sent; otherwise the server may have executed it.
         """
         if self._ended is not None:
             await trio.lowlevel.checkpoint()
             raise self._ended
-        self._last += 1
-        id = self._last
+        self._last_id += 1
+        id = self._last_id
         request = Request(id, encode({"type": type, **fields, "id": id}), repeatable)
         self._unsent[id] = request
         self.wake.unpark_all()
         try:
-            await request.answered.wait()
+            await request.completed.wait()
         finally:
             self._unsent.pop(id, None)
             self._sent.pop(id, None)
@@ -75,43 +74,44 @@ class Requests:
         return answer
 
     def next(self, max_bytes: int) -> bytes | None:
-        """The next one to send; None: there is none. One that is bigger than the server takes fails here."""
+        """The next request to send, or None. A request of more than `max_bytes`, the server's limit, fails here."""
         while self._unsent:
             id, request = self._unsent.popitem(last=False)
-            if len(request.payload) <= max_bytes:
+            size = len(request.payload)
+            if size <= max_bytes:
                 self._sent[id] = request
                 return request.payload
-            request.on_outcome(RequestFailed("too_big", f"{len(request.payload)} bytes: the server takes {max_bytes}"))
+            request.complete(RequestFailed("too_big", f"the request has {size} bytes, the server takes {max_bytes}"))
         return None
 
     def answer(self, answer: Mapping[str, Any]) -> None:
-        """An `ack` or `error` came."""
+        """Complete the request that an `ack` or `error` belongs to; does nothing if its task was cancelled."""
         request = self._sent.pop(answer["id"], None)
         if request is not None:
-            request.on_outcome(answer)
+            request.complete(answer)
 
-    def lost(self, error: ConnectionLost) -> None:
-        """The connection ended: what has no answer is sent again on the next one, before what has not been sent yet."""
+    def connection_lost(self, error: ConnectionLost) -> None:
+        """Queue unanswered requests for the next connection, ahead of those not sent yet; fail those that are not repeatable."""
         for id, request in reversed(self._sent.items()):
             if request.repeatable:
                 self._unsent[id] = request
                 self._unsent.move_to_end(id, last=False)
             else:
-                request.on_outcome(error)
+                request.complete(error)
         self._sent.clear()
 
     def end(self, error: ClientError) -> None:
-        """Nothing will be sent any more: whoever waits, or comes later, gets `error`."""
+        """Fail all requests, and all later ones, with `error`."""
         self._ended = error
         for request in (*self._sent.values(), *self._unsent.values()):
-            request.on_outcome(error)
+            request.complete(error)
         self._sent.clear()
         self._unsent.clear()
 
 
 def encode(message: Mapping[str, Any]) -> bytes:
-    """A command's bytes. Raises UnencodableData."""
+    """The bytes of a command. Raises UnencodableData."""
     try:
         return msgspec.json.encode(message)
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
-        raise UnencodableData(f"JSON cannot carry it: {error}") from None
+        raise UnencodableData(f"the data cannot be encoded as JSON: {error}") from None

@@ -1,4 +1,4 @@
-"""What a client remembers from one connection to the next: its session, its rooms, its inbox, its open requests."""
+"""The client's state that outlives a connection: its session, rooms, inbox and pending requests."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,68 +10,70 @@ from .errors import ClientError
 from .inbox import Inbox
 from .messages import Announcement
 from .requests import Requests
-from .track import Track
+from .room_sync import RoomSync
 
 __all__ = ["Membership", "Session"]
 
 
 @attrs.define(eq=False)
 class Membership:
-    """A room that the client is in, or wants to be in. Readers wait at `wake`."""
+    """A room that the client has joined, or is joining."""
 
     name: str
-    track: Track
+    sync: RoomSync
     history: int
     """How many of the newest messages the first join asks for."""
-    settled: trio.Event = attrs.field(factory=trio.Event)
-    """The first join has been answered, or `ended` says why it never will be."""
+    answered: trio.Event = attrs.field(factory=trio.Event)
+    """Set when the first join was answered, or when it never will be (see `ended`)."""
     joined: bool = False
     online_count: int = 0
     ended: ClientError | None = None
     wake: trio.lowlevel.ParkingLot = attrs.field(factory=trio.lowlevel.ParkingLot)
+    """The room's readers park here."""
 
-    def answered(self, ack: Mapping[str, Any]) -> None:
-        """The room was joined, or resumed."""
+    def on_joined(self, ack: Mapping[str, Any]) -> None:
+        """The server has answered a join, or resumed the room."""
         self.joined = True
         self.online_count = ack.get("online_count", self.online_count)
-        self.track.joined(ack)
-        self.settled.set()
+        self.sync.joined(ack)
+        self.answered.set()
         self.wake.unpark_all()
 
-    def announced(self, announcement: Announcement) -> None:
+    def on_announcement(self, announcement: Announcement) -> None:
         self.online_count = announcement.online_count
-        self.track.announcement(announcement)
+        self.sync.announcement(announcement)
 
     def end(self, error: ClientError) -> None:
-        """The client is in this room no more: readers get what waits, and then `error`."""
+        """The client is no longer in the room: its readers get the buffered items, and then `error`."""
         self.ended = self.ended or error
-        self.settled.set()
+        self.answered.set()
         self.wake.unpark_all()
 
 
 @attrs.define(eq=False)
 class Session:
     inbox: Inbox
-    user: str | None
-    """The name that the program gave; the server believes it where the client is anonymous."""
+    requested_user: str | None
+    """The user name that the application gave; a server without authentication accepts it."""
     id: str | None = None
-    """The server's secret name for the session; None: there is none to resume."""
+    """The secret with which the session can be resumed; None if there is no session to resume."""
     user_id: str | None = None
-    """What the server calls the user."""
+    """The user name that the server uses."""
     rooms: dict[str, Membership] = attrs.field(factory=dict)
     requests: Requests = attrs.field(factory=Requests)
-    direct: trio.lowlevel.ParkingLot = attrs.field(factory=trio.lowlevel.ParkingLot)
-    """Readers of the inbox wait here."""
+    direct_wake: trio.lowlevel.ParkingLot = attrs.field(factory=trio.lowlevel.ParkingLot)
+    """Readers of direct messages park here."""
     ended: ClientError | None = None
 
-    def lost(self) -> None:
+    def connection_lost(self) -> None:
+        """Fetches of histories that were pending get no answer any more."""
         for membership in self.rooms.values():
-            membership.track.refetch()
+            membership.sync.fetch_failed()
 
     def end(self, error: ClientError) -> None:
-        """Everybody who waits gets `error`."""
+        """Fail everything that waits with `error`."""
         self.ended = error
         self.requests.end(error)
-        self.direct.unpark_all()
+        self.direct_wake.unpark_all()
         for membership in self.rooms.values():
             membership.end(error)

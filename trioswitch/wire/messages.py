@@ -219,6 +219,11 @@ class Recorded(Published):
     epoch: str | UnsetType
     offset: int | UnsetType
 
+    @property
+    def body(self) -> Any:
+        """The text if it was sent as text, otherwise the data."""
+        raise NotImplementedError
+
 
 def named(name: str) -> Any:
     """The `type` field of an event."""
@@ -249,6 +254,11 @@ class ChatMessage(Recorded):
     content: str
     timestamp: str = ""
 
+    @property
+    def body(self) -> Any:
+        """The text: `body` is there for each type of message."""
+        return self.content
+
 
 @attrs.define(kw_only=True, slots=False)
 class Message(Recorded):
@@ -263,6 +273,11 @@ class Message(Recorded):
     data: Any
     timestamp: str = ""
 
+    @property
+    def body(self) -> Any:
+        """The data: `body` is there for each type of message."""
+        return self.data
+
 
 @attrs.define(kw_only=True, slots=False)
 class DirectMessage(Published):
@@ -275,6 +290,11 @@ class DirectMessage(Published):
     data: Any = UNSET
     timestamp: str = ""
 
+    @property
+    def body(self) -> Any:
+        """The text if it was sent as text, otherwise the data."""
+        return self.data if self.content is UNSET else self.content
+
 
 @attrs.define(kw_only=True, slots=False)
 class GroupMessage(Published):
@@ -284,6 +304,11 @@ class GroupMessage(Published):
     content: str | UnsetType = UNSET
     data: Any = UNSET
     timestamp: str = ""
+
+    @property
+    def body(self) -> Any:
+        """The text if it was sent as text, otherwise the data."""
+        return self.data if self.content is UNSET else self.content
 
 
 @attrs.define(kw_only=True, slots=False)

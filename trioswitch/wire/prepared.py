@@ -8,7 +8,7 @@ from msgspec import UNSET
 
 from ..errors import TrioswitchError, UnencodableData
 from .formats import Framing, Payload
-from .messages import Ack, Error, Event, Published, Recorded
+from .messages import Ack, Error, Event, Position, Published, Recorded
 from .protocols.port import Codec
 
 __all__ = ["URGENT", "Outcome", "Prepared", "Receipt"]
@@ -45,6 +45,11 @@ class Receipt:
             f"{name}={value!r}" for name, value in values.items() if value or name in ("delivered", "queued", "dropped")
         ]
         return f"Receipt({', '.join(shown)})"
+
+    @property
+    def position(self) -> Position | None:
+        """The message's position in the history of its room; None if the room has no history."""
+        return None if self.epoch is None or self.offset is None else Position(self.epoch, self.offset)
 
     def at(self, message: "Prepared") -> "Receipt":
         """The same, with the message's position."""

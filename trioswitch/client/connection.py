@@ -1,8 +1,8 @@
-"""What a client and a server say on one connection, from `connected` to the close.
+"""One connection of a client, from the server's `connected` to the close.
 
-Three tasks: one reads and never waits for anything but the socket, so that answers, and the signs of life, always come
-through; one writes; one sends heartbeats. The client's own commands go ahead of the application's requests, which wait until
-the session is resumed, or the rooms are joined again.
+It has three tasks. The first one reads, and waits for nothing but the socket, so that answers and heartbeats are always
+received. The second one writes. The third one greets the server, and then sends heartbeats. The client's own commands are sent
+ahead of the application's requests, which are held back until the session is resumed or the rooms are joined again.
 """
 
 import logging
@@ -15,152 +15,164 @@ import trio
 
 from .backoff import Backoff
 from .errors import ConnectionLost, RequestFailed
-from .link import Link
-from .messages import Announcement, Message, Page, Position
+from .messages import Announcement, HistoryPage, Message, position_of
 from .requests import encode
 from .session import Membership, Session
+from .websocket_link import WebSocketLink
 
-__all__ = ["RETRIED", "Conversation"]
+__all__ = ["RETRIED", "ClientConnection"]
 
 _log = logging.getLogger(__name__)
 
-Answered = Callable[[Mapping[str, Any], int], None]
-"""Gets the `ack` or `error`, and its bytes."""
+OnAnswer = Callable[[Mapping[str, Any], int], None]
+"""Called with an `ack` or `error`, and its size in bytes."""
 RETRIED: Final = frozenset({"not_stored", "unavailable"})
-"""Error codes that ask to try again."""
+"""Error codes of failures that are temporary: the client tries again."""
 
 
-class Conversation:
-    """`greeted` is called when requests begin to flow. One that greets the server for longer than `patience` seconds ends."""
+class ClientConnection:
+    """Runs the protocol on an open link.
+
+    It calls `on_ready` when the application's requests can be sent. It ends if that takes more than `greeting_timeout` seconds.
+    """
 
     def __init__(
-        self, session: Session, link: Link, *, patience: float, backoff: Backoff, greeted: Callable[[], None]
+        self,
+        session: Session,
+        link: WebSocketLink,
+        *,
+        greeting_timeout: float,
+        backoff: Backoff,
+        on_ready: Callable[[], None],
     ) -> None:
         self._session = session
         self._link = link
-        self._patience = patience
+        self._greeting_timeout = greeting_timeout
         self._backoff = backoff
-        self._greeted = greeted
+        self._on_ready = on_ready
         self._nursery: trio.Nursery | None = None
         self._urgent: deque[bytes] = deque()
-        self._open: dict[str, Answered] = {}
-        self._asked = 0
+        self._pending: dict[str, OnAnswer] = {}
+        self._last_id = 0
         self._welcome: Mapping[str, Any] | None = None
         self._welcomed = trio.Event()
         self._ready = False
         self._leaving = False
         self._lost: ConnectionLost | None = None
-        self._after: float | None = None  # when the server wants the client back
+        self._after: float | None = None  # the delay before reconnecting that the server asked for
         self._ready_at = inf
 
     async def run(self) -> ConnectionLost:
-        """Returns why it ended. When it is cancelled the connection is over, too."""
+        """Run until the connection ends, and return why. Cancelling it ends the connection without a close frame."""
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
                 nursery.start_soon(self._read)
                 nursery.start_soon(self._write)
-                with trio.move_on_after(self._patience) as greeting:
+                with trio.move_on_after(self._greeting_timeout) as greeting:
                     await self._greet()
                 if greeting.cancelled_caught:
-                    self._end(ConnectionLost(1006, "the server did not greet in time"))
+                    self._end(ConnectionLost(1006, "the server did not send its greeting in time"))
                 else:
                     await self._heartbeats()
         finally:
             lost = self._lost or ConnectionLost(1006, "")
             lost.after = self._after
-            self._session.requests.lost(lost)
-            self._session.lost()
+            self._session.requests.connection_lost(lost)
+            self._session.connection_lost()
         return lost
 
     @property
-    def lasted(self) -> float:
-        """Seconds since the greeting was over; 0: it is not."""
+    def duration(self) -> float:
+        """Seconds since the connection became ready; 0 if it is not ready."""
         return max(0.0, trio.current_time() - self._ready_at)
 
     def leave(self) -> None:
-        """Write what waits, and close with 1000."""
+        """Send what is pending, and close with 1000."""
         self.acknowledge(idle=True)
         self._leaving = True
         self._wake()
 
     def renew(self) -> None:
-        """End this connection: the next one brings again what could not be taken on it."""
-        self._end(ConnectionLost(1006, "kept messages have to be sent again"))
+        """End this connection, so that the server sends refused direct messages again on the next one."""
+        self._end(
+            ConnectionLost(1006, "the client reconnects to receive direct messages that did not fit into its buffer")
+        )
 
-    # --- what the client says by itself
+    # --- the client's own commands
 
     def join(self, membership: Membership) -> None:
+        """Join a room, or join it again; does nothing before the connection is ready."""
         fields: dict[str, Any] = {"room": membership.name}
-        if self._session.user is not None:
-            fields["user_id"] = self._session.user
-        if (since := membership.track.since()) is not None:
-            fields["since"] = since.to_json()
+        if self._session.requested_user is not None:
+            fields["user_id"] = self._session.requested_user
+        if (since := membership.sync.since()) is not None:
+            fields["since"] = since
         elif membership.history and not membership.joined:
             fields["history"] = membership.history
 
-        def answered(answer: Mapping[str, Any], _size: int) -> None:
+        def on_answer(answer: Mapping[str, Any], _size: int) -> None:
             if self._session.rooms.get(membership.name) is not membership:
                 return
             if answer["type"] == "ack":
                 self._session.user_id = answer.get("user_id", self._session.user_id)
-                membership.answered(answer)
+                membership.on_joined(answer)
                 self.fetch(membership)
             else:
                 del self._session.rooms[membership.name]
                 membership.end(RequestFailed(answer.get("code", ""), answer.get("message", "")))
 
         if self._ready:
-            self._ask("join_room", fields, answered)
+            self._ask("join_room", fields, on_answer)
 
-    def part(self, room: str) -> None:
-        """Leave a room, without waiting for the answer."""
-        self._say("leave_room", {"room": room})
+    def leave_room(self, room: str) -> None:
+        """Leave a room; the answer is ignored."""
+        self._send("leave_room", {"room": room})
 
     def fetch(self, membership: Membership) -> None:
-        """Ask for a room's history where its track wants it."""
-        if not self._ready or membership.ended is not None or (fetch := membership.track.fetch()) is None:
+        """Fetch a part of a room's history if its `sync` asks for it; does nothing before the connection is ready."""
+        if not self._ready or membership.ended is not None or (fetch := membership.sync.fetch()) is None:
             return
 
-        def answered(answer: Mapping[str, Any], size: int) -> None:
+        def on_answer(answer: Mapping[str, Any], size: int) -> None:
             if answer["type"] == "ack":
-                membership.track.page(Page.read(answer), size)
+                membership.sync.page(HistoryPage.from_ack(answer), size)
             elif answer.get("code") in RETRIED:
                 assert self._nursery is not None
                 self._nursery.start_soon(self._fetch_later, membership)
                 return
             else:
-                membership.track.abandon()
+                membership.sync.abandon()
             membership.wake.unpark_all()
             self.fetch(membership)
 
-        fields = {"room": membership.name, "since": fetch.since.to_json(), "limit": fetch.limit}
-        self._ask("history", fields, answered)
+        fields = {"room": membership.name, "since": fetch.since, "limit": fetch.limit}
+        self._ask("history", fields, on_answer)
 
     async def _fetch_later(self, membership: Membership) -> None:
         await trio.sleep(self._backoff.next())
-        membership.track.refetch()
+        membership.sync.fetch_failed()
         self.fetch(membership)
 
     def acknowledge(self, *, idle: bool) -> None:
-        """Acknowledge what the application is done with, if it is worth a message."""
+        """Acknowledge the direct messages that the application is done with, if it is worth a command."""
         if self._ready and (upto := self._session.inbox.acknowledge(idle=idle)) is not None:
             self.read_inbox(upto)
 
     def read_inbox(self, upto: int = 0) -> None:
-        """Say that this client acknowledges, if the application reads its direct messages: then they are kept until it does."""
+        """Acknowledge messages up to a number; 0 only announces that this client acknowledges, so that they are kept."""
         inbox = self._session.inbox
 
-        def answered(answer: Mapping[str, Any], _size: int) -> None:
+        def on_answer(answer: Mapping[str, Any], _size: int) -> None:
             if answer["type"] == "ack":
                 inbox.confirmed(upto)
             else:
-                inbox.failed()
+                inbox.ack_failed()
 
         if self._ready and inbox.used:
-            self._ask("inbox_ack", {"upto": upto}, answered)
+            self._ask("inbox_ack", {"upto": upto}, on_answer)
 
-    # --- the beginning
+    # --- greeting
 
     async def _greet(self) -> None:
         await self._welcomed.wait()
@@ -178,36 +190,36 @@ class Conversation:
             self.fetch(membership)
         self.read_inbox(session.inbox.begin(resumed=resumed))
         self._ready_at = trio.current_time()
-        self._greeted()
+        self._on_ready()
         self._wake()
 
     async def _resume(self, id: str) -> bool:
-        """Whether the server knows the session, and goes on with it."""
+        """Ask the server to resume the session. Returns whether it did."""
         session = self._session
         positions = {
-            name: since.to_json()
+            name: since
             for name, membership in session.rooms.items()
-            if membership.joined and (since := membership.track.since()) is not None
+            if membership.joined and (since := membership.sync.since()) is not None
         }
         answers: list[Mapping[str, Any]] = []
-        came = trio.Event()
+        answered = trio.Event()
 
-        def answered(answer: Mapping[str, Any], _size: int) -> None:
+        def on_answer(answer: Mapping[str, Any], _size: int) -> None:
             answers.append(answer)
-            came.set()
-            if answer["type"] == "ack":  # at once: what is replayed comes right behind it
+            answered.set()
+            if answer["type"] == "ack":  # now, because replayed messages follow immediately
                 resume_rooms(answer.get("rooms", {}))
 
         def resume_rooms(rooms: Mapping[str, Mapping[str, Any]]) -> None:
             for name, membership in session.rooms.items():
                 membership.joined = membership.joined and name in rooms
                 if membership.joined:
-                    membership.answered(rooms[name])
+                    membership.on_joined(rooms[name])
             for name in rooms.keys() - session.rooms.keys():
-                self.part(name)
+                self.leave_room(name)
 
-        self._ask("resume", {"session": id, "rooms": positions}, answered)
-        await came.wait()
+        self._ask("resume", {"session": id, "rooms": positions}, on_answer)
+        await answered.wait()
         if answers[0]["type"] != "ack":
             return False
         session.user_id = answers[0].get("user_id", session.user_id)
@@ -219,34 +231,34 @@ class Conversation:
         try:
             while True:
                 event, size = await self._link.receive()
-                self._take(event, size)
+                self._dispatch(event, size)
         except ConnectionLost as lost:
-            if not self._leaving:  # otherwise the writer waits for the end of the closing handshake
+            if not self._leaving:  # otherwise the writer completes the closing handshake
                 self._end(lost)
         except (KeyError, TypeError, ValueError, AttributeError):
-            _log.exception("the server sent what cannot be understood")
-            self._end(ConnectionLost(1002, "the server sent what cannot be understood"))
+            _log.exception("the server sent an invalid event")
+            self._end(ConnectionLost(1002, "the server sent an invalid event"))
 
-    def _take(self, event: Mapping[str, Any], size: int) -> None:
-        """One event. What is not known is ignored."""
+    def _dispatch(self, event: Mapping[str, Any], size: int) -> None:
+        """Handle one event. Unknown events are ignored."""
         type, room = event.get("type"), event.get("room")
         if type in ("ack", "error") and "id" in event:
-            answered = self._open.pop(event["id"], None)
-            if answered is not None:
-                answered(event, size)
+            on_answer = self._pending.pop(event["id"], None)
+            if on_answer is not None:
+                on_answer(event, size)
             else:
                 self._session.requests.answer(event)
         elif type in ("chat_message", "message") and room is not None:
             if (membership := self._session.rooms.get(room)) is not None:
-                membership.track.message(Message.read(event), size)
-                self._moved(membership)
+                membership.sync.message(Message.from_event(event), size)
+                self._on_change(membership)
         elif type in ("direct_message", "group_message", "message"):
-            self._session.inbox.message(Message.read(event), size)
-            self._session.direct.unpark_all()
+            self._session.inbox.message(Message.from_event(event), size)
+            self._session.direct_wake.unpark_all()
         elif type == "system":
             if (membership := self._session.rooms.get(room or "")) is not None:
-                membership.announced(Announcement.read(event))
-                self._moved(membership)
+                membership.on_announcement(Announcement.from_event(event))
+                self._on_change(membership)
         elif type == "gap":
             self._gap(room, event)
         elif type == "reconnect":
@@ -255,32 +267,32 @@ class Conversation:
             self._welcome = event
             self._welcomed.set()
         elif type == "error":
-            _log.info("the server says: %s: %s", event.get("code"), event.get("message"))
+            _log.info("the server reports an error: %s: %s", event.get("code"), event.get("message"))
             if event.get("code") == "unencodable" and (membership := self._session.rooms.get(room or "")) is not None:
-                membership.track.unreadable(Position.read(event))
-                self._moved(membership)
+                membership.sync.unreadable(position_of(event))
+                self._on_change(membership)
 
     def _gap(self, room: str | None, event: Mapping[str, Any]) -> None:
         if room is None:
             self._session.inbox.gap(event.get("dropped"))
-            self._session.direct.unpark_all()
+            self._session.direct_wake.unpark_all()
         elif (membership := self._session.rooms.get(room)) is not None:
-            membership.track.gap(event)
-            self._moved(membership)
+            membership.sync.gap(event)
+            self._on_change(membership)
 
-    def _moved(self, membership: Membership) -> None:
+    def _on_change(self, membership: Membership) -> None:
         membership.wake.unpark_all()
         self.fetch(membership)
 
     # --- writing
 
-    def _ask(self, type: str, fields: Mapping[str, Any], answered: Answered) -> None:
-        self._asked += 1
-        id = f"c{self._asked}"  # the application's requests have numbers
-        self._open[id] = answered
-        self._say(type, {**fields, "id": id})
+    def _ask(self, type: str, fields: Mapping[str, Any], on_answer: OnAnswer) -> None:
+        self._last_id += 1
+        id = f"c{self._last_id}"  # the ids of the application's requests are numbers
+        self._pending[id] = on_answer
+        self._send(type, {**fields, "id": id})
 
-    def _say(self, type: str, fields: Mapping[str, Any]) -> None:
+    def _send(self, type: str, fields: Mapping[str, Any]) -> None:
         self._urgent.append(encode({"type": type, **fields}))
         self._wake()
 
@@ -302,7 +314,7 @@ class Conversation:
                     await self._link.send(payload)
                 elif self._leaving:
                     await self._link.close()
-                    self._end(ConnectionLost(1000, "the client leaves"))
+                    self._end(ConnectionLost(1000, "the client was closed"))
                     return
                 else:
                     await self._session.requests.wake.park()
@@ -310,15 +322,15 @@ class Conversation:
             self._end(lost)
 
     async def _heartbeats(self) -> None:
-        """End the connection when nothing has come between two heartbeats."""
+        """Send heartbeats; end the connection when nothing was received between two of them."""
         assert self._welcome is not None
         interval = float(self._welcome.get("heartbeat", 25))
         while True:
-            heard = self._link.heard
-            self._say("heartbeat", {})
+            received = self._link.received
+            self._send("heartbeat", {})
             await trio.sleep(interval)
-            if self._link.heard == heard:
-                self._end(ConnectionLost(1006, "the server gives no sign of life"))
+            if self._link.received == received:
+                self._end(ConnectionLost(1006, "the server does not answer heartbeats"))
 
     def _end(self, lost: ConnectionLost) -> None:
         self._lost = self._lost or lost

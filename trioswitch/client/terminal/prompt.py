@@ -1,0 +1,174 @@
+"""A console with a line editor at the bottom of the terminal, made with prompt_toolkit. Events appear above the edited line.
+
+prompt_toolkit runs on asyncio. Its event loop runs in a worker thread, so that Trio has the main thread and its signals.
+Trio calls into the editor with `call_soon_threadsafe`; the editor calls back with `TrioToken.run_sync_soon`. Neither side waits
+for the other, but for `show`, which blocks while MAX_PENDING lines have not been written, as `print` blocks on a slow terminal.
+
+The editor stays active when a line is entered: it takes the line away, and the session shows what became of it.
+"""
+
+import asyncio
+import sys
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Final
+
+import trio
+from prompt_toolkit import PromptSession
+from prompt_toolkit.enums import DEFAULT_BUFFER
+from prompt_toolkit.filters import has_focus
+from prompt_toolkit.history import InMemoryHistory
+from prompt_toolkit.input import create_input
+from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+from prompt_toolkit.output.vt100 import Vt100_Output
+
+__all__ = ["PromptConsole", "open_prompt"]
+
+MAX_PENDING: Final = 1000
+"""Lines between the two threads, in each direction."""
+
+
+@asynccontextmanager
+async def open_prompt(term: str, on_interrupt: Callable[[], None]) -> AsyncIterator["PromptConsole"]:
+    """Run a line editor on stdin and stdout, which are a terminal, until the block is left.
+
+    Args:
+        term: the type of the terminal, from the environment variable TERM.
+        on_interrupt: called when Ctrl-C is pressed.
+
+    The terminal is restored in any case. Cancelling is safe.
+    """
+    console = PromptConsole(term, on_interrupt)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(trio.to_thread.run_sync, console.run)
+        try:
+            yield console
+        finally:
+            console.stop()
+
+
+class PromptConsole:
+    """Made by `open_prompt`. The comments say which thread calls a method."""
+
+    def __init__(self, term: str, on_interrupt: Callable[[], None]) -> None:
+        self._on_interrupt = on_interrupt
+        self._trio = trio.lowlevel.current_trio_token()
+        self._entered, self._lines = trio.open_memory_channel[str](MAX_PENDING)
+        output = Vt100_Output.from_pty(sys.stdout, term=term)
+        output.enable_cpr = False  # the editor needs no cursor position, and some terminals do not report it
+        self._session: PromptSession[str] = PromptSession(
+            lambda: self._prompt,
+            history=InMemoryHistory(),
+            key_bindings=self._key_bindings(),
+            enable_suspend=True,
+            erase_when_done=True,
+            input=create_input(sys.stdin),
+            output=output,
+        )
+        self._lock = threading.Condition()  # for the fields below
+        self._loop: asyncio.AbstractEventLoop | None = None  # None while the editor does not run
+        self._pending: list[str] = []
+        self._stopped = False
+        self._prompt = "> "
+
+    # --- called in the Trio thread
+
+    def lines(self) -> AsyncIterator[str]:
+        return self._lines
+
+    def show(self, line: str) -> None:
+        with self._lock:
+            self._lock.wait_for(lambda: self._loop is None or len(self._pending) < MAX_PENDING)
+            self._pending.append(line)
+            if self._loop is None:
+                self._flush()
+            elif len(self._pending) == 1:
+                self._loop.call_soon_threadsafe(self._print_above)
+
+    def note(self, line: str) -> None:
+        if sys.stderr is not None and not sys.stderr.isatty():
+            print(line, file=sys.stderr, flush=True)
+        else:
+            self.show(line)
+
+    def set_prompt(self, prompt: str) -> None:
+        with self._lock:
+            self._prompt = prompt
+            if self._loop is not None:
+                self._loop.call_soon_threadsafe(self._session.app.invalidate)
+
+    def stop(self) -> None:
+        """End the editor, if it runs or is about to."""
+        with self._lock:
+            self._stopped = True
+            if self._loop is not None:
+                self._loop.call_soon_threadsafe(self._exit)
+
+    def _enter(self, line: str) -> None:
+        try:
+            self._entered.send_nowait(line)
+        except trio.WouldBlock:
+            self.show(f"! {MAX_PENDING} lines are pending; this one was not executed: {line!r}")
+
+    # --- called in the editor's thread
+
+    def run(self) -> None:
+        """Edit lines until Ctrl-C, Ctrl-D, or `stop`."""
+        asyncio.run(self._edit())
+
+    async def _edit(self) -> None:
+        with self._lock:
+            self._loop = asyncio.get_running_loop()
+        try:
+            await self._session.prompt_async(
+                handle_sigint=False,
+                set_exception_handler=False,
+                pre_run=lambda: self._exit() if self._stopped else None,
+            )
+        except EOFError:  # Ctrl-D, or the terminal is gone
+            pass
+        except KeyboardInterrupt:
+            self._trio.run_sync_soon(self._on_interrupt)
+        finally:
+            with self._lock:
+                self._flush()
+                self._loop = None
+                self._lock.notify_all()
+            self._trio.run_sync_soon(self._entered.close)
+
+    def _exit(self) -> None:
+        if self._session.app.is_running and not self._session.app.is_done:
+            self._session.app.exit(result="")
+
+    def _print_above(self) -> None:
+        with self._lock:
+            app = self._session.app
+            if app.is_done:  # the prompt is gone already
+                self._flush()
+                return
+            app.renderer.erase()
+            app.output.write_raw("".join(f"{line}\n" for line in self._pending))
+            app.output.flush()
+            self._pending.clear()
+            self._lock.notify_all()
+            app.invalidate()
+
+    def _key_bindings(self) -> KeyBindings:
+        bindings = KeyBindings()
+
+        @bindings.add("enter", filter=has_focus(DEFAULT_BUFFER))
+        def enter(event: KeyPressEvent) -> None:
+            text = event.current_buffer.text
+            event.current_buffer.reset(append_to_history=True)
+            for line in text.split("\n"):  # several, if they were pasted
+                self._trio.run_sync_soon(self._enter, line)
+
+        return bindings
+
+    # --- called in either thread, with the lock
+
+    def _flush(self) -> None:
+        for line in self._pending:
+            print(line, flush=True)
+        self._pending.clear()

@@ -3,7 +3,8 @@
 Rooms, groups and users over WebSocket, with bounded, batched outboxes. Run it with `python -m trioswitch serve`, or embed
 it: `async with trioswitch.open_switch() as switch` (`docs/embedding.md`).
 
-Public modules beside this one: `trioswitch.messages`, `trioswitch.client`, `trioswitch.stores`, `trioswitch.web`.
+Public modules beside this one: `trioswitch.messages`, `trioswitch.client`, `trioswitch.stores`, `trioswitch.web`,
+`trioswitch.testing`.
 """
 
 from ._util import interrupts  # noqa: F401  # first, because the imports below take most of the start-up time

@@ -27,7 +27,7 @@ LAYERS = [
     ["assembly"],
     ["web", "workers"],
     ["serve"],
-    ["client", "bench"],
+    ["client", "bench", "testing"],
     ["cli"],
 ]
 """`docs/architecture.md` says what each package holds. Packages on one line do not import each other, but for the first line."""

@@ -212,17 +212,18 @@ class Published(Event):
 
     timestamp: str
 
+    @property
+    def body(self) -> Any:
+        """What was sent: the text of a message that was sent as text, otherwise its data. None for announcements."""
+        content = getattr(self, "content", UNSET)
+        return getattr(self, "data", None) if content is UNSET else content
+
 
 class Recorded(Published):
     """An event that the history of a room keeps; in rooms with history it has a position."""
 
     epoch: str | UnsetType
     offset: int | UnsetType
-
-    @property
-    def body(self) -> Any:
-        """The text if it was sent as text, otherwise the data."""
-        raise NotImplementedError
 
 
 def named(name: str) -> Any:
@@ -254,11 +255,6 @@ class ChatMessage(Recorded):
     content: str
     timestamp: str = ""
 
-    @property
-    def body(self) -> Any:
-        """The text: `body` is there for each type of message."""
-        return self.content
-
 
 @attrs.define(kw_only=True, slots=False)
 class Message(Recorded):
@@ -273,11 +269,6 @@ class Message(Recorded):
     data: Any
     timestamp: str = ""
 
-    @property
-    def body(self) -> Any:
-        """The data: `body` is there for each type of message."""
-        return self.data
-
 
 @attrs.define(kw_only=True, slots=False)
 class DirectMessage(Published):
@@ -290,11 +281,6 @@ class DirectMessage(Published):
     data: Any = UNSET
     timestamp: str = ""
 
-    @property
-    def body(self) -> Any:
-        """The text if it was sent as text, otherwise the data."""
-        return self.data if self.content is UNSET else self.content
-
 
 @attrs.define(kw_only=True, slots=False)
 class GroupMessage(Published):
@@ -304,11 +290,6 @@ class GroupMessage(Published):
     content: str | UnsetType = UNSET
     data: Any = UNSET
     timestamp: str = ""
-
-    @property
-    def body(self) -> Any:
-        """The text if it was sent as text, otherwise the data."""
-        return self.data if self.content is UNSET else self.content
 
 
 @attrs.define(kw_only=True, slots=False)

@@ -136,7 +136,7 @@ def test_the_readmes_example_runs_until_it_is_stopped(
     def run(main: Callable[[], Any]) -> None:
         real_run(for_three_seconds, main, clock=MockClock(autojump_threshold=0))
 
-    monkeypatch.setattr(trioswitch, "serve", partial(trioswitch.serve, port=0))
+    monkeypatch.setattr(trioswitch, "serve_until_signal", partial(trioswitch.serve_until_signal, port=0))
     execute(source, monkeypatch, run)
     assert capsys.readouterr().out == "0 0 0\n" * 3
 

@@ -142,6 +142,33 @@ def test_a_server_that_says_no(port: int) -> None:
     assert "it answered 404" in done.stderr
 
 
+PERMITS_ONE_ROOM = """if True:
+    import trio, trioswitch
+    async def on_connect(request):
+        return trioswitch.Identity(user=None, join="allowed*")
+    async def main():
+        async with trioswitch.open_switch(on_connect=on_connect) as switch:
+            await trioswitch.serve_until_signal(
+                switch, port=0, on_listening=lambda server: print(server.urls[0], flush=True))
+    trio.run(main)
+"""
+
+
+def test_a_server_that_permits_certain_rooms_only() -> None:
+    with subprocess.Popen([sys.executable, "-c", PERMITS_ONE_ROOM], stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout is not None
+            url = server.stdout.readline().strip()
+            refused = bench("echo", url, "--connections", "2", "--duration", "0.3")
+            assert (refused.returncode, refused.stdout) == (1, "")
+            assert "you may not join" in refused.stderr
+            assert "--room names a room that clients may join" in refused.stderr
+            done = bench("echo", url, "--connections", "2", "--duration", "0.3", "--room", "allowed")
+            assert done.returncode == 0, done.stderr
+        finally:
+            server.terminate()
+
+
 def test_without_the_extra_there_is_a_sentence() -> None:
     """The command line itself needs none of it."""
     program = """if True:

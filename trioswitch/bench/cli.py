@@ -61,6 +61,9 @@ def _add_scenario(parsers: Any, name: str) -> None:
     add("--protocol", choices=("json", "batch", "msgpack"), default="json", help="client protocol")
     add("--compression", action="store_true", help="offer permessage-deflate")
     add("--token", help="token of the clients")
+    add(
+        "--room", metavar="NAME", help="room that clients join; echo adds -0, -1 ... (default: a new name for each run)"
+    )
     add("--ca", metavar="FILE", help="certificates (PEM) to check the server of a wss:// URL against")
     add(
         "--pid", type=_count, metavar="PID", help="process of the server: shows its memory and its share of a processor"

@@ -82,7 +82,9 @@ class Session:
         result.connect_seconds = (max(ended) - min(began)) / 1e9
         result.refused = dict(refused)
         if not result.connected:
-            raise BenchError(f"no connection to {settings.target.url}: {refused.most_common(1)[0][0]}")
+            reason = refused.most_common(1)[0][0]
+            hint = " (--room names a room that clients may join, --token authenticates)" if "refused" in reason else ""
+            raise BenchError(f"no connection to {settings.target.url}: {reason}{hint}")
         await trio.sleep(REST)
         if before is not None:
             result.server_bytes = (self._server_memory() or 0) - before
@@ -101,7 +103,7 @@ class Session:
             url=settings.target.url,
             count=count,
             first=first,
-            room=self._name + ("-{}" if settings.scenario == "echo" else ""),
+            room=(settings.room or self._name) + ("-{}" if settings.scenario == "echo" else ""),
             size=settings.size,
             protocol=PROTOCOLS[settings.protocol],
             compression=settings.compression,

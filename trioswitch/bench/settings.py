@@ -34,6 +34,8 @@ class Settings:
     """None: as many as there are processors to spare."""
     protocol: str
     compression: bool
+    room: str | None
+    """The room that clients join, for servers that permit certain rooms only. None: a name of the run's own."""
     token: str | None = attrs.field(default=None, repr=False)
     ca: str | None
     pid: int | None

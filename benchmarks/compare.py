@@ -26,7 +26,7 @@ from servers import HERE, SERVERS, build_load_client
 
 from trioswitch.bench.host import machine
 
-DOCS = HERE.parent.parent / "docs"
+DOCS = HERE.parent / "docs"
 
 
 def main() -> int:

@@ -128,7 +128,7 @@ async def test_a_crash_in_the_middle_of_a_batch(clock: MockClock) -> None:
         rig.commits.add(1)
         await wait_all_tasks_blocked()
         rig.commits.add(2)
-        await trio.sleep(1)
+        await trio.sleep(1.5)
         rig.error = None
         await trio.sleep(10)
         nursery.cancel_scope.cancel()

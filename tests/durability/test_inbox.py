@@ -215,7 +215,7 @@ async def test_what_waits_for_the_store_is_bounded_in_bytes(clock: MockClock) ->
         for number in range(20):
             nursery.start_soon(app.switch.send_to_user, f"user{number}", "x" * 500)
         await settled()
-        assert 8 <= app.switch.statistics().uncommitted_messages <= 10, "as many wait as are being committed"
+        assert 5 <= app.switch.statistics().uncommitted_messages <= 10, "4 or 5 wait, and as many at most are committed"
         await trio.sleep(6)
         assert app.switch.statistics().uncommitted_messages
         await trio.sleep(60)

@@ -1,6 +1,7 @@
 """The tools that measure still run: each for about a second, with few connections. No figure is asserted."""
 
 import json
+import os
 import shutil
 import signal
 import socket
@@ -12,6 +13,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import trio
+
+from trioswitch.bench import scenarios
+from trioswitch.bench.result import Result
+from trioswitch.bench.settings import Settings
+from trioswitch.bench.show import Show
+from trioswitch.bench.target import Target
 
 pytestmark = pytest.mark.slow
 
@@ -134,12 +142,64 @@ def test_what_cannot_be_measured_is_said_in_one_sentence(arguments: list[str], s
     assert done.returncode == status
     assert sentence in done.stderr
     assert "Traceback" not in done.stderr
+    assert "--room" not in done.stderr
 
 
 def test_a_server_that_says_no(port: int) -> None:
     done = bench("echo", f"ws://127.0.0.1:{port}/elsewhere")
     assert (done.returncode, done.stdout) == (1, "")
     assert "it answered 404" in done.stderr
+
+
+class InterruptingShow(Show):
+    """Sends SIGINT to this process when the search begins its n-th try; with 0, when the first try has its first figures."""
+
+    def __init__(self, tries: int) -> None:
+        super().__init__()
+        self._tries = tries
+        self._begun = 0
+
+    def phase(self, name: str, total: float | None) -> None:
+        self._begun += name.startswith("trying")
+        if self._tries and self._begun == self._tries:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    def update(self, done: float, note: str) -> None:
+        if not self._tries and self._begun and done > 0:
+            self._tries = -1  # once
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def interrupted_search(port: int, tries: int, monkeypatch: pytest.MonkeyPatch) -> Result:
+    monkeypatch.setattr(scenarios, "STEP", 0.4)
+    monkeypatch.setattr(scenarios, "LATENCY_LIMIT", 60_000.0)  # every rate holds, however busy the machine is
+    monkeypatch.setattr(scenarios, "ARRIVED", 0.0)
+    monkeypatch.setattr(scenarios, "SENT", 0.0)
+    settings = Settings(
+        scenario="fanout", target=Target.parse(f"ws://127.0.0.1:{port}/ws"), connections=10, duration=60.0, size=64, rate=None,
+        processes=1, protocol="json", compression=False, room=None, ca=None, pid=None, json=None, plot=None,
+    )  # fmt: skip
+    return trio.run(scenarios.run, settings, InterruptingShow(tries))
+
+
+def test_an_interrupted_search_shows_the_highest_rate_that_held(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    result = interrupted_search(port, 3, monkeypatch)
+    first, second = result.steps
+    assert first.rate < second.rate == result.rate
+    assert result.measured is not None
+    assert result.measured.received > 0
+    assert result.warnings()[0] == (
+        "The search for the highest rate was interrupted after 2 tries. "
+        f"The figures are of the highest rate that had held: {second.rate:,.0f} messages/s."
+    )
+
+
+def test_an_interrupted_first_try_shows_its_figures(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    result = interrupted_search(port, 0, monkeypatch)
+    assert (result.steps, result.rate) == ([], None)
+    assert result.measured is not None
+    assert result.measured.received > 0
+    assert result.warnings()[0].endswith("No rate had held: the figures are of the last one.")
 
 
 PERMITS_ONE_ROOM = """if True:
@@ -161,9 +221,10 @@ def test_a_server_that_permits_certain_rooms_only() -> None:
             url = server.stdout.readline().strip()
             refused = bench("echo", url, "--connections", "2", "--duration", "0.3")
             assert (refused.returncode, refused.stdout) == (1, "")
+            assert "it did not let a client join the room 'bench-" in refused.stderr
             assert "you may not join" in refused.stderr
-            assert "--room names a room that clients may join" in refused.stderr
-            done = bench("echo", url, "--connections", "2", "--duration", "0.3", "--room", "allowed")
+            assert "--room names a room that clients may join, --token authenticates them" in refused.stderr
+            done = bench("echo", url, "--connections", "2", "--duration", "0.3", "--room", "allowed {of us}")
             assert done.returncode == 0, done.stderr
         finally:
             server.terminate()

@@ -243,7 +243,7 @@ class Crowd:
             self._lose(client, fault)
             return
         client.state, client.rest = JOINING, b""
-        room = self._order.room.format(client.number)
+        room = self._room(client.number)
         client.stamped = Stamped(self._language, room, self._order.size)
         self.send(client, self._language.frame({"type": "join_room", "room": room, "id": "join"}))
         self._join(client, data.partition(b"\r\n\r\n")[2])
@@ -255,7 +255,12 @@ class Crowd:
             if kind == "connected":
                 self.server = str(message.get("server", "trioswitch"))
             elif kind == "error":
-                self._lose(client, f"it refused to let a client join: {scanned.complaint}")
+                room = self._room(self._order.first)  # the same for all clients, so that the reasons can be counted
+                self._lose(
+                    client,
+                    f"it did not let a client join the room {room!r} ({scanned.complaint}); "
+                    "--room names a room that clients may join, --token authenticates them",
+                )
                 return
             elif kind == "ack" and message.get("id") == "join" and client.state == JOINING:
                 self._is_ready(client)
@@ -269,6 +274,10 @@ class Crowd:
         self.ready[client.number] = client
         now = time.monotonic_ns()
         self._recorder.add([client.began], now, now)
+
+    def _room(self, number: int) -> str:
+        """The room of the client with this number."""
+        return f"{self._order.room}-{number}" if self._order.room_each else self._order.room
 
     # --- ends
 

@@ -39,7 +39,8 @@ class Connect(Order, frozen=True, tag="connect"):
     count: int
     first: int
     room: str
-    """`{}` stands for the client's number."""
+    room_each: bool
+    """Whether each client has a room of its own: its name is `room`, a hyphen, and the client's number."""
     size: int
     """Bytes of a message's content, stamp included."""
     protocol: str

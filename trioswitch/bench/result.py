@@ -46,11 +46,27 @@ class Result:
     """messages/s published in `measured`."""
     receivers: int = 0
     steps: list[Step] = attrs.Factory(list)
+    """The rates that the search has tried."""
+    found: tuple[Measurement, float] | None = None
+    """The highest rate that held in the search so far, and what was measured with it."""
     server_bytes: int | None = None
     """Memory that the server took for the connections."""
     server_busy: float | None = None
     """Share of a processor that the server used in `measured`."""
     interrupted: bool = False
+    only_searched: bool = False
+    """Whether it was interrupted before the measurement that follows the search."""
+
+    def interrupt(self, current: Measurement | None) -> None:
+        """The benchmark was interrupted, while `current` was measured.
+
+        Where the search for the highest rate was interrupted, the figures are those of the highest rate that held, or, when none
+        had held yet, of the rate that was being tried.
+        """
+        self.interrupted = True
+        if self.measured is None or not self.measured.seconds:
+            self.measured, self.rate = self.found or (current, None)
+            self.only_searched = self._searched
 
     @property
     def connects_per_s(self) -> float:
@@ -68,7 +84,7 @@ class Result:
         """What speaks against the figures, a sentence each."""
         said, measured = list[str](), self.measured
         if self.interrupted:
-            said.append("It was interrupted: the figures are of what had been measured by then.")
+            said.append(self._interruption())
         for reason, count in self.refused.items():
             said.append(f"{count:,} clients were not let in: {reason}.")
         if measured is None:
@@ -80,6 +96,18 @@ class Result:
         if self.settings.scenario != "idle":
             said += self._doubts(measured)
         return said
+
+    @property
+    def _searched(self) -> bool:
+        return self.settings.scenario == "fanout" and self.settings.rate is None
+
+    def _interruption(self) -> str:
+        if not self.only_searched:
+            return "It was interrupted: the figures are of what had been measured until then."
+        tried = f"The search for the highest rate was interrupted after {len(self.steps)} tries."
+        if self.found is None:
+            return f"{tried} No rate had held: the figures are of the last one."
+        return f"{tried} The figures are of the highest rate that had held: {self.found[1]:,.0f} messages/s."
 
     def _doubts(self, measured: Measurement) -> list[str]:
         said = list[str]()
@@ -93,7 +121,7 @@ class Result:
                 f"At least {measured.lateness:.0%} of the latency is the client's own: messages had arrived and waited to be "
                 f"read. More --processes (now {self.processes}) or fewer --connections tell more of the server."
             )
-        if self.settings.scenario == "fanout" and self.settings.rate is None and self.rate is None:
+        if self._searched and self.rate is None and not self.interrupted:
             said.append(
                 f"No rate held for {self.settings.duration:g} s: these figures are of the lowest that was tried. Something else "
                 "may have had the processors meanwhile."

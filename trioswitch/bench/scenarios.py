@@ -35,20 +35,21 @@ LAST_TRIES: Final = 5
 
 
 async def run(settings: Settings, show: Show) -> Result:
-    """Run a benchmark to its end, or to the first SIGINT or SIGTERM: then the result is what was measured so far.
+    """Run a benchmark to its end, or to the first SIGINT or SIGTERM: then the result is what was measured until then.
 
-    Raises BenchError when there is nothing to show.
+    Raises BenchError when nothing was measured, and KeyboardInterrupt at the second signal.
     """
     processes = settings.client_processes()
     result = Result(settings, datetime.now(UTC).isoformat(timespec="seconds"), processes)
     async with trio.open_nursery() as nursery, open_fleet(processes) as fleet:
+        session = Session(fleet, settings, result, show)
         with trio.CancelScope() as scope:
             await nursery.start(_interrupt, scope)
-            session = Session(fleet, settings, result, show)
             await session.connect()
             await {"fanout": _fan_out, "echo": _echo, "idle": _idle}[settings.scenario](session)
         nursery.cancel_scope.cancel()
-    result.interrupted = scope.cancelled_caught
+    if scope.cancelled_caught:
+        result.interrupt(session.current)
     if result.measured is None or not result.measured.seconds:
         raise BenchError("interrupted before anything was measured")
     return result
@@ -92,14 +93,15 @@ async def _search(session: Session) -> float:
     rate = max(1.0, FIRST_DELIVERIES / result.connected)
     good = bad = 0.0
     failures = 0
-    session.show.phase("searching the rate", None)
     for _ in range(STEPS):
+        session.show.phase(f"trying {rate:,.0f}/s", STEP)
         tried = await session.fan_out(rate, STEP, patience=IN_TIME, keep=False)
         in_time = _in_time(tried, result.receivers, rate)
         _note(result, tried, rate, in_time=in_time)
         await session.come_to_rest(tried)
         if in_time:
             good, failures = rate, 0
+            result.found = (tried, rate)
         else:
             failures += 1
             if failures < TRIES:

@@ -42,6 +42,8 @@ class Session:
         self._fleet = fleet
         self._name = f"bench-{token_hex(4)}"
         self._collected = 0
+        self.current: Measurement | None = None
+        """The measurement that is under way, or was last."""
 
     # --- connecting
 
@@ -82,9 +84,7 @@ class Session:
         result.connect_seconds = (max(ended) - min(began)) / 1e9
         result.refused = dict(refused)
         if not result.connected:
-            reason = refused.most_common(1)[0][0]
-            hint = " (--room names a room that clients may join, --token authenticates)" if "refused" in reason else ""
-            raise BenchError(f"no connection to {settings.target.url}: {reason}{hint}")
+            raise BenchError(f"no connection to {settings.target.url}: {refused.most_common(1)[0][0]}")
         await trio.sleep(REST)
         if before is not None:
             result.server_bytes = (self._server_memory() or 0) - before
@@ -103,7 +103,8 @@ class Session:
             url=settings.target.url,
             count=count,
             first=first,
-            room=(settings.room or self._name) + ("-{}" if settings.scenario == "echo" else ""),
+            room=settings.room or self._name,
+            room_each=settings.scenario == "echo",
             size=settings.size,
             protocol=PROTOCOLS[settings.protocol],
             compression=settings.compression,
@@ -153,7 +154,7 @@ class Session:
 
     def _begin(self, seconds: float, rate: float | None, *, keep: bool) -> Measurement:
         since = (time.monotonic_ns() // SLOT + 1) * SLOT
-        measurement = Measurement(since, since + int(seconds * 1e9))
+        measurement = self.current = Measurement(since, since + int(seconds * 1e9))
         result = self.result
         result.receivers = result.connected
         if keep:

@@ -72,7 +72,8 @@ def upgraded(head: bytes) -> str:
     if status[1] != b"101":
         text = body.split(b"\n", 1)[0].strip()[:200]
         said = text if text and not text.startswith(b"<") else status[-1]
-        return f"it answered {status[1].decode('latin-1')} ({said.decode('utf-8', 'replace')})"
+        hint = "; --token authenticates the clients" if status[1] in (b"401", b"403") else ""
+        return f"it answered {status[1].decode('latin-1')} ({said.decode('utf-8', 'replace')}){hint}"
     return "" if _ACCEPT in line else "its answer to the WebSocket handshake is wrong"
 
 

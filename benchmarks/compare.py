@@ -20,9 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import report
-from measure import Failed, run
+from load_client import build_load_client
+from measure import run
+from processes import Failed
 from scenarios import SCENARIOS, Row, Scenario
-from servers import HERE, SERVERS, build_load_client
+from servers import HERE, SERVERS
 
 from trioswitch.bench.host import machine
 

@@ -4,7 +4,6 @@ import json
 import os
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 from importlib import metadata
@@ -147,18 +146,3 @@ SERVERS = {
         ),
     )
 }
-
-
-def build_load_client(peers: Path) -> Path:
-    """Compile `wsload`, if it is older than its sources. Exits with a sentence where there is no compiler."""
-    sources = sorted((HERE / "load").iterdir())
-    program = peers / "wsload"
-    if program.exists() and program.stat().st_mtime > max(source.stat().st_mtime for source in sources):
-        return program
-    compiler = shutil.which("gcc") or shutil.which("cc")
-    if compiler is None:
-        sys.exit("compare: the load client is written in C, and there is no C compiler: install gcc")
-    files = [str(source) for source in sources if source.suffix == ".c"]
-    peers.mkdir(parents=True, exist_ok=True)
-    subprocess.run([compiler, "-O2", "-Wall", "-Wextra", "-Werror", "-o", str(program), *files, "-lm"], check=True)
-    return program

@@ -12,7 +12,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-options opt = {.port = 8765, .conns = 100, .size = 64, .opcode = TEXT, .path = "/", .marker = "ts="};
+options opt = {.port = 8765, .conns = 100, .size = 64, .opcode = TEXT, .path = "/", .marker = "ts=", .groups = 1};
 counters seen;
 static int epoll;
 static size_t marker_len;
@@ -50,7 +50,8 @@ static uint32_t room_of(conn *c) {
     uint32_t joined = opt.rooms > (int)c->index ? (opt.rooms - 1 - c->index) / opt.conns + 1 : 1;
     return c->index + opt.conns * (c->turn++ % joined);
 }
-/* %TS% = CLOCK_MONOTONIC in ns, 20 digits; %PAD% = filling; %I% = the connection's number; %R% = the number of a room */
+/* %TS% = CLOCK_MONOTONIC in ns, 20 digits; %PAD% = filling; %I% = the connection's number; %R% = the number of a room;
+ * %G% = the connection's number modulo the number of groups */
 size_t render(char *out, text template, conn *c) {
     char *at = out;
     const char *t = template.bytes, *end = t + template.len;
@@ -59,6 +60,7 @@ size_t render(char *out, text template, conn *c) {
         else if (!strncmp(t, "%TS%", 4)) { at += sprintf(at, "%020llu", (unsigned long long)now()); t += 4; }
         else if (!strncmp(t, "%PAD%", 5)) { memset(at, 'x', opt.size); at += opt.size; t += 5; }
         else if (!strncmp(t, "%I%", 3)) { at += sprintf(at, "%u", c->index); t += 3; }
+        else if (!strncmp(t, "%G%", 3)) { at += sprintf(at, "%u", c->index % opt.groups); t += 3; }
         else if (!strncmp(t, "%R%", 3)) { at += sprintf(at, "%u", room_of(c)); t += 3; }
         else *at++ = *t++;
     }
@@ -169,8 +171,9 @@ static void handshake(conn *c) {
 static void arrived(conn *c, uint64_t stamp, uint64_t t) {
     if (stamp < seen.since) return;
     seen.messages++;
+    c->last = t;
     latency_add(&seen.ages, stamp <= t ? t - stamp : 0);
-    if (seen.echoing) send_message(c);
+    if (seen.echoing && c->index < (uint32_t)opt.active) send_message(c);
 }
 /* memmem by way of memchr for the marker's last byte ("="), which is seldom: four times as fast on filling. */
 static const char *find_marker(const char *at, const char *end) {

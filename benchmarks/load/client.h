@@ -13,6 +13,7 @@ typedef struct {
     uint32_t index;
     uint16_t close_code;
     uint32_t turn; /* of its rooms, which one its next message goes to */
+    uint64_t last; /* when the last stamp arrived, ns */
     uint8_t state, opcode, header_len, carry_len, header[14], visitor;
     uint8_t cut; /* the socket took a part of a frame only: nothing else may be sent before the rest */
     uint8_t owes_pong, pong_len;
@@ -29,7 +30,7 @@ typedef struct {
 
 /* What to do; filled in by main. */
 typedef struct {
-    int port, conns, size, stalled_percent, rooms, active, opcode;
+    int port, conns, size, stalled_percent, rooms, groups, active, opcode;
     const char *path, *publisher_path, *subprotocol, *marker;
     text join, message;
 } options;

@@ -5,18 +5,18 @@
  *
  * Modes
  *   idle      connect, send the join text, stay for -d seconds (answers pings), report how many are still open
- *   echo      the first -A connections (all) keep one message (-t) in flight and send the next when their own comes back
+ *   echo      the first -A connections (all) keep one message (-t) in flight and send the next when a stamp comes back to them
  *   fixed     connection 0 publishes -t at -r messages/s for -d seconds; all others receive
  *   ramp      as fixed, -T seconds (2) a step, -N steps (60) at most: the rate is doubled from -r until p99 > -L ms or
  *             something is missing, twice; then it is narrowed down between the last that was good and the first that was
- *             not, to 5 %
+ *             not, to -E percent (5)
  *   connects  as fixed, and meanwhile visitors come, are let in, and go: how many a second
  *
  * Options
  *   -P path  -Q path of the publisher  -S WebSocket subprotocol  -b send binary frames
  *   -j join text  -t text  -k marker that precedes the time stamp in what comes back ("ts=")
  *      in texts: %TS% = CLOCK_MONOTONIC in ns, %PAD% = -s bytes of filling, %I% = the connection's number, \xNN = a byte;
- *      %R% = a room's number: with -R ROOMS connection i joins i, i + CONNS, i + 2 CONNS ..., and sends to them in turn
+ *      %G% = the connection's number modulo -G (1); %R% = a room's number: with -R ROOMS connection i joins i, i + CONNS, i + 2 CONNS ..., and sends to them in turn
  *   -z percent of the receivers that join and then never read (slow consumers; they are not counted)
  *   -w seconds of rest after the connects  -L ms  -d seconds  -r rate  -s bytes
  *
@@ -33,14 +33,15 @@
 #include <unistd.h>
 
 enum { UNDER_WAY = 256, VISITORS = 64, TRIES = 2 };
-static const double MIN_ARRIVED = 0.99, MIN_SENT = 0.95, CLOSE_ENOUGH = 1.05;
+static const double MIN_ARRIVED = 0.99, MIN_SENT = 0.95;
 
-static double seconds = 5, rest = 1, limit_ms = 100, rate0 = 100, step_seconds = 2;
+static double seconds = 5, rest = 1, limit_ms = 100, rate0 = 100, step_seconds = 2, exact_percent = 5;
 static int steps = 60;
 static const char *mode = "idle";
 static conn *all, visitors[VISITORS];
 static uint32_t visited;
 static double cpu_at;
+static uint64_t in_time; /* messages that had arrived when the last one was sent */
 
 /* --- the client's own cost: when it is a whole core, the client was measured, and not the server */
 
@@ -88,6 +89,7 @@ static uint64_t publish(double rate, double s, uint64_t receivers, int with_visi
         pump(rate <= 2000 ? 500 : 50);
         if (with_visitors) let_visitors_in();
     }
+    in_time = seen.messages;
     while (done < have && all[0].state == OPEN && now() < stop + 5000000000ull) {
         ssize_t n = send(all[0].fd, out + done, have - done, MSG_NOSIGNAL);
         if (n > 0) done += n;
@@ -137,11 +139,17 @@ static void ramp(uint64_t receivers) {
             fails = 0;
         }
         if (!bad) rate *= 2;
-        else if (good && bad / good <= CLOSE_ENOUGH) break;
+        else if (good && bad / good <= 1 + exact_percent / 100) break;
         else rate = good ? sqrt(good * bad) : bad / 2;
     }
     printf(",\"measurement\":%d,\"dead\":%d,\"max_rate\":%.1f,\"messages_per_s\":%.0f,\"p50_ms\":%.3f,\"p99_ms\":%.3f,\"client_busy\":%.2f}\n", best, seen.dead,
            good, delivered, p50, p99, busy);
+}
+/* Connections that should be echoing and got nothing for a second: the server has refused or lost their message. */
+static int stuck(void) {
+    int count = 0;
+    for (int i = 0; i < opt.active && seen.echoing; i++) count += all[i].last + 1000000000ull < now();
+    return count;
 }
 static void measure(uint64_t receivers) {
     uint64_t sent = 0;
@@ -154,13 +162,14 @@ static void measure(uint64_t receivers) {
             for (int i = 0; i < opt.active; i++) if (all[i].state == OPEN) send_message(&all[i]);
         }
         pump_for(seconds);
+        in_time = seen.messages;
     }
     double busy = client_busy();
     end(0);
-    printf(",\"measurement\":0,\"dead\":%d,\"rejects\":%lu,\"closes\":%lu,\"sent\":%lu,\"arrived\":%.4f,\"messages_per_s\":%.0f,\"frames_per_s\":%.0f,"
+    printf(",\"measurement\":0,\"dead\":%d,\"stuck\":%d,\"rejects\":%lu,\"closes\":%lu,\"sent\":%lu,\"arrived\":%.4f,\"messages_per_s\":%.0f,\"frames_per_s\":%.0f,"
            "\"mb_per_s\":%.2f,\"visits_per_s\":%.0f,\"p50_ms\":%.3f,\"p99_ms\":%.3f,\"p999_ms\":%.3f,\"max_ms\":%.3f,\"client_busy\":%.2f}\n",
-           seen.dead, (unsigned long)seen.rejects, (unsigned long)seen.closes, (unsigned long)sent, publishes ? share(sent, receivers) : 1,
-           seen.messages / seconds, seen.frames / seconds, seen.bytes / seconds / 1e6, seen.visits / seconds,
+           seen.dead, stuck(), (unsigned long)seen.rejects, (unsigned long)seen.closes, (unsigned long)sent, publishes ? share(sent, receivers) : 1,
+           in_time / seconds, seen.frames / seconds, seen.bytes / seconds / 1e6, seen.visits / seconds,
            latency_percentile(&seen.ages, .5), latency_percentile(&seen.ages, .99), latency_percentile(&seen.ages, .999),
            seen.ages.slowest / 1e6, busy);
 }
@@ -168,7 +177,7 @@ static void measure(uint64_t receivers) {
 int main(int argc, char **argv) {
     int option;
     opt.message = unescape("ts=%TS% %PAD%");
-    while ((option = getopt(argc, argv, "p:P:Q:S:bn:j:t:k:m:d:s:w:r:L:z:R:A:T:N:")) != -1) switch (option) {
+    while ((option = getopt(argc, argv, "p:P:Q:S:bn:j:t:k:m:d:s:w:r:L:z:R:G:A:T:N:E:")) != -1) switch (option) {
         case 'p': opt.port = atoi(optarg); break;
         case 'P': opt.path = optarg; break;
         case 'Q': opt.publisher_path = optarg; break;
@@ -186,8 +195,10 @@ int main(int argc, char **argv) {
         case 'L': limit_ms = atof(optarg); break;
         case 'z': opt.stalled_percent = atoi(optarg); break;
         case 'R': opt.rooms = atoi(optarg); break;
+        case 'G': opt.groups = atoi(optarg); break;
         case 'A': opt.active = atoi(optarg); break;
         case 'T': step_seconds = atof(optarg); break;
+        case 'E': exact_percent = atof(optarg); break;
         case 'N': steps = atoi(optarg); break;
         default: return 2;
     }
@@ -195,6 +206,7 @@ int main(int argc, char **argv) {
     getrlimit(RLIMIT_NOFILE, &files);
     files.rlim_cur = files.rlim_max;
     setrlimit(RLIMIT_NOFILE, &files);
+    if (opt.groups < 1) opt.groups = 1;
     if (!opt.active || opt.active > opt.conns) opt.active = opt.conns;
     all = calloc(opt.conns, sizeof *all);
     clients_start();

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -280,6 +281,26 @@ def test_the_page_has_a_place_for_each_table() -> None:
     for name in scenarios:
         assert f"<!-- {name} -->" in page
         assert f"<!-- /{name} -->" in page
+
+
+def test_two_revisions_are_compared(tmp_path: Path) -> None:
+    checkout = tmp_path / "checkout"
+    (checkout / ".venv" / "bin").mkdir(parents=True)
+    python = checkout / ".venv" / "bin" / "python"
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    (checkout / "trioswitch").symlink_to(BENCHMARKS.parent / "trioswitch")
+    done = run(sys.executable, BENCHMARKS / "compare_revisions.py", checkout, checkout, "--quick", "--runs", 1)
+    assert done.returncode == 0, done.stderr
+    each, _, medians = done.stdout.partition("\nmedian of the ratios")
+    for scenario in ("fan500", "echo", "idle", "durable"):
+        assert re.search(
+            rf"^{scenario} +1/1 +base +[1-9][0-9.,]* +new +[1-9][0-9.,]* .* ratio [0-9.]+$", each, re.MULTILINE
+        )
+        assert re.search(rf"^  {scenario} +[0-9.]+ ", medians, re.MULTILINE)
+    refused = run(sys.executable, BENCHMARKS / "compare_revisions.py", checkout, tmp_path)
+    assert refused.returncode == 2
+    assert f"{tmp_path} is not a checkout of trioswitch" in refused.stderr
 
 
 def test_micro_benchmarks(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """Compares two revisions of trioswitch: the servers of two checkouts, measured in turn by the same load client.
 
-    .venv/bin/python benchmarks/compare_revisions.py BASE_DIR NEW_DIR [--scenarios fan500,echo,idle,durable] [--runs 7]
+    .venv/bin/python benchmarks/compare_revisions.py BASE_DIR NEW_DIR [--scenarios fan500,echo] [--runs 7]
 
 Each checkout needs its own virtual environment (`sh .ci/setup`). The load client always comes from the checkout of this file.
 A run starts `python -m trioswitch serve` of one checkout on one core and the load client on another, and ends the server again.
@@ -9,18 +9,21 @@ The runs alternate (base, new, base, new ...), so that whatever else slows the m
     fan500    deliveries/s: one publisher, 500 receivers in one room, at the highest rate with a p99 of 100 ms at most
     echo      messages/s: 100 connections, each with one message in flight in a room of its own
     idle      KB of memory per connection: 4,000 connections that have joined one room
+    keyed     publishes/s: 100 publishers with idempotency keys, each of which waits for its acknowledgement
     durable   stored publishes/s: 200 publishers in 20 rooms, each of which waits for its acknowledgement
 
 The ratio of two runs is above 1 when the new revision is better, in every scenario: new/base, and base/new for memory.
 
 Timing is noisy on a machine that does something else at the same time. `--instructions` counts the server's instructions with
 valgrind's callgrind instead, for each message: slow, but nearly the same in every run. One or two runs are enough.
+`instructions.py` counts what server and clients of one process execute; this counts the server alone, as a user starts it.
 """
 
 import argparse
 import re
 import shutil
 import statistics
+import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -33,11 +36,13 @@ from processes import Failed, cores, free_port, running
 CHAT = '{"type":"chat_message","room":"%s","content":"ts=%%TS%% %%PAD%%"}'
 JOIN = '{"type":"join_room","room":"%s"}'
 FANOUT, ECHO = "bench", "echo-%I%"
-STORED = "stored-%G%"
-PUBLISH = f'{{"type":"message","room":"{STORED}","data":"%PAD%","exclude_self":true,"id":"ts=%TS%"}}'
+STORED, KEYED = "stored-%G%", "keyed-%I%"
+PUBLISH = '{"type":"message","room":"%s","data":"%%PAD%%","exclude_self":true,"id":"ts=%%TS%%"%s}'
 """The acknowledgement repeats the `id`, so the load client finds its time stamp there, and nowhere else."""
 CALLGRIND_START, CALLGRIND_STOP = 180.0, 180.0
 """Seconds that a server under callgrind may take to start and to end."""
+SECONDS, QUICK_SECONDS = 6, 1
+"""How long the load lasts whose instructions are counted."""
 
 
 @attrs.frozen
@@ -48,7 +53,7 @@ class Scenario:
     quick: str
     """The same with few connections and for a short time."""
     counted: str
-    """The same for `--instructions`: a loop that the server's answers drive, so each message takes the same path. Empty: none."""
+    """The same for `--instructions`: a message is sent when the last one is back, so all take the same path. Empty: none."""
     join: str
     message: str
     unit: str
@@ -58,11 +63,9 @@ class Scenario:
     stored: bool = False
 
     def server_options(self, folder: Path) -> list[str]:
-        return (
-            ["--room", "*:history=stored,announce=no", "--store", f"sqlite:{folder / 'messages.db'}"]
-            if self.stored
-            else []
-        )
+        if not self.stored:
+            return []
+        return ["--room", "*:history=stored,announce=no", "--store", f"sqlite:{folder / 'messages.db'}"]
 
     def ratio(self, base: float, new: float) -> float:
         return base / new if self.less_is_better else new / base
@@ -70,20 +73,24 @@ class Scenario:
 
 SCENARIOS = {
     "fan500": Scenario(
-        "-m ramp -n 500 -r 8000 -T 0.5 -E 1 -w 1.5", "-m ramp -n 20 -r 500 -T 0.2 -N 3 -w 0.2", "-m echo -n 200 -A 1 -w 1",
+        "-m ramp -n 500 -r 8000 -T 0.5 -E 1 -w 1.5", "-m ramp -n 20 -r 500 -T 0.2 -N 3 -w 0.2", "-m echo -n 200 -A 1 -w 2",
         JOIN % FANOUT, CHAT % FANOUT, "deliveries/s",
     ),
     "echo": Scenario(
-        "-m echo -n 100 -d 3", "-m echo -n 10 -d 0.5 -w 0.2", "-m echo -n 20 -w 1",
+        "-m echo -n 100 -d 3", "-m echo -n 10 -d 0.5 -w 0.2", "-m echo -n 20 -w 2",
         JOIN % ECHO, CHAT % ECHO, "messages/s",
     ),
     "idle": Scenario(
         "-m idle -n 4000 -d 1 -w 1", "-m idle -n 100 -d 0.5 -w 0.3", "",
         JOIN % FANOUT, CHAT % FANOUT, "KB per connection", "bytes_per_connection", 1e-3, less_is_better=True,
     ),
+    "keyed": Scenario(
+        "-m echo -n 100 -d 3", "-m echo -n 10 -d 0.5 -w 0.2", "-m echo -n 20 -w 2",
+        JOIN % KEYED, PUBLISH % (KEYED, ',"idempotency_key":"%TS%"'), "publishes/s",
+    ),
     "durable": Scenario(
-        "-m echo -n 200 -G 20 -d 3", "-m echo -n 20 -G 4 -d 0.5 -w 0.2", "-m echo -n 20 -G 2 -w 1",
-        JOIN % STORED, PUBLISH, "stored publishes/s", stored=True,
+        "-m echo -n 200 -G 20 -d 3", "-m echo -n 20 -G 4 -d 0.5 -w 0.2", "-m echo -n 20 -G 2 -w 2",
+        JOIN % STORED, PUBLISH % (STORED, ""), "stored publishes/s", stored=True,
     ),
 }  # fmt: skip
 
@@ -237,29 +244,33 @@ class _Measurement:
     # --- counting instructions
 
     def _counted(self, checkout: Checkout, folder: Path) -> float:
-        """Instructions for each message: the difference of two runs that differ only in how long the load lasts."""
-        short, long = (self._collected(checkout, folder / seconds, seconds) for seconds in ("2", "8"))
-        instructions, messages = long[0] - short[0], long[1] - short[1]
-        if messages <= 0:
-            raise Failed(f"{checkout.label}: no message arrived under callgrind")
-        return instructions / messages
-
-    def _collected(self, checkout: Checkout, folder: Path, seconds: str) -> tuple[int, int]:
-        """How many instructions the server executed from its start to its end, and how many messages the load client got."""
-        folder.mkdir()
+        """Instructions that the server executes for each message, from the rest after the connects to the end of the load."""
         port, log, server_core = free_port(), folder / "server.log", cores()[0]
-        callgrind = ["valgrind", "--tool=callgrind", f"--callgrind-out-file={folder / 'callgrind.out'}"]
+        callgrind = [
+            "valgrind",
+            "--tool=callgrind",
+            "--instr-atstart=no",
+            f"--callgrind-out-file={folder / 'callgrind.out'}",
+        ]
         command = [*server_core, *callgrind, *self._serve(checkout, port, folder)]
         with running(
             command, port, log, environment={"PYTHONHASHSEED": "0"}, cwd=checkout.folder,
             start=CALLGRIND_START, stop=CALLGRIND_STOP,
         ) as server:  # fmt: skip
+            counting = {"@connected": "on", "@end 0": "off"}
+
+            def switch(mark: str) -> None:
+                if mark in counting:
+                    command = ["callgrind_control", "-i", counting[mark], str(server.pid)]
+                    subprocess.run(command, check=True, capture_output=True)
+
+            seconds = QUICK_SECONDS if self._quick else SECONDS
             load = self._load(port, f"{self._scenario.counted} -d {seconds}")
-            result = run_load_client(load, server.pid, watch_memory=False)
+            result = run_load_client(load, server.pid, watch_memory=False, on_mark=switch)
         found = re.search(r"Collected : (\d+)", log.read_text(errors="replace"))
-        if found is None:
-            raise Failed(f"{checkout.label}: callgrind has counted nothing")
-        return int(found[1]), round(result["messages_per_s"] * float(seconds))
+        if found is None or not result["messages_per_s"]:
+            raise Failed(f"{checkout.label}: no message arrived, or callgrind has counted nothing")
+        return int(found[1]) / (result["messages_per_s"] * seconds)
 
 
 if __name__ == "__main__":

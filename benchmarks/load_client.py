@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +36,15 @@ def build_load_client(folder: Path) -> Path:
     return program
 
 
-def run_load_client(command: list[str], server: int, *, watch_memory: bool) -> dict[str, Any]:
+def run_load_client(
+    command: list[str], server: int, *, watch_memory: bool, on_mark: Callable[[str], None] | None = None
+) -> dict[str, Any]:
     """Run `wsload`, and add to its figures what the process `server` used meanwhile. Raises Failed.
 
     `server_busy` is the share of a core between the begin and the end of the measurement, and `cpu_us` the microseconds of a core
     for each message. With `watch_memory`, `memory_mib` is the highest sample, and `bytes_per_connection` what was added to the
-    memory that the server held before the first connection.
+    memory that the server held before the first connection. `on_mark` is called in a thread with each mark of `wsload`
+    (`@connected`, `@begin 0`, `@end 0`) when it is read.
     """
     before = memory(server)
     client = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -52,6 +56,8 @@ def run_load_client(command: list[str], server: int, *, watch_memory: bool) -> d
         for line in client.stderr:
             if line.startswith("@"):
                 marks[line.strip()] = (time.monotonic(), processor_seconds(server))
+                if on_mark is not None:
+                    on_mark(line.strip())
             else:
                 said.append(line)
 

@@ -22,7 +22,8 @@
  *
  * A message counts when its marker arrives, whether frames are batched or not, and its age is its latency. When the
  * publisher's socket is full it waits, so a server that pushes back is not overrun. Compression is not offered.
- * On stderr, `@begin N` and `@end N` stand for the begin and end of a measurement; "measurement" in the result is its N.
+ * On stderr, `@connected` stands before the rest, and `@begin N` and `@end N` around a measurement; "measurement" in the result
+ * is its N.
  */
 #define _GNU_SOURCE
 #include "client.h"
@@ -118,6 +119,7 @@ static void connect_all(void) {
     double took = (now() - start) / 1e9;
     fprintf(stderr, "open %d, dead %d, rejected %lu, in %.2f s\n", seen.opened, seen.dead, (unsigned long)seen.rejects, took);
     printf("{\"conns\":%d,\"connect_per_s\":%.0f", seen.opened, opt.conns / took);
+    fprintf(stderr, "@connected\n");
     pump_for(rest);
 }
 static void ramp(uint64_t receivers) {

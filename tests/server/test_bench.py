@@ -41,13 +41,13 @@ def port() -> Iterator[int]:
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "trioswitch", "serve", "--port", str(port), "--log-level", "warning"]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as server:
-        report_loss = time.monotonic() + 20
+        give_up = time.monotonic() + 20
         while True:
             try:
                 socket.create_connection(("127.0.0.1", port), 1).close()
                 break
             except OSError:
-                assert time.monotonic() < report_loss
+                assert time.monotonic() < give_up
                 time.sleep(0.05)
         yield port
         server.terminate()
@@ -117,9 +117,9 @@ def test_an_interrupt_shows_what_was_measured_so_far(port: int, tmp_path: Path) 
         [*BENCH, "echo", url, "--connections", "2", "--duration", "60", "--json", str(tmp_path / "results.json")],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     ) as running:  # fmt: skip
-        report_loss = time.monotonic() + 20
+        give_up = time.monotonic() + 20
         while connections(port) < 2:
-            assert time.monotonic() < report_loss
+            assert time.monotonic() < give_up
             time.sleep(0.1)
         time.sleep(2)  # it rests for half a second, and then measures a minute
         running.send_signal(signal.SIGINT)
@@ -293,7 +293,7 @@ def test_two_revisions_are_compared(tmp_path: Path) -> None:
     done = run(sys.executable, BENCHMARKS / "compare_revisions.py", checkout, checkout, "--quick", "--runs", 1)
     assert done.returncode == 0, done.stderr
     each, _, medians = done.stdout.partition("\nmedian of the ratios")
-    for scenario in ("fan500", "echo", "idle", "durable"):
+    for scenario in ("fan500", "echo", "idle", "keyed", "durable"):
         assert re.search(
             rf"^{scenario} +1/1 +base +[1-9][0-9.,]* +new +[1-9][0-9.,]* .* ratio [0-9.]+$", each, re.MULTILINE
         )
@@ -301,6 +301,10 @@ def test_two_revisions_are_compared(tmp_path: Path) -> None:
     refused = run(sys.executable, BENCHMARKS / "compare_revisions.py", checkout, tmp_path)
     assert refused.returncode == 2
     assert f"{tmp_path} is not a checkout of trioswitch" in refused.stderr
+    compare = (sys.executable, BENCHMARKS / "compare_revisions.py", checkout, checkout)
+    refused = run(*compare, "--instructions", "--scenarios", "idle")
+    assert refused.returncode == 2
+    assert "--instructions cannot be used with the scenario idle" in refused.stderr
 
 
 def test_micro_benchmarks(tmp_path: Path) -> None:

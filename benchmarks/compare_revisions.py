@@ -16,7 +16,7 @@ The ratio of two runs is above 1 when the new revision is better, in every scena
 
 Timing is noisy on a machine that does something else at the same time. `--instructions` counts the server's instructions with
 valgrind's callgrind instead, for each message: slow, but nearly the same in every run. One or two runs are enough.
-`instructions.py` counts what server and clients of one process execute; this counts the server alone, as a user starts it.
+It counts the server alone, as a user starts it.
 """
 
 import argparse

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 import trio
-from pty_support import CTRL_C, CTRL_D, LEFT, UP, Terminal, in_terminal
+from pty_support import CTRL_C, CTRL_D, CTRL_Z, LEFT, UP, Terminal, in_terminal
 from support import listening
 
 import trioswitch
@@ -18,6 +18,23 @@ CONNECT = ("-X", "dev", "-m", "trioswitch", "connect")
 WITHOUT_PROMPT_TOOLKIT = (
     "import sys; sys.modules['prompt_toolkit'] = None; from trioswitch.cli.main import main; main()"
 )
+JOB_CONTROL = """\
+import os, signal, subprocess, sys
+
+signal.signal(signal.SIGTTOU, signal.SIG_IGN)
+job = subprocess.Popen([sys.executable, *sys.argv[1:]], process_group=0, restore_signals=True,
+                       preexec_fn=lambda: signal.signal(signal.SIGTTOU, signal.SIG_DFL))
+os.tcsetpgrp(0, job.pid)
+_, status = os.waitpid(job.pid, os.WUNTRACED)
+assert os.WIFSTOPPED(status), status
+os.tcsetpgrp(0, os.getpgrp())
+print("suspended", flush=True)
+assert input() == "fg"
+os.tcsetpgrp(0, job.pid)
+os.killpg(job.pid, signal.SIGCONT)
+sys.exit(job.wait())
+"""
+"""The job control of a shell, for one job: it says when the job is suspended, and continues it when `fg` is entered."""
 TIME = re.compile(r"^\d\d:\d\d ")
 
 
@@ -188,6 +205,26 @@ async def test_a_closed_terminal_ends_it() -> None:
             assert await terminal.process.wait() in (0, -signal.SIGHUP)
             while switch.connections():
                 await trio.sleep(0.01)
+
+
+async def test_ctrl_z_suspends_it_and_fg_continues() -> None:
+    """A shell with job control starts it: without one, the kernel ignores the request to suspend."""
+    async with listening() as (_switch, server):
+        program = (*CONNECT, server.urls[0], "--room", "r", "--user", "ann")
+        async with in_terminal("-c", JOB_CONTROL, *program) as terminal:
+            before = terminal.settings
+            await terminal.last_line("r>")
+            terminal.type("dra")
+            await terminal.last_line("r> dra")
+            terminal.type(CTRL_Z)
+            await terminal.wait(lambda lines: "suspended" in " ".join(lines))
+            assert terminal.settings == before
+            terminal.type("fg\n")
+            await terminal.last_line("r> dra")
+            terminal.type("ft")
+            await terminal.last_line("r> draft")
+            terminal.type(CTRL_C)
+            assert await terminal.end() == 0
 
 
 # --- terminals without a prompt

@@ -8,7 +8,10 @@ The editor stays active when a line is entered: it takes the line away, and the 
 """
 
 import asyncio
+import os
+import signal
 import sys
+import termios
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -16,6 +19,7 @@ from typing import Final
 
 import trio
 from prompt_toolkit import PromptSession
+from prompt_toolkit.application import in_terminal
 from prompt_toolkit.enums import DEFAULT_BUFFER
 from prompt_toolkit.filters import has_focus
 from prompt_toolkit.history import InMemoryHistory
@@ -55,13 +59,13 @@ class PromptConsole:
         self._on_interrupt = on_interrupt
         self._trio = trio.lowlevel.current_trio_token()
         self._entered, self._lines = trio.open_memory_channel[str](MAX_PENDING)
+        self._modes = termios.tcgetattr(sys.stdin)  # before the editor changes them
         output = Vt100_Output.from_pty(sys.stdout, term=term)
         output.enable_cpr = False  # the editor needs no cursor position, and some terminals do not report it
         self._session: PromptSession[str] = PromptSession(
             lambda: self._prompt,
             history=InMemoryHistory(),
             key_bindings=self._key_bindings(),
-            enable_suspend=True,
             erase_when_done=True,
             input=create_input(sys.stdin),
             output=output,
@@ -110,6 +114,18 @@ class PromptConsole:
             self._entered.send_nowait(line)
         except trio.WouldBlock:
             self.show(f"! {MAX_PENDING} lines are pending; this one was not executed: {line!r}")
+
+    def _suspend(self, continued: asyncio.Event) -> None:
+        """Suspend the process group, and set the event when it continues.
+
+        The main thread takes the signal before `kill` returns. In the editor's thread, `kill` might return before the process is
+        suspended: the terminal would be in raw mode again by then.
+        """
+        with self._lock:
+            if self._loop is not None:
+                termios.tcsetattr(sys.stdin, termios.TCSANOW, self._modes)
+                os.kill(0, signal.SIGTSTP)
+                self._loop.call_soon_threadsafe(continued.set)
 
     # --- called in the editor's thread
 
@@ -164,7 +180,17 @@ class PromptConsole:
             for line in text.split("\n"):  # several, if they were pasted
                 self._trio.run_sync_soon(self._enter, line)
 
+        @bindings.add("c-z", filter=has_focus(DEFAULT_BUFFER))
+        def suspend(event: KeyPressEvent) -> None:
+            event.app.create_background_task(self._suspend_in_terminal())
+
         return bindings
+
+    async def _suspend_in_terminal(self) -> None:
+        async with in_terminal():  # it takes the prompt away, and sets the editor's modes again in the end
+            continued = asyncio.Event()
+            self._trio.run_sync_soon(self._suspend, continued)
+            await continued.wait()
 
     # --- called in either thread, with the lock
 

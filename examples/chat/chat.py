@@ -21,6 +21,14 @@ log = logging.getLogger("chat")
 POLICIES = (trioswitch.RoomPolicy(pattern="*", history=trioswitch.HistoryStorage.STORED, history_size=1000),)
 """Every room keeps its last 1,000 messages. The inbox for direct messages needs no policy: it is always there."""
 
+HERE = Path(__file__).parent
+PAGES = {
+    "/": Page.file(HERE / "page.html"),
+    "/chat.css": Page.file(HERE / "chat.css"),
+    "/chat.js": Page.file(HERE / "chat.js"),
+}
+"""The page and its files. It imports `trioswitch.js`, which the server has by itself."""
+
 
 async def let_in(request: trioswitch.ConnectRequest) -> trioswitch.Identity:
     """Believe the `?name=` that a client gives. An application with accounts would look at a cookie or a token here."""
@@ -53,7 +61,6 @@ async def roll(connection: trioswitch.Connection, message: dict[str, Any]) -> No
 
 async def main(host: str, port: int, store_url: str) -> None:
     """Serve the chat until Ctrl-C."""
-    page = Page(Path(__file__).with_name("page.html").read_bytes())
     options = trioswitch.Options(policies=POLICIES)
     async with (
         trioswitch.open_store(store_url) as store,
@@ -65,7 +72,7 @@ async def main(host: str, port: int, store_url: str) -> None:
             switch,
             host=host,
             port=port,
-            pages={"/": page},
+            pages=PAGES,
             drain_timeout=5,
             on_listening=lambda server: print(f"The chat is at {server.page_urls[0]} (Ctrl-C ends it)", flush=True),
         )

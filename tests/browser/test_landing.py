@@ -35,14 +35,17 @@ async def test_a_visitor_joins_a_room_talks_and_leaves(browser: Browser) -> None
 
 
 async def test_what_the_server_refuses_is_shown(browser: Browser) -> None:
-    async with run_landing() as (_switch, url):
+    async with run_landing() as (switch, url):
         page = await browser.open(url)
         await join(page, "ada")
-        await page.evaluate("link.send({ type: 'chat_message', room: 'elsewhere', content: 'Hello?' })")
-        await page.wait_for_text("#problem", "join 'elsewhere' before you publish to it")
+        (connection,) = switch.connections()
+        switch.leave(connection, "lobby")
+        await page.fill("#text", "Hello?")
+        await page.press("Enter")
+        await page.wait_for_text("#problem", "join 'lobby' before you publish to it")
 
 
-async def test_a_visitor_comes_back_to_the_room_but_not_after_a_kick(browser: Browser) -> None:
+async def test_a_visitor_is_in_the_room_again_after_a_reconnect_but_not_after_a_kick(browser: Browser) -> None:
     async with run_landing() as (switch, url), lay_cable(url) as cable:
         page = await browser.open(cable.url)
         await join(page, "ada")
@@ -55,7 +58,7 @@ async def test_a_visitor_comes_back_to_the_room_but_not_after_a_kick(browser: Br
 
         (connection,) = switch.connections()
         switch.kick(connection, "that was rude")
-        await page.wait_for_text("#problem", "that was rude (4502). This page does not come back by itself.")
+        await page.wait_for_text("#problem", "that was rude (4502). This page does not reconnect by itself.")
         assert await page.text("#state") == "closed"
         await page.click("#connect")
         await page.wait_for_text("#online", "1 online")
@@ -67,6 +70,7 @@ async def test_it_fits_on_a_phone_and_follows_the_colour_scheme(browser: Browser
         await join(page, "ada")
         await page.look(width=360, height=740)
         assert await page.evaluate("document.documentElement.scrollWidth") == 360
+        assert await page.small_targets() == []
         light = await page.screenshot()
         await page.look(width=360, height=740, dark=True)
         assert await page.screenshot() != light

@@ -144,6 +144,15 @@ class Page:
             "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600
         )
 
+    async def small_targets(self) -> list[str]:
+        """The visible buttons and fields that are less than 44 px wide or high: too small for a finger."""
+        small = await self.evaluate("""[...document.querySelectorAll("button, input, textarea")]
+            .filter((element) => element.checkVisibility())
+            .map((element) => [element, element.getBoundingClientRect()])
+            .filter(([, { width, height }]) => Math.round(width) < 44 || Math.round(height) < 44)
+            .map(([element, { width, height }]) => `${element.outerHTML}: ${width} x ${height}`)""")
+        return list(small)
+
     async def screenshot(self) -> bytes:
         """The page as it looks now, as PNG."""
         answer = await self.command("Page.captureScreenshot", format="png")

@@ -16,7 +16,7 @@ import trio
 from chromium import PATIENCE
 
 import trioswitch
-from trioswitch.web import Page, Pages, landing_page
+from trioswitch.web import Pages, landing_page
 
 HOST = "127.0.0.1"
 CHAT = Path(__file__).parents[2] / "examples" / "chat"
@@ -65,11 +65,10 @@ async def run_chat(options: trioswitch.Options | None = None) -> AsyncIterator[t
     chat = runpy.run_path(str(CHAT / "chat.py"))
     options = options or trioswitch.Options()
     options = attrs.evolve(options, policies=(*options.policies, *chat["POLICIES"]))
-    pages = {"/": Page((CHAT / "page.html").read_bytes())}
     async with (
         trioswitch.open_store("memory") as store,
         trioswitch.open_switch(options, store=store, handlers=chat["handlers"], on_connect=chat["let_in"]) as switch,
-        _serve(switch, pages) as url,
+        _serve(switch, chat["PAGES"]) as url,
     ):
         yield switch, url
 

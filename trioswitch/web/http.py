@@ -1,51 +1,38 @@
 """One HTTP request, answered by h11; then the connection is closed."""
 
 import http
-from collections.abc import Callable, Mapping
 from email.utils import formatdate
 
-import attrs
 import h11
 
 from .._util.checks import check_text
 from ..transport.streams import ByteStream
 from ..version import __version__
 from ..wire.handshake import MAX_HEAD
+from .page import Page, Pages
+from .pages import browser_client
 
-__all__ = ["Page", "Pages", "Site"]
+__all__ = ["Site"]
 
-
-@attrs.frozen
-class Page:
-    """A body, its media type, and its status."""
-
-    body: bytes
-    content_type: str = "text/html; charset=utf-8"
-    status: int = 200
-    headers: tuple[tuple[str, str], ...] = ()
-
-    @classmethod
-    def text(cls, status: int, text: str, *headers: tuple[str, str]) -> "Page":
-        return cls(f"{text}\n".encode(), "text/plain; charset=utf-8", status, headers)
-
-
-Pages = Mapping[str, Page | Callable[[], Page]]
-"""What there is, by path: a page, or a function that makes it for each request."""
 
 WEBSOCKET_PATHS = frozenset({"/ws"})
-SECURITY = (
-    ("X-Content-Type-Options", "nosniff"),
-    ("Referrer-Policy", "no-referrer"),
-    (
-        "Content-Security-Policy",
-        "default-src 'self'; connect-src 'self' ws: wss:; img-src 'self' data:; script-src 'self' 'unsafe-inline'; "
-        "style-src 'self' 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    ),
-)
+USUAL_HEADERS = {
+    "Server": f"trioswitch/{__version__}",
+    "Cache-Control": "no-cache",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Content-Security-Policy": "default-src 'self'; connect-src 'self' ws: wss:; img-src 'self' data:; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+}
+"""Every page has these headers, unless it brings its own. Scripts and styles come from files: inline ones are not allowed."""
 
 
 class Site:
-    """Answers requests from a set of pages: `Switch.serve_stream(http_handler=Site(pages))`."""
+    """Answers requests from a set of pages: `Switch.serve_stream(http_handler=Site(pages))`.
+
+    The files of each page are served with it, and so is the browser client at `/trioswitch.js`. What `pages` itself has for a
+    path is served in preference to these.
+    """
 
     def __init__(self, pages: Pages) -> None:
         """Raises ValueError and TypeError for pages that cannot be served."""
@@ -55,7 +42,8 @@ class Site:
                 raise ValueError(f"the path of a page must begin with '/', not {path!r}")
             if not (isinstance(page, Page) or callable(page)):
                 raise TypeError(f"the page {path!r} must be a Page, or a function that returns one, not {page!r}")
-        self._pages = pages
+        files = {path: file for page in pages.values() if isinstance(page, Page) for path, file in page.files.items()}
+        self._pages: Pages = {"/trioswitch.js": browser_client(), **files, **pages}
 
     async def __call__(self, channel: ByteStream, data: bytes) -> None:
         """Read the request from `data`, and write the answer. Raises PeerGone."""
@@ -85,14 +73,13 @@ class Site:
 
     @staticmethod
     def _render(connection: h11.Connection, page: Page, *, body: bool) -> bytes:
+        own = {name.lower() for name, _ in page.headers}
         headers = [
             ("Date", formatdate(usegmt=True)),
-            ("Server", f"trioswitch/{__version__}"),
             ("Connection", "close"),
             ("Content-Type", page.content_type),
             ("Content-Length", str(len(page.body))),
-            ("Cache-Control", "no-cache"),
-            *SECURITY,
+            *((name, value) for name, value in USUAL_HEADERS.items() if name.lower() not in own),
             *page.headers,
         ]
         head = connection.send(

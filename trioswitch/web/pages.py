@@ -1,21 +1,36 @@
-"""The pages of `python -m trioswitch serve`."""
+"""The pages that trioswitch itself has: the landing page, the browser client, and the health check."""
 
 from collections.abc import Callable
+from functools import cache
 from importlib import resources
 
+import attrs
 import msgspec
 
 from ..switch import Switch
 from ..version import __version__
-from .http import Page
+from .page import Page
 
-__all__ = ["health", "landing_page"]
+__all__ = ["browser_client", "health", "landing_page"]
+
+_FILES = resources.files(__package__) / "files"
 
 
+@cache
+def browser_client() -> Page:
+    """`trioswitch.js`, the client for web pages (docs/browser.md). Every site serves it at `/trioswitch.js`.
+
+    Pages of any origin may import it.
+    """
+    return Page.file(_FILES / "trioswitch.js", ("Access-Control-Allow-Origin", "*"))
+
+
+@cache
 def landing_page() -> Page:
-    """What a person sees at `/`: what this is, and a room to try."""
-    text = resources.files(__package__).joinpath("landing.html").read_text(encoding="utf-8")
-    return Page(text.replace("{{version}}", __version__).encode())
+    """What a person sees at `/` of `trioswitch serve`: what trioswitch is, and a room to try. Brings its script and style."""
+    page = Page.file(_FILES / "landing.html")
+    files = {f"/{name}": Page.file(_FILES / name) for name in ("landing.css", "landing.js")}
+    return attrs.evolve(page, body=page.body.replace(b"{{version}}", __version__.encode()), files=files)
 
 
 def health(switch: Switch) -> Callable[[], Page]:

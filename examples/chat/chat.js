@@ -31,7 +31,8 @@ function el(tag, attributes = {}, ...children) {
 
 /** A room, or the direct messages with one person: its tab, its lines, and who is there. */
 class Conversation {
-  unread = 0; count = 0; people = []; atEnd = true; told = false;
+  unread = 0; count = 0; people = []; told = false;
+  #atEnd = true; #size = "";
   #asking = false; #askAgain = false; #expected = new Set(); #expecting = 0;
   // Lines have an order: in a room the offset, counted on from epoch to epoch. `newest` is the room's, not only ours.
   #epoch = null; #base = 0; #newest = 0; #shown = new Set();
@@ -44,7 +45,8 @@ class Conversation {
     this.log = el("div", { class: "log", role: "log", "aria-label": `Messages in ${this.title}`, tabindex: 0 });
     this.log.hidden = true;
     this.log.addEventListener("scroll", () => {
-      this.atEnd = this.log.scrollHeight - this.log.scrollTop - this.log.clientHeight < 60;
+      if (this.#size !== this.#measure()) return;  // the layout moved it, and `fit` will move it back
+      this.#atEnd = this.log.scrollHeight - this.log.scrollTop - this.log.clientHeight < 60;
     });
     this.badge = el("span", { class: "unread" });
     this.tab = el("button", { class: "tab", type: "button", "data-title": this.title });
@@ -279,12 +281,22 @@ class Conversation {
       this.log.firstElementChild.remove();
     }
     for (const moved of [line, line.nextElementSibling, follower, this.log.firstElementChild]) group(moved);
-    if (this.atEnd) this.scroll();
+    if (this.#atEnd) this.scroll();
   }
 
   /** To the end. */
   scroll() {
     this.log.scrollTop = this.log.scrollHeight;
+  }
+
+  /** The log has another size: it stays at the end where it was there. */
+  fit() {
+    if (this.#atEnd) this.scroll();
+    this.#size = this.#measure();
+  }
+
+  #measure() {
+    return `${this.log.clientWidth} x ${this.log.clientHeight}`;
   }
 
   #markUnread() {
@@ -376,6 +388,7 @@ function show(conversation) {
   $("text").placeholder = `Message ${current.title}`;
   current.log.hidden = false;
   current.scroll();
+  current.fit();
   scrollToTab();
   showPeople();
   current.refresh();
@@ -623,7 +636,7 @@ $("leave").addEventListener("click", leaveCurrent);
 $("sign-out").addEventListener("click", signOut);
 $("retry").addEventListener("click", () => client.connect());
 $("people-toggle").addEventListener("click", () => openPeople(!$("people").classList.contains("open")));
-new ResizeObserver(() => { if (current?.atEnd) current.scroll(); }).observe($("logs"));
+new ResizeObserver(() => current?.fit()).observe($("logs"));
 new ResizeObserver(scrollToTab).observe($("tabs"));
 document.addEventListener("keydown", ({ key }) => { if (key === "Escape") openPeople(false); });
 

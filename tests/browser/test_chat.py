@@ -1,3 +1,4 @@
+import itertools
 import signal
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -356,12 +357,234 @@ async def test_a_server_that_forgets_everything(browser: Browser) -> None:
 
 async def test_it_fits_on_a_phone(browser: Browser) -> None:
     async with run_chat() as (_switch, url):
-        ada, _bo = await enter(browser, url, "ada"), await enter(browser, url, "bo")
+        ada, bo = await enter(browser, url, "ada"), await enter(browser, url, "bo")
         await ada.look(width=360, height=740)
+        await say(bo, "Good evening")
         for room in ("music", "a-room-with-a-rather-long-name-to-see-where-it-ends", "lobby"):
             await join(ada, room)
+        assert await ada.small_targets() == []
         assert await ada.evaluate("document.documentElement.scrollWidth") == 360
         assert await ada.evaluate("document.documentElement.scrollHeight") == 740
         await ada.click("#people-toggle")
         await ada.click("#names button[title='Message bo']")
         await ada.wait_for_text("#title", "@bo")
+
+
+async def test_joining_a_room_takes_a_dialog_and_no_row_of_a_phone(browser: Browser) -> None:
+    async with run_chat() as (_switch, url):
+        ada = await enter(browser, url, "ada")
+        await ada.look(width=390, height=844)
+        assert not await ada.evaluate("document.querySelector('#join-room').checkVisibility()")
+        await ada.click("#add-room")
+        assert await ada.evaluate("document.activeElement.id") == "join-room"
+        assert await ada.small_targets() == []
+        await ada.press("Escape")
+        assert await ada.evaluate("document.activeElement.id") == "add-room"
+        await join(ada, "#music")
+        assert await ada.text("#title") == "#music"
+        assert await ada.evaluate("document.activeElement.id") == "text"
+        await say(ada, "/join #books")
+        await ada.wait_for_text("#title", "#books")
+        await say(ada, "/leave")
+        await ada.wait_for_text("#title", "#music")
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+async def test_the_tab_of_the_open_conversation_is_in_view(browser: Browser, width: int) -> None:
+    async with run_chat() as (_switch, url):
+        ada = await enter(browser, url, "ada")
+        for number in range(25):
+            await say(ada, f"/join room-{number}")
+        await ada.look(width=width, height=844)
+        for title in ("#room-24", "#lobby"):
+            await ada.evaluate(f'document.querySelector("{tab(title)}").click()')  # without scrolling to it first
+            await ada.wait_for(f"""(() => {{
+                const inner = document.querySelector("{tab(title)}").getBoundingClientRect();
+                const outer = document.querySelector("#tabs").getBoundingClientRect();
+                return inner.left > outer.left - 1 && inner.right < outer.right + 1
+                    && inner.top > outer.top - 1 && inner.bottom < outer.bottom + 1;
+            }})()""")
+
+
+async def test_the_log_stays_at_its_end_when_the_window_changes(browser: Browser) -> None:
+    async with run_chat() as (_switch, url):
+        ada = await enter(browser, url, "ada")
+        for number in range(40):
+            await say(ada, f"{number}: " + "long enough to need more lines in a narrow window than in a wide one " * 2)
+        await ada.wait_for_text(LOG, "39: long")
+        for width in (390, 1280, 390):
+            await ada.look(width=width, height=844)
+            await ada.evaluate("new Promise((resolve) => setTimeout(() => requestAnimationFrame(resolve), 100))")
+            left = await ada.evaluate(f"""(() => {{
+                const log = document.querySelector("{LOG}");
+                return log.scrollHeight - log.scrollTop - log.clientHeight;
+            }})()""")
+            assert left < 2
+
+
+async def test_an_unknown_command_is_not_published(browser: Browser) -> None:
+    async with run_chat() as (switch, url):
+        ada = await enter(browser, url, "ada")
+        await say(ada, "/foo bar")
+        await ada.wait_for_text("#hint", "There is no command /foo")
+        for command in ("/join", "/leave", "/msg", "/roll", "/help"):
+            assert command in await ada.text("#hint")
+        assert await ada.evaluate("document.querySelector('#text').value") == "/foo bar"  # it can be corrected
+        await ada.fill("#text", "/msg bo")
+        assert await ada.text("#hint") == ""
+        await ada.press("Enter")
+        await ada.wait_for_text("#hint", "/msg NAME TEXT")
+        await say(ada, "/help")
+        await ada.wait_for_text("#hint", "/roll 2d6")
+        assert (await switch.history("lobby")).messages == []
+
+        await say(ada, "//foo is no command")
+        await say(ada, "/etc/passwd is a path")
+        await ada.wait_for_text(LOG, "/etc/passwd")
+        await ada.wait_for("!document.querySelector('.sending')")
+        assert await lines(ada) == ["/foo is no command", "/etc/passwd is a path"]
+        assert len((await switch.history("lobby")).messages) == 2
+
+
+async def test_links_and_line_breaks(browser: Browser) -> None:
+    async with run_chat() as (_switch, url):
+        ada, bo = await enter(browser, url, "ada"), await enter(browser, url, "bo")
+        text = (
+            "See https://example.org/a?b=1&c=<2>, (http://example.org/x_(y)).\n"
+            "  Not javascript:alert(1) nor ftp://example.org/ or https://"
+        )
+        await say(ada, text)
+        await bo.wait_for_text(LOG, "See")
+        assert await lines(bo) == [text]
+        links = await bo.evaluate(f"""[...document.querySelectorAll('{LOG} .content a')].map(
+            (link) => [link.textContent, link.href, link.target, link.rel])""")
+        new_window = ["_blank", "noopener noreferrer"]
+        assert links == [
+            ["https://example.org/a?b=1&c=", "https://example.org/a?b=1&c=", *new_window],
+            ["http://example.org/x_(y)", "http://example.org/x_(y)", *new_window],
+        ]
+        await ada.fill("#text", "one")
+        await ada.press("Enter", shift=True)
+        await ada.insert("two")
+        tall, low = (
+            "document.querySelector('#text').clientHeight > 60",
+            "document.querySelector('#text').clientHeight < 60",
+        )
+        assert await ada.evaluate(tall)
+        await ada.press("Enter")
+        await bo.wait_for_text(LOG, "one\ntwo")
+        assert await ada.evaluate(low)
+
+
+async def test_a_reload_keeps_rooms_and_direct_messages_until_the_person_signs_out(browser: Browser) -> None:
+    async with run_chat() as (_switch, url):
+        ada, bo = await enter(browser, url, "ada"), await enter(browser, url, "bo")
+        await join(ada, "music")
+        await say(bo, "/msg ada Between us")
+        await ada.wait_for_text(f"{tab('@bo')} .unread", "1")
+        await ada.click(tab("@bo"))
+        await ada.wait_for_text(LOG, "This tab keeps direct messages until you sign out or close it")
+        await say(ada, "Of course")
+        await ada.wait_for("!document.querySelector('.sending')")
+
+        await ada.load(url)
+        await ada.wait_for_text("#state", "connected")
+        assert await ada.text("#title") == "@bo"
+        assert await lines(ada) == ["Between us", "Of course"]
+        assert await ada.evaluate("document.querySelectorAll('.tab').length") == 3
+        assert await ada.evaluate("document.title") == "@bo"  # nothing is unread
+        await say(bo, "Once more")
+        await ada.wait_for_text(LOG, "Once more")
+        assert await lines(ada) == ["Between us", "Of course", "Once more"]
+
+        await ada.click("#leave")
+        await ada.load(url)
+        await ada.wait_for_text(LOG, "You joined")
+        assert await ada.evaluate("document.querySelectorAll('.tab').length") == 2
+        await ada.click("#sign-out")
+        assert await ada.evaluate("sessionStorage.length") == 0
+        await ada.load(url)
+        assert await ada.evaluate("document.querySelector('#welcome').checkVisibility()")
+
+
+async def test_a_full_session_storage_drops_the_oldest_direct_messages(browser: Browser) -> None:
+    async with run_chat() as (_switch, url):
+        ada, bo = await enter(browser, url, "ada"), await enter(browser, url, "bo")
+        await ada.evaluate("sessionStorage.setItem('other', 'x'.repeat(5 * 1024 * 1024 - 7000))")
+        for number in range(3):
+            await say(bo, f"/msg ada {number}" + "y" * 3000)
+            await ada.wait_for_text(f"{tab('@bo')} .unread", str(number + 1))
+        await ada.load(url)
+        await ada.wait_for_text("#state", "connected")
+        await ada.click(tab("@bo"))
+        assert [line[0] for line in await lines(ada)] == ["2"]
+
+
+async def test_the_colours_of_names_differ_and_can_be_read(browser: Browser) -> None:
+    async with run_chat() as (_switch, url):
+        ada = await enter(browser, url, "ada")
+        similar = [f"guest-{number}" for number in range(10)]
+        others = ["ada", "adb", "bda", "anna", "annb", "hanna", "hannah", "bo", "bob", "ob"]
+        await ada.evaluate("""window.colours = (names) => names.map((name) => {
+            const hue = document.querySelector(`[data-author="${CSS.escape(name)}"]`).style.getPropertyValue("--hue");
+            return Number(hue);
+        })""")
+        for name in [*similar, *others]:
+            page = await enter(browser, url, name) if name != "ada" else ada
+            await say(page, name)
+            await ada.wait_for(f"document.querySelector('[data-author=\"{name}\"]')")
+            if page is not ada:
+                await page.click("#sign-out")
+        hues = await ada.evaluate(f"colours({similar})")
+        apart = [min((one - other) % 360, (other - one) % 360) for one in hues for other in hues if one is not other]
+        assert min(gap for gap in apart if gap) > 19
+        assert all(abs((one - other + 180) % 360 - 180) > 100 for one, other in itertools.pairwise(hues))
+        hues = await ada.evaluate(f"colours({others})")
+        assert len({hue // 20 for hue in hues}) >= 7
+        for dark in (False, True):
+            await ada.look(dark=dark)
+            assert await ada.evaluate(CONTRAST) >= 4.5
+
+
+CONTRAST = """(() => {  // the least contrast of a name on the card, and of the letter on a face, over all hues
+    const context = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
+    const luminance = (colour) => {
+        context.fillStyle = colour;
+        context.fillRect(0, 0, 1, 1);
+        const [red, green, blue] = [...context.getImageData(0, 0, 1, 1).data].map((value) => value / 255)
+            .map((value) => (value <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4));
+        return 0.2126 * red + 0.7152 * green + 0.0722 * blue;
+    };
+    const contrast = (one, other) => {
+        const [dark, light] = [luminance(one), luminance(other)].sort((a, b) => a - b);
+        return (light + 0.05) / (dark + 0.05);
+    };
+    const line = document.querySelector(".message"), style = (selector) => getComputedStyle(line.querySelector(selector));
+    const card = getComputedStyle(document.querySelector("#main")).backgroundColor;
+    let least = Infinity;
+    for (let hue = 0; hue < 360; hue += 5) {
+        line.style.setProperty("--hue", hue);
+        line.querySelector(".face").style.setProperty("--hue", hue);
+        least = Math.min(least, contrast(style(".by b, .by button").color, card),
+            contrast(style(".face").color, style(".face").backgroundColor));
+    }
+    return least;
+})()"""
+
+
+async def test_inline_scripts_and_styles_do_not_run(browser: Browser) -> None:
+    """The security policy is that of the page; a script that somebody slips in is refused."""
+    async with run_chat() as (_switch, url):
+        page = await browser.open(url)
+        await page.evaluate("""{
+            const script = document.createElement("script");
+            script.textContent = "window.ran = true";
+            document.addEventListener("securitypolicyviolation", ({ effectiveDirective }) => {
+                window.violated = effectiveDirective;
+                document.title = "violated";
+            });
+            document.body.append(script);
+        }""")
+        await page.wait_for("window.violated === 'script-src-elem'")
+        assert not await page.evaluate("window.ran")
+        page.problems.clear()  # the browser reports it on the console

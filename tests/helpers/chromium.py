@@ -64,6 +64,7 @@ class Page:
         for domain in ("Page", "Runtime", "Log"):
             await self.command(f"{domain}.enable")
         await self.command("Emulation.setFocusEmulationEnabled", enabled=True)
+        self._loaded = trio.Event()
         answer = await self.command("Page.navigate", url=url)
         if "errorText" in answer:
             raise BrowserError(f"{url}: {answer['errorText']}")
@@ -122,11 +123,17 @@ class Page:
         for type in ("mousePressed", "mouseReleased"):
             await self.command("Input.dispatchMouseEvent", type=type, x=x, y=y, button="left", clickCount=1)
 
-    async def press(self, key: str) -> None:
+    async def press(self, key: str, *, shift: bool = False) -> None:
         """Press a key that has a name, as `Enter` or `Tab`, and let go."""
         code, text = {"Enter": (13, "\r"), "Tab": (9, ""), "Escape": (27, "")}[key]
         await self.command(
-            "Input.dispatchKeyEvent", type="keyDown", key=key, code=key, windowsVirtualKeyCode=code, text=text
+            "Input.dispatchKeyEvent",
+            type="keyDown",
+            key=key,
+            code=key,
+            windowsVirtualKeyCode=code,
+            text=text,
+            modifiers=8 if shift else 0,
         )
         await self.command("Input.dispatchKeyEvent", type="keyUp", key=key, code=key, windowsVirtualKeyCode=code)
 
@@ -134,6 +141,10 @@ class Page:
         """Click into a field, and replace what is in it by what is typed."""
         await self.click(selector)
         await self.evaluate("document.activeElement.select()")
+        await self.insert(text)
+
+    async def insert(self, text: str) -> None:
+        """Type at the cursor."""
         await self.command("Input.insertText", text=text)
 
     async def look(self, *, width: int = 1280, height: int = 800, dark: bool = False) -> None:

@@ -55,7 +55,7 @@ async def run_program(*arguments: str | Path, end: signal.Signals = signal.SIGIN
 @asynccontextmanager
 async def run_landing() -> AsyncIterator[tuple[trioswitch.Switch, str]]:
     """A switch behind the landing page, and its URL."""
-    async with trioswitch.open_switch() as switch, _serve(switch, {"/": landing_page()}) as url:
+    async with trioswitch.open_switch() as switch, serve_pages(switch, {"/": landing_page()}) as url:
         yield switch, url
 
 
@@ -68,13 +68,14 @@ async def run_chat(options: trioswitch.Options | None = None) -> AsyncIterator[t
     async with (
         trioswitch.open_store("memory") as store,
         trioswitch.open_switch(options, store=store, handlers=chat["handlers"], on_connect=chat["let_in"]) as switch,
-        _serve(switch, chat["PAGES"]) as url,
+        serve_pages(switch, chat["PAGES"]) as url,
     ):
         yield switch, url
 
 
 @asynccontextmanager
-async def _serve(switch: trioswitch.Switch, pages: Pages) -> AsyncIterator[str]:
+async def serve_pages(switch: trioswitch.Switch, pages: Pages) -> AsyncIterator[str]:
+    """Serve a switch and pages on a free port; yields the URL."""
     async with trio.open_nursery() as nursery:
         server = await nursery.start(partial(trioswitch.serve, switch, host=HOST, port=0, pages=pages))
         yield f"http://{HOST}:{server.port}/"
@@ -84,12 +85,16 @@ async def _serve(switch: trioswitch.Switch, pages: Pages) -> AsyncIterator[str]:
 class Cable:
     """Carries what a browser and a server say to each other, as long as the test likes."""
 
-    def __init__(self, url: str, port: int) -> None:
+    def __init__(self, url: str | None, port: int) -> None:
         self.url = f"http://{HOST}:{port}/"
-        self._port = urlsplit(url).port
+        self.lead_to(url)
         self._carried: set[trio.CancelScope] = set()
         self._silent: set[trio.CancelScope] = set()
         self._deaf: set[trio.CancelScope] = set()
+
+    def lead_to(self, url: str | None) -> None:
+        """Carry the next connections to this server; None: close them."""
+        self._port = None if url is None else urlsplit(url).port
 
     def cut(self) -> None:
         """Close the connections that there are."""
@@ -106,7 +111,9 @@ class Cable:
         self._deaf |= self._carried
 
     async def carry(self, client: trio.SocketStream) -> None:
-        assert self._port is not None
+        if self._port is None:
+            await trio.aclose_forcefully(client)
+            return
         with trio.CancelScope() as scope:
             self._carried.add(scope)
             server = await trio.open_tcp_stream(HOST, self._port)
@@ -130,8 +137,8 @@ class Cable:
 
 
 @asynccontextmanager
-async def lay_cable(url: str) -> AsyncIterator[Cable]:
-    """Put a cable between the browser, which is given the cable's URL, and the server at `url`."""
+async def lay_cable(url: str | None = None) -> AsyncIterator[Cable]:
+    """Put a cable between the browser, which is given the cable's URL, and the server at `url`, or at that of `lead_to`."""
     async with trio.open_nursery() as nursery:
         listeners = await trio.open_tcp_listeners(0, host=HOST)
         cable = Cable(url, listeners[0].socket.getsockname()[1])

@@ -51,7 +51,9 @@ class Page:
         suffix = "." + path.name.rpartition(".")[2]
         if suffix not in CONTENT_TYPES:
             known = ", ".join(CONTENT_TYPES)
-            raise ValueError(f"the media type of {path.name!r} is not known (suffixes: {known}): use Page(body, content_type)")
+            raise ValueError(
+                f"the media type of {path.name!r} is not known (suffixes: {known}): use Page(body, content_type)"
+            )
         return cls(path.read_bytes(), CONTENT_TYPES[suffix], headers=headers)
 
 

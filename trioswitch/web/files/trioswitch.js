@@ -170,7 +170,7 @@ class Link {
 
   #wait(until, cause) {
     const left = until - performance.now();
-    if (left <= 0) return this.connect();
+    if (left < 1) return this.connect();  // a timer may run a little early
     this.#timer = setTimeout(() => this.#wait(until, cause), left % 1000 || 1000);
     this.#onState({ state: "waiting", seconds: Math.ceil(left / 1000), ...cause });
   }
@@ -648,7 +648,9 @@ export class Client extends Emitter {
     const answer = await this.#ask({ type: "authenticate", token });
     if (answer === null || this.#connection !== connection) return false;
     this.user = answer.user_id ?? this.user;
-    return answer.type === "ack" || answer.code === "not_available" || answer.code === "invalid";
+    if (answer.type === "ack" || answer.code === "not_available") return true;  // not available: the server takes no tokens
+    if (answer.code !== "unauthorised") this.#link.giveUp(`the server could not check the token: ${answer.message}`);
+    return false;
   }
 
   async #join(room, membership) {

@@ -1,4 +1,4 @@
-"""What a site serves: pages, their files, and the browser client. Without a network: a request in, the bytes of the response out."""
+"""What a site serves: pages, their files, and the browser client. Without a network: a request in, the response's bytes out."""
 
 import re
 from email.parser import BytesParser

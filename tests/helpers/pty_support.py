@@ -60,9 +60,20 @@ class Terminal:
         return {self._screen.buffer[row][column].fg for column in range(start, start + len(text))}
 
     async def wait(self, condition: Callable[[list[str]], bool]) -> None:
-        """Read what the program writes until the lines of the screen fulfil a condition."""
+        """Read what the program writes until the lines of the screen fulfil a condition.
+
+        A condition that names a line of a screen with fewer lines is not fulfilled. A screen has no lines for a moment when the
+        prompt is erased and drawn again.
+        """
+
+        def fulfilled() -> bool:
+            try:
+                return condition(self.lines)
+            except IndexError:
+                return False
+
         with trio.move_on_after(PATIENCE) as patience:
-            while not condition(self.lines):
+            while not fulfilled():
                 await self._read()
         assert not patience.cancelled_caught, "\n".join(self.lines)
 

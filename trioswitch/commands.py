@@ -2,7 +2,7 @@
 
 from collections.abc import Awaitable, Callable, Sequence
 from itertools import islice
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import trio
 from msgspec import UNSET
@@ -23,30 +23,23 @@ from .publishing import Publisher
 from .replies import Acknowledge, tell_history, tell_joined
 from .rooms.directory import RoomDirectory
 from .rooms.presence import Presence
-from .wire.messages import (
-    Ack,
+from .wire.commands import (
     Authenticate,
-    ChatMessage,
     Command,
     Custom,
-    DirectMessage,
-    GroupMessage,
     Heartbeat,
-    HeartbeatAck,
     History,
     InboxAck,
     JoinRoom,
     LeaveRoom,
-    Message,
     Resume,
     SendChat,
     SendDirect,
     SendGroup,
     SendMessage,
 )
-from .wire.messages import (
-    Presence as PresenceQuery,
-)
+from .wire.commands import Presence as PresenceQuery
+from .wire.messages import Ack, ChatMessage, DirectMessage, GroupMessage, HeartbeatAck, Message
 from .wire.prepared import Prepared
 
 __all__ = ["Authenticator", "Commands"]
@@ -156,7 +149,7 @@ class Commands:
         if not identity.may_join(command.room):
             raise Refused(f"you may not look into {command.room!r}")
         if command.id is None:
-            raise Refused(f"`{command.TYPE}` needs an `id`, which its answer repeats", code="invalid")
+            raise Refused(f"`{command.type}` needs an `id`, which its answer repeats", code="invalid")
         return command.id
 
     def _answer_presence(self, connection: ConnectionDriver, command: PresenceQuery, _size: int) -> None:
@@ -188,7 +181,7 @@ class Commands:
     def _chat(self, connection: ConnectionDriver, command: SendChat, size: int) -> Pending | None:
         self._check_publish(connection, command.room)
         user = self._name(connection, command.user_id)
-        event = ChatMessage(room=command.room, content=command.content, user_id=user)
+        event = ChatMessage(room=command.room, content=cast(str, command.content), user_id=user)
         message = Prepared(event, room=command.room, size=size, idempotency_key=_key(connection, command))
         return self._publish(connection, command.id, message)
 

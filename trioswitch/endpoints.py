@@ -20,7 +20,7 @@ from .connections.heartbeats import Heartbeats
 from .connections.outbox import OfferResult
 from .connections.request import ConnectRequest
 from .errors import CloseCause, WebSocketClosed
-from .wire.messages import Command
+from .wire.commands import Command
 from .wire.protocols.raw import RawMessage
 from .wire.raw import RawPrepared
 

@@ -6,7 +6,7 @@ from fnmatch import fnmatchcase
 from ._util.checks import check_async, check_text
 from .connections.driver import ConnectionDriver, Handler
 from .errors import Refused
-from .wire.messages import COMMANDS, MAX_NAME, Custom
+from .wire.commands import COMMANDS, MAX_NAME, Custom
 
 __all__ = ["Handlers"]
 
@@ -59,8 +59,8 @@ class Handlers:
         by_room = self._by_type.get(command.type)
         if by_room is None:
             raise Refused(f"unknown type {command.type[:64]!r}", code="unknown_type")
-        room = command.fields.get("room")
-        if isinstance(room, str):
+        room = command.room
+        if room is not None:
             for pattern, handler in by_room.items():
                 if pattern is not None and fnmatchcase(room, pattern):
                     _check_room(connection, room)

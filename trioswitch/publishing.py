@@ -21,7 +21,9 @@ from .durability.idempotency import IdempotencyKeys, scoped_key
 from .durability.inbox import Inbox
 from .errors import DeliveryError, RoomFull, StoreError
 from .rooms.directory import RoomDirectory
-from .wire.messages import MAX_NAME, Event, Message, Recorded
+from .wire.body import encoded
+from .wire.commands import MAX_NAME
+from .wire.messages import Event, Message, Published, Recorded
 from .wire.prepared import Outcome, Prepared, Receipt
 from .wire.protocols import JSON_CODEC
 
@@ -159,6 +161,18 @@ def event_of(data: Any, room: str | None, key: str | None) -> Event:
     return Message(data=data, room=UNSET if room is None else room, key=UNSET if key is None else key)
 
 
+def frozen(event: Event) -> Event:
+    """A copy that shows what the event is now, whatever the application does with it, and with its data, afterwards.
+
+    Raises UnencodableData.
+    """
+    if not isinstance(event, Published):
+        return copy.deepcopy(event)
+    event = copy.copy(event)
+    event.replace_body(encoded)
+    return event
+
+
 def prepare(
     event: Event,
     *,
@@ -181,7 +195,7 @@ def prepare(
             raise ValueError(f"{name} must be a number of seconds, 0 or more, not {seconds!r}")
     if idempotency_key is not None:
         idempotency_key = scoped_key("", idempotency_key)  # no user has an empty name
-    event = copy.copy(event)  # it is stamped when it is delivered, and the caller may use it again
+    event = frozen(event)
     if isinstance(event, Recorded):
         event.epoch = event.offset = UNSET  # of the room that it comes from, if it does
     size = len(JSON_CODEC.encode(event))  # raises here, in the caller, rather than in the room

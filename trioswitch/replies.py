@@ -5,7 +5,8 @@ from msgspec import Raw
 from .connections.driver import ConnectionDriver
 from .durability.recovery import HistoryPage, Joined
 from .errors import code_of
-from .wire.messages import Ack, History, JoinRoom
+from .wire.commands import History, JoinRoom
+from .wire.messages import Ack
 from .wire.prepared import Outcome, Prepared, Receipt
 
 __all__ = ["Acknowledge", "tell_history", "tell_joined"]

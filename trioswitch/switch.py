@@ -20,7 +20,8 @@ from .parts import Parts
 from .publishing import OutcomeWaiter, check_name, event_of, log_loss, prepare
 from .rooms.subscription import Subscription
 from .transport.streams import ByteStream, TrioByteStream
-from .wire.messages import MAX_PAGE, DirectMessage, Event, GroupMessage, Position, Reconnect
+from .wire.commands import MAX_PAGE
+from .wire.messages import DirectMessage, Event, GroupMessage, Position, Reconnect
 from .wire.prepared import Receipt
 
 __all__ = ["Switch"]
@@ -284,7 +285,7 @@ class Switch:
         if not 1 <= limit <= MAX_PAGE:
             raise ValueError(f"limit must be 1 to {MAX_PAGE}, not {limit!r}")
         page = self._parts.recovery.page_nowait(room, since, limit)
-        return page if page is not None else await self._parts.recovery.page(room, since, limit)
+        return (page if page is not None else await self._parts.recovery.page(room, since, limit)).thawed()
 
     @asynccontextmanager
     async def subscribe(self, room: str) -> AsyncIterator[Subscription]:

@@ -19,7 +19,7 @@ from trio.testing import MockClock
 import trioswitch
 from trioswitch import CloseCause, HistoryStorage, Options, Overflow, RoomPolicy, errors
 from trioswitch.cli.main import _parser
-from trioswitch.wire import messages
+from trioswitch.wire import commands, messages
 from trioswitch.wire.protocols import JSON, JSON_CODEC, PROTOCOLS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -32,7 +32,7 @@ README = (ROOT / "README.md").read_text()
 DEADLINE = 20.0
 """Seconds that an example may take; on a mock clock, where they pass at once, a hundred times that."""
 
-COMMANDS = {command.TYPE: command for command in messages.COMMANDS.values()}
+COMMANDS = commands.COMMANDS
 
 
 def event_types() -> Iterator[tuple[str, type[messages.Event]]]:
@@ -149,18 +149,20 @@ def test_examples_of_commands_can_be_decoded(text: str) -> None:
     fields = json.loads(text)
     command = JSON.decode(text.encode())
     if fields["type"] in COMMANDS:
-        known = {field.name for field in attrs.fields(COMMANDS[fields["type"]])}
+        known = set(COMMANDS[fields["type"]].__struct_fields__)
         assert fields.keys() - {"type"} <= known
         decoded = {name: plain(getattr(command, name)) for name in fields.keys() - {"type"}}
         assert decoded | {"type": fields["type"]} == fields
     else:
-        assert isinstance(command, messages.Custom)
+        assert isinstance(command, commands.Custom)
 
 
 def plain(value: Any) -> Any:
     """As it was in JSON."""
     if isinstance(value, dict):
         return {name: plain(one) for name, one in value.items()}
+    if isinstance(value, msgspec.Raw):
+        return json.loads(bytes(value))
     return attrs.asdict(value) if attrs.has(type(value)) else value
 
 
@@ -210,10 +212,10 @@ def test_every_message_of_the_protocol_has_its_section_and_an_example() -> None:
         assert set(known) <= {json.loads(text)["type"] for text in blocks(PROTOCOL, f"json {kind}")}
 
 
-def default_of(field: "attrs.Attribute[Any]") -> str:
-    if field.default is attrs.NOTHING:
+def default_of(field: msgspec.structs.FieldInfo) -> str:
+    if field.required:
         return "required"
-    default = field.default.factory() if isinstance(field.default, attrs.Factory) else field.default
+    default = field.default if field.default is not msgspec.NODEFAULT else field.default_factory()
     return "none" if default in (None, msgspec.UNSET) else f"`{json.dumps(default)}`"
 
 
@@ -221,7 +223,7 @@ def default_of(field: "attrs.Attribute[Any]") -> str:
 def test_tables_of_commands_are_complete(name: str) -> None:
     section = sections(sections(PROTOCOL, 2)["Commands: client to server"], 3)[f"`{name}`"]
     documented = {code(row[0]): row[2] for row in rows(section)}
-    fields = [field for field in attrs.fields(COMMANDS[name]) if field.name != "id"]
+    fields = [field for field in msgspec.structs.fields(COMMANDS[name]) if field.name != "id"]
     assert documented == {field.name: default_of(field) for field in fields}
 
 

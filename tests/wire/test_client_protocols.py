@@ -13,8 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trioswitch.errors import BadInput, CloseCause, UnencodableData
-from trioswitch.wire import messages
-from trioswitch.wire.messages import COMMANDS, Command, Custom, Error, Event, Message
+from trioswitch.wire import commands, messages
+from trioswitch.wire.body import Packed, decoded
+from trioswitch.wire.commands import COMMANDS, Command, Custom
+from trioswitch.wire.messages import Error, Event, Message
 from trioswitch.wire.protocols import JSON, JSON_BATCH, MSGPACK, PROTOCOLS, choose
 from trioswitch.wire.protocols.port import ClientProtocol
 
@@ -25,6 +27,7 @@ def json_bytes(value: Any) -> bytes:
     return json.dumps(value).encode()
 
 
+MSGPACK_BYTES = msgspec.msgpack.encode
 ENCODERS: dict[str, Encode] = {JSON.subprotocol: json_bytes, MSGPACK.subprotocol: msgspec.msgpack.encode}
 DECODERS = {JSON.subprotocol: json.loads, MSGPACK.subprotocol: msgspec.msgpack.decode}
 both = pytest.mark.parametrize("protocol", [JSON, MSGPACK], ids=lambda protocol: protocol.codec.name)
@@ -38,6 +41,8 @@ def plain(value: Any) -> Any:
     """A field of a command, as the client wrote it."""
     if isinstance(value, dict):
         return {key: plain(each) for key, each in value.items()}
+    if isinstance(value, msgspec.Raw | Packed):
+        return decoded(value)
     return attrs.asdict(value) if attrs.has(type(value)) else value
 
 
@@ -45,6 +50,13 @@ def refused(protocol: ClientProtocol, data: bytes) -> BadInput:
     with pytest.raises(BadInput) as caught:
         protocol.decode(data)
     return caught.value
+
+
+def fields_of(protocol: ClientProtocol, payload: bytes) -> dict[str, Any]:
+    """The fields of a message of the application's own."""
+    command = protocol.decode(payload)
+    assert isinstance(command, Custom)
+    return command.fields()
 
 
 def refused_fields(protocol: ClientProtocol, fields: Any) -> BadInput:
@@ -166,7 +178,7 @@ def test_the_tables_of_this_test_know_every_command() -> None:
     assert SENT.keys() == MINIMAL.keys() == COMMANDS.keys()
     free = {"id", "data"}
     for name, command in COMMANDS.items():
-        fields = {field.name for field in attrs.fields(command)} - free
+        fields = set(command.__struct_fields__) - free
         assert fields == {field for type, field in WRONG if type == name}
 
 
@@ -197,7 +209,9 @@ class TestCommands:
     @pytest.mark.parametrize("name", sorted(COMMANDS))
     def test_the_fields_that_may_be_left_out_have_defaults(self, protocol: ClientProtocol, name: str) -> None:
         command = decode(protocol, {"type": name, **MINIMAL[name]})
-        assert command == COMMANDS[name](**MINIMAL[name])
+        wanted = COMMANDS[name](**MINIMAL[name])
+        for field in command.__struct_fields__:
+            assert plain(getattr(command, field)) == getattr(wanted, field), field
 
     @both
     @pytest.mark.parametrize(("name", "field"), [(name, field) for name in sorted(MINIMAL) for field in MINIMAL[name]])
@@ -224,7 +238,7 @@ class TestCommands:
     @pytest.mark.parametrize("priority", range(11))
     def test_priorities_are_0_to_10(self, protocol: ClientProtocol, priority: int) -> None:
         command = decode(protocol, {"type": "message", "room": "r", "data": 1, "priority": priority})
-        assert isinstance(command, messages.SendMessage)
+        assert isinstance(command, commands.SendMessage)
         assert command.priority == priority
 
     @pytest.mark.parametrize("field", ["max_delay", "expires"])
@@ -237,7 +251,7 @@ class TestCommands:
     @both
     def test_names_are_counted_in_characters(self, protocol: ClientProtocol) -> None:
         command = decode(protocol, {"type": "leave_room", "room": "😀" * 255})
-        assert isinstance(command, messages.LeaveRoom)
+        assert isinstance(command, commands.LeaveRoom)
         assert command.room == "😀" * 255
         assert refused_fields(protocol, {"type": "leave_room", "room": "😀" * 256}).code == "invalid"
 
@@ -276,7 +290,11 @@ class TestEnvelope:
     ) -> None:
         sent = fields.draw(st.dictionaries(texts.filter(lambda field: field != "id"), values, max_size=4))
         sent |= {"type": name, "id": "r"}
-        assert decode(protocol, sent) == Custom(id="r", type=name, fields=sent)
+        command = decode(protocol, sent)
+        assert isinstance(command, Custom)
+        room = sent.get("room")
+        assert (command.id, command.type, command.room) == ("r", name, room if isinstance(room, str) else None)
+        assert command.fields() == sent
 
     @both
     @pytest.mark.parametrize("value", [[], "heartbeat", 5, None, True, [{"type": "heartbeat"}]], ids=repr)
@@ -287,9 +305,21 @@ class TestEnvelope:
     @pytest.mark.parametrize("field", [5, None, b"type", (1,)], ids=repr)
     @pytest.mark.parametrize("name", ["heartbeat", "of the application"])
     def test_names_of_fields_are_strings(self, name: str, field: Any) -> None:
-        """MessagePack has keys of any kind; handlers, and members that speak JSON, would choke on them."""
-        bad = refused_fields(MSGPACK, {"type": name, "id": 1, field: "value"})
-        assert (bad.code, bad.request_id) == ("invalid", 1)
+        """MessagePack has keys of any kind; handlers, and members that speak JSON, could not use them."""
+        sent = MSGPACK_BYTES({"type": name, "id": 1, field: "value"})
+        with pytest.raises(BadInput) as caught:
+            fields_of(MSGPACK, sent)
+        assert (caught.value.code, caught.value.request_id) == ("invalid", 1)
+
+    @pytest.mark.parametrize("key", [5, None, b"type", (1,), 1.5], ids=repr)
+    @pytest.mark.parametrize("wrap", [lambda data: data, lambda data: [[data]], lambda data: {"a": {"b": [1, data]}}])
+    @pytest.mark.parametrize("name", ["message", "direct_message", "group_message", "of the application"])
+    def test_and_so_are_those_inside_of_the_data(self, name: str, wrap: Callable[[Any], Any], key: Any) -> None:
+        sent = MSGPACK_BYTES({"type": name, "id": 1, "room": "r", "to": "u", "group": "g", "data": wrap({key: 1})})
+        with pytest.raises(BadInput) as caught:
+            fields_of(MSGPACK, sent)
+        assert (caught.value.code, caught.value.request_id, caught.value.counts) == ("invalid", 1, False)
+        assert "keys of a map must be text" in caught.value.message
 
 
 class TestAnyBytes:
@@ -375,7 +405,24 @@ class TestAnyBytes:
             outcome = self.check(protocol, frame % (field, inner))
             if depth == 100_000:
                 assert isinstance(outcome, BadInput)
-                assert outcome.code == "malformed"
+                assert outcome.code == "invalid", "it is valid JSON, or MessagePack"
+
+    @pytest.mark.parametrize("request_id", [7, "seven", "", -1])
+    @pytest.mark.parametrize(
+        "message",
+        [
+            b'{"id":%b,"type":"message","room":"r","data":%b}',
+            b' {"type":"message" , "id" : %b,"room":"r","data":%b}',
+            b'{"type":"message","room":"r","x":0,"id":%b,"data":%b}',
+            b'{"type":"message","room":"r","data":%b,"id":%b}',
+            b'{"type":"message","room":"r","data":%b, "id": %b }\n',
+        ],
+    )
+    def test_what_is_nested_too_deeply_is_refused_with_its_id(self, message: bytes, request_id: str | int) -> None:
+        values = (json_bytes(request_id), b"[" * 5_000 + b"]" * 5_000)
+        bad = refused(JSON, message % (values[::-1] if message.index(b'"data"') < message.index(b'"id"') else values))
+        in_the_middle = b'"x":0' in message
+        assert (bad.code, bad.request_id, bad.counts) == ("invalid", None if in_the_middle else request_id, False)
 
     @pytest.mark.parametrize("digits", [19, 20, 40, 400, 5_000])
     @pytest.mark.parametrize("field", ["id", "priority", "max_delay", "data", "room", "x"])
@@ -385,19 +432,57 @@ class TestAnyBytes:
         self.check(JSON, message % (field.encode(), number))
         self.check(JSON, message % (field.encode(), b"-" + number))
 
-    @pytest.mark.parametrize("number", [b"NaN", b"Infinity", b"-Infinity", b"1e999", b"-1e999", b"01", b"+1", b"0x1"])
+    @pytest.mark.parametrize("number", [b"1e999", b"-1e999", b"[1e999]", b"9" * 5_000])
+    @pytest.mark.parametrize("name", ["message", "direct_message", "of the application"])
+    def test_numbers_that_no_float_holds_are_refused_with_the_id(self, name: str, number: bytes) -> None:
+        with pytest.raises(BadInput) as caught:
+            fields_of(JSON, b'{"type":"%b","room":"r","to":"u","data":%b,"id":3}' % (name.encode(), number))
+        assert (caught.value.code, caught.value.request_id, caught.value.counts) == ("invalid", 3, False)
+
+    @pytest.mark.parametrize("number", [b"NaN", b"Infinity", b"-Infinity", b"01", b"+1", b"0x1"])
     def test_json_has_no_such_numbers(self, number: bytes) -> None:
         bad = self.check(JSON, b'{"type":"message","room":"r","data":%b}' % number)
         assert isinstance(bad, BadInput)
         assert bad.code == "malformed"
 
-    @pytest.mark.parametrize("text", [rb"\ud800", rb"\udc00", rb"\ud800\ud800", rb"\udc00\ud800", rb"\ud83d x"])
-    @pytest.mark.parametrize("field", ["type", "room", "data", "x"])
-    def test_lone_surrogates_do_not_get_in(self, field: str, text: bytes) -> None:
-        """Nothing could be sent on that has one."""
-        outcome = self.check(JSON, b'{"type":"message","room":"r","data":1,"%b":"%b"}' % (field.encode(), text))
-        assert isinstance(outcome, BadInput)
-        assert outcome.code == "malformed"
+    @pytest.mark.parametrize(
+        ("text", "mended"),
+        [
+            (rb"\ud800", "\ufffd"),
+            (rb"\uDC00", "\ufffd"),
+            (rb"a\ud800\ud800b", "a\ufffd\ufffdb"),
+            (rb"\udc00\ud800", "\ufffd\ufffd"),
+            (rb"hi \ud83d x", "hi \ufffd x"),
+            (rb"\ud83d\ude00\ude00\ud83d\ud83d\ude00", "😀\ufffd\ufffd😀"),
+            (rb"\\ud83d \\\ud83d \n\u00e9", "\\ud83d \\\ufffd \né"),
+        ],
+    )
+    def test_lone_surrogates_become_replacement_characters(self, text: bytes, mended: str) -> None:
+        """JSON has them, and UTF-8 does not: nothing could be sent on that has one."""
+        command = JSON.decode(
+            b'{"type":"chat_message","room":"%b","content":"%b","x":"%b","id":2}' % (text, text, text)
+        )
+        assert isinstance(command, commands.SendChat)
+        assert (command.room, decoded(command.content), command.id) == (mended, mended, 2)
+        command = JSON.decode(b'{"type":"message","room":"r","data":{"%b":["%b"]}}' % (text, text))
+        assert isinstance(command, commands.SendMessage)
+        assert decoded(command.data) == {mended: [mended]}
+        custom = JSON.decode(b'{"type":"mine","x":"%b"}' % text)
+        assert isinstance(custom, Custom)
+        assert custom.fields() == {"type": "mine", "x": mended}
+
+    @given(st.text('\ud83d\ude00\ud800ab\\"\n', max_size=12))
+    def test_whatever_json_dumps_makes_is_understood(self, text: str) -> None:
+        command = JSON.decode(json_bytes({"type": "chat_message", "room": "r", "content": text}))
+        assert isinstance(command, commands.SendChat)
+        paired = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        assert decoded(command.content) == paired
+
+    def test_the_bytes_of_a_message_are_one_line(self) -> None:
+        """So that a protocol with a message for each line can carry them."""
+        command = JSON.decode(b'{"type": "message",\r\n"room":"r", "data": {\n"a": [1,\r2]}}\n')
+        assert isinstance(command, commands.SendMessage)
+        assert bytes(command.data) == b'{"a":[1,2]}'
 
     NOT_UTF8 = (b"\xff", b"\xc3", b"\xe2\x82", b"\xed\xa0\x80", b"\xc0\x80", b"\xf5\x80\x80\x80")
 
@@ -417,15 +502,15 @@ class TestAnyBytes:
     @pytest.mark.parametrize("code", [-128, -2, 0, 1, 5, 127])
     def test_extension_types_are_refused(self, code: int) -> None:
         for data in (msgspec.msgpack.Ext(code, b"x"), [msgspec.msgpack.Ext(code, b"")]):
-            bad = refused_fields(MSGPACK, {"type": "message", "room": "r", "data": data})
-            assert (bad.code, bad.counts) == ("malformed", True)
+            bad = refused_fields(MSGPACK, {"type": "message", "id": 1, "room": "r", "data": data})
+            assert (bad.code, bad.request_id, bad.counts) == ("invalid", 1, False)
             assert str(code) in bad.message
 
     def test_a_timestamp_is_no_extension(self) -> None:
         now = datetime(2026, 11, 20, 12, tzinfo=UTC)
         command = decode(MSGPACK, {"type": "message", "room": "r", "data": now})
-        assert isinstance(command, messages.SendMessage)
-        assert command.data == now
+        assert isinstance(command, commands.SendMessage)
+        assert decoded(command.data) == now
 
     @pytest.mark.parametrize(
         "data",

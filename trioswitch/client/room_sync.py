@@ -23,7 +23,8 @@ from operator import itemgetter
 
 import attrs
 
-from ..wire.messages import MAX_PAGE, Position
+from ..wire.commands import MAX_PAGE
+from ..wire.messages import Position
 from .messages import Announcement, Event, Gap, HistoryPage, Message
 
 __all__ = ["Buffer", "Fetch", "Item", "RoomSync"]

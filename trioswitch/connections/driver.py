@@ -15,7 +15,8 @@ from ..config import Options
 from ..errors import BadInput, CloseCause, DeliveryError, PeerGone, Refused, StoreError, UnencodableData, code_of
 from ..metrics import Traffic
 from ..transport.port import Transport
-from ..wire.messages import Ack, Command, Custom, Error, Event
+from ..wire.commands import Command, Custom
+from ..wire.messages import Ack, Error, Event
 from ..wire.prepared import Prepared
 from .connection import Connection, Services
 from .outbox import Outbox
@@ -334,7 +335,9 @@ class ConnectionDriver:
 
     async def _handle_one(self, handler: Handler, command: Custom) -> None:
         try:
-            answer = await handler(self.public, command.fields)
+            answer = await handler(self.public, command.fields())
+        except BadInput as bad:
+            self.reply_error(bad.code, bad.message, bad.request_id)
         except (Refused, DeliveryError, StoreError, UnencodableData) as error:
             self.reply_error(code_of(error), str(error), command.id)
         except Exception:

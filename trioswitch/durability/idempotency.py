@@ -13,7 +13,7 @@ from .._util.checks import check_text
 from .._util.expiry import DueQueue
 from ..errors import TooManyRetries
 from ..stores.port import KEY_TIME
-from ..wire.messages import MAX_KEY
+from ..wire.commands import MAX_KEY
 from ..wire.prepared import Outcome, Prepared, Receipt
 
 __all__ = ["IdempotencyKeys", "scoped_key"]

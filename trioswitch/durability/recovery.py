@@ -6,7 +6,7 @@ message once: from the history what was recorded before, from the room what come
 in memory) goes out first, page by page, as fast as the client reads, until the rest is little enough.
 """
 
-from typing import Final
+from typing import Final, cast
 
 import attrs
 import trio
@@ -20,7 +20,7 @@ from ..rooms.directory import RoomDirectory
 from ..rooms.history import History
 from ..rooms.presence import Presence
 from ..rooms.room import Room
-from ..wire.messages import Gap, Position, Recorded
+from ..wire.messages import Gap, Position, Recorded, thawed
 from ..wire.prepared import Prepared
 from .store_writer import PAGE_BYTES, StoreWriter
 
@@ -56,6 +56,12 @@ class HistoryPage:
     position: Position
     recovered: bool | None
     more: bool
+
+    def thawed(self) -> "HistoryPage":
+        """A copy for an application, with messages that it may change."""
+        page = attrs.evolve(self, messages=[])
+        page.messages.extend(cast(Recorded, thawed(message)) for message in self.messages)
+        return page
 
 
 class Recovery:

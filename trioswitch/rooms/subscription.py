@@ -10,7 +10,7 @@ from ..config import Overflow
 from ..connections.outbox import OfferResult
 from ..metrics import Drop, Traffic
 from ..wire.gaps import Gaps
-from ..wire.messages import Event
+from ..wire.messages import Event, thawed
 from ..wire.prepared import Prepared
 from ..wire.windows import Window
 
@@ -47,7 +47,7 @@ class Subscription:
         except (trio.EndOfChannel, trio.ClosedResourceError):
             raise StopAsyncIteration from None
         self._space.notify()
-        return message.event
+        return thawed(message.event)
 
     def deliver(self, window: Window) -> OfferResult | None:
         return None

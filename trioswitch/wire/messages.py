@@ -1,58 +1,40 @@
-"""The client protocol's messages: commands from a client, events to it.
+"""The client protocol's events: what the server tells clients.
 
-Wire names are the `type` of each class; `docs/protocol.md` is the reference. Fields of a command that a client may leave
-out have a default; fields of an event that are `UNSET` are left out of the bytes.
+Wire names are the `type` of each class; `docs/protocol.md` is the reference. Fields that are `UNSET` are left out of the bytes.
+
+The classes have no slots: msgspec encodes the fields of a slotted class in alphabetical order, and those of these classes in the
+order below, so that `type` comes first, for people who read what was sent.
 """
 
+import copy
+from collections.abc import Callable
 from typing import Annotated, Any, ClassVar
 
 import attrs
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
+from .body import decoded
+
 __all__ = [
-    "COMMANDS",
     "Ack",
-    "Authenticate",
     "ChatMessage",
-    "Command",
     "Connected",
-    "Custom",
     "DirectMessage",
     "Error",
     "Event",
     "Gap",
     "GroupMessage",
-    "Heartbeat",
     "HeartbeatAck",
-    "History",
-    "InboxAck",
-    "JoinRoom",
-    "LeaveRoom",
     "Message",
     "Position",
-    "Presence",
+    "Published",
     "Reconnect",
-    "Resume",
+    "Recorded",
     "Resumed",
-    "SendChat",
-    "SendDirect",
-    "SendGroup",
-    "SendMessage",
     "System",
+    "thawed",
 ]
-
-MAX_NAME = 255
-Name = Annotated[str, Meta(min_length=1, max_length=MAX_NAME)]
-"""A room, group or user: 1 to 255 characters, so that a name never outweighs what is sent under it."""
-RequestId = str | int | None
-Seconds = Annotated[float, Meta(ge=0)]
-Priority = Annotated[int, Meta(ge=0, le=10)]
-MAX_KEY = 64
-Key = Annotated[str, Meta(min_length=1, max_length=MAX_KEY)]
-"""What makes a retry harmless: chosen by the client for one message, a UUID say."""
-MAX_PAGE = 1000
-"""Messages in the answer to one `history`, at most."""
 
 
 @attrs.frozen
@@ -63,144 +45,6 @@ class Position:
     offset: Annotated[int, Meta(ge=0)]
 
 
-# --- commands: client to server
-
-
-@attrs.frozen(kw_only=True)
-class Command:
-    """What a client asks for. With an `id` it gets exactly one `ack` or `error` that carries the same `id`."""
-
-    TYPE: ClassVar[str] = ""
-    id: RequestId = None
-
-
-@attrs.frozen(kw_only=True)
-class Authenticate(Command):
-    TYPE: ClassVar[str] = "authenticate"
-    token: str
-
-
-@attrs.frozen(kw_only=True)
-class JoinRoom(Command):
-    TYPE: ClassVar[str] = "join_room"
-    room: Name
-    user_id: Name | None = None
-    since: Position | None = None
-    history: Annotated[int, Meta(ge=0)] | None = None
-
-
-@attrs.frozen(kw_only=True)
-class LeaveRoom(Command):
-    TYPE: ClassVar[str] = "leave_room"
-    room: Name
-
-
-@attrs.frozen(kw_only=True)
-class SendChat(Command):
-    TYPE: ClassVar[str] = "chat_message"
-    room: Name
-    content: str
-    user_id: Name | None = None
-    idempotency_key: Key | None = None
-
-
-@attrs.frozen(kw_only=True)
-class SendMessage(Command):
-    TYPE: ClassVar[str] = "message"
-    room: Name
-    data: Any
-    priority: Priority = 0
-    max_delay: Seconds | None = None
-    expires: Seconds | None = None
-    key: str | None = None
-    exclude_self: bool = False
-    idempotency_key: Key | None = None
-
-
-@attrs.frozen(kw_only=True)
-class SendDirect(Command):
-    """`to` is a user. Exactly one of `content` and `data` is expected; `content` is text, `data` anything."""
-
-    TYPE: ClassVar[str] = "direct_message"
-    to: Name
-    content: str | UnsetType = UNSET
-    data: Any = UNSET
-    expires: Seconds | None = None
-    idempotency_key: Key | None = None
-
-
-@attrs.frozen(kw_only=True)
-class SendGroup(Command):
-    TYPE: ClassVar[str] = "group_message"
-    group: Name
-    content: str | UnsetType = UNSET
-    data: Any = UNSET
-
-
-@attrs.frozen(kw_only=True)
-class Heartbeat(Command):
-    TYPE: ClassVar[str] = "heartbeat"
-
-
-@attrs.frozen(kw_only=True)
-class Presence(Command):
-    TYPE: ClassVar[str] = "presence"
-    room: Name
-
-
-@attrs.frozen(kw_only=True)
-class History(Command):
-    TYPE: ClassVar[str] = "history"
-    room: Name
-    since: Position | None = None
-    limit: Annotated[int, Meta(ge=1, le=MAX_PAGE)] = 100
-
-
-@attrs.frozen(kw_only=True)
-class Resume(Command):
-    TYPE: ClassVar[str] = "resume"
-    session: str
-    rooms: dict[Name, Position] = attrs.field(factory=dict)
-
-
-@attrs.frozen(kw_only=True)
-class InboxAck(Command):
-    TYPE: ClassVar[str] = "inbox_ack"
-    upto: Annotated[int, Meta(ge=0, le=2**63 - 1)]
-
-
-@attrs.frozen(kw_only=True)
-class Custom(Command):
-    """A message whose `type` the protocol does not know: for a handler of the application, if there is one."""
-
-    type: str
-    fields: dict[str, Any]
-
-
-COMMANDS: dict[str, type[Command]] = {
-    command.TYPE: command
-    for command in (
-        Authenticate,
-        JoinRoom,
-        LeaveRoom,
-        SendChat,
-        SendMessage,
-        SendDirect,
-        SendGroup,
-        Heartbeat,
-        Presence,
-        History,
-        Resume,
-        InboxAck,
-    )
-}
-
-# --- events: server to client
-#
-# They have no slots: msgspec writes the fields of a slotted class in alphabetical order, and these in the order below, so
-# that `type` comes first, for whoever reads the wire.
-
-
 class Event:
     """What a client is told."""
 
@@ -208,7 +52,10 @@ class Event:
 
 
 class Published(Event):
-    """An event that goes to rooms, groups, users or connections; it is stamped when it is delivered."""
+    """An event that goes to rooms, groups, users or connections; it is stamped when it is delivered.
+
+    On its way its `content` or `data` is a `wire.body.Body`. Applications get copies in which it is text, or data.
+    """
 
     timestamp: str
 
@@ -217,6 +64,21 @@ class Published(Event):
         """What was sent: the text of a message that was sent as text, otherwise its data. None for announcements."""
         content = getattr(self, "content", UNSET)
         return getattr(self, "data", None) if content is UNSET else content
+
+    def replace_body(self, convert: Callable[[Any], Any]) -> None:
+        """Put another representation in the place of the body, if there is one."""
+        for name in ("content", "data"):
+            body = getattr(self, name, UNSET)
+            if body is not UNSET:
+                setattr(self, name, convert(body))
+
+
+def thawed(event: Event) -> Event:
+    """A copy of an event for an application, which may change it: its body is text or data instead of bytes."""
+    event = copy.copy(event)
+    if isinstance(event, Published):
+        event.replace_body(decoded)
+    return event
 
 
 class Recorded(Published):

@@ -15,6 +15,9 @@ __all__ = ["URGENT", "Outcome", "Prepared", "Receipt"]
 
 URGENT = 5
 """Messages of a priority above this one are written at once."""
+LARGE = 8 * 1024
+"""Bytes of a message that keeps one frame rather than its bytes in every format, so that it takes at most twice its size: one
+copy is its body. The others are encoded again for each window, and each time that they are written from an outbox."""
 
 
 @attrs.frozen(repr=False)
@@ -65,7 +68,7 @@ Outcome = Receipt | TrioswitchError
 
 
 class Prepared:
-    """A message on its way: the event, how it is to be delivered, and its bytes in each format asked for so far."""
+    """A message on its way: the event, how it is to be delivered, and its bytes in the formats asked for so far."""
 
     __slots__ = (
         "_codec",
@@ -151,7 +154,7 @@ class Prepared:
     def payload(self, codec: Codec) -> bytes:
         if codec is self._codec:
             return self._payload
-        if self._codec is None:
+        if self._codec is None or self.size > LARGE:
             self._payload, self._codec = self._encode(codec), codec
             return self._payload
         return self._other(codec, self._encode)
@@ -161,6 +164,8 @@ class Prepared:
             return self._frame
         if self._framing is None:
             self._frame, self._framing = framing.frame(self.payload(framing.codec)), framing
+            if self.size > LARGE:
+                self._payload, self._codec = b"", None
             return self._frame
         return self._other(framing, lambda framing: framing.frame(self.payload(framing.codec)))
 
@@ -170,7 +175,11 @@ class Prepared:
             self._others = {}
         data: _Bytes | None = self._others.get(format)
         if data is None:
-            data = self._others[format] = make(format)
+            data = make(format)
+            if self.size <= LARGE or len(data) <= LARGE:
+                self._others[format] = data
+            else:
+                self._payload, self._codec = b"", None
         return data
 
     def _encode(self, codec: Codec) -> bytes:

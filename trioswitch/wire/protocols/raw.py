@@ -1,8 +1,6 @@
 """No client protocol at all: messages of an endpoint of the application's own, text as text and binary as binary."""
 
-import attrs
-
-from ..messages import Command
+from ..commands import Command
 from ..websocket import TextBytes
 from .json import JSON_CODEC
 from .port import ClientProtocol
@@ -10,8 +8,7 @@ from .port import ClientProtocol
 __all__ = ["RAW", "RawMessage"]
 
 
-@attrs.frozen(kw_only=True)
-class RawMessage(Command):
+class RawMessage(Command, kw_only=True):
     """A message from the client: a str for text, bytes for binary."""
 
     data: str | bytes

@@ -13,9 +13,9 @@ from ._util import interrupts  # noqa: F401  # first, because the imports below 
 from . import messages
 from .assembly import open_switch
 from .auth.identity import Identity
+from .auth.request import ConnectRequest
 from .config import HistoryStorage, Options, Overflow, RoomPolicy
 from .connections.connection import Connection
-from .connections.request import ConnectRequest
 from .durability.recovery import HistoryPage
 from .endpoints import WebSocket
 from .errors import (
@@ -34,6 +34,7 @@ from .errors import (
     WebSocketClosed,
 )
 from .handlers import Handlers
+from .hooks import JoinRequest, PublishRequest
 from .metrics import OutboxStatistics, RoomStatistics, SwitchStatistics
 from .rooms.subscription import Subscription
 from .serve import Server, serve, serve_until_signal
@@ -56,6 +57,7 @@ __all__ = [
     "HistoryStorage",
     "Identity",
     "InboxFull",
+    "JoinRequest",
     "MissingExtra",
     "Options",
     "OutboxStatistics",
@@ -63,6 +65,7 @@ __all__ = [
     "Page",
     "Pages",
     "Position",
+    "PublishRequest",
     "Receipt",
     "Refused",
     "RoomFull",

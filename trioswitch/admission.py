@@ -1,5 +1,6 @@
 """Admission: from a stream of bytes to a running connection. The request's head, the hooks, the handshake, the connection."""
 
+import ipaddress
 import logging
 import resource
 import secrets
@@ -14,18 +15,20 @@ import trio
 import trio_websocket
 
 from ._util.clock import timestamp
-from .auth.identity import ANONYMOUS, Identity
-from .commands import Authenticator
+from .auth.authentication import Authentication
+from .auth.identity import Identity
+from .auth.origin import check_origin
+from .auth.request import ConnectRequest
 from .config import Options
-from .connections.connection import Connection, Services
+from .connections.connection import Services
 from .connections.directory import ConnectionDirectory
 from .connections.driver import ConnectionDriver, Execute, MakeTransport
 from .connections.heartbeats import Heartbeats
-from .connections.request import ConnectRequest
 from .durability.inbox import Inbox
 from .durability.sessions import Sessions
 from .endpoints import Endpoints
 from .errors import CloseCause, PeerGone, Refused
+from .hooks import OnDisconnect
 from .metrics import Traffic
 from .transport.native import NativeTransport, read_head
 from .transport.reactor import Reactor
@@ -40,14 +43,10 @@ from .wire.protocols import choose
 from .wire.protocols.port import ClientProtocol
 from .wire.protocols.raw import RAW
 
-__all__ = ["Admission", "HttpHandler", "OnConnect", "OnDisconnect", "TransportName"]
+__all__ = ["Admission", "HttpHandler", "TransportName"]
 
 _log = logging.getLogger(__name__)
 
-OnConnect = Callable[[ConnectRequest], Awaitable[Identity | None]]
-"""Called before a client is let in. Returns who it is (None: anonymous), or raises Refused."""
-OnDisconnect = Callable[[Connection, CloseCause], Awaitable[None]]
-"""Called when a client that was let in is gone, always; it has `hook_timeout` seconds."""
 HttpHandler = Callable[[ByteStream, bytes], Awaitable[None]]
 """Answers a request that is no WebSocket upgrade: gets the channel, which is closed afterwards, and the bytes read from it."""
 TransportName = Literal["native", "trio-websocket"]
@@ -80,9 +79,8 @@ class Admission:
     endpoints: Endpoints
     execute: Execute
     services: Services
-    on_connect: OnConnect | None
+    authentication: Authentication
     on_disconnect: OnDisconnect | None
-    authenticate: Authenticator | None
     refused: int = attrs.field(default=0, init=False)
     """Clients that were turned away."""
     max_connections: int = attrs.field(init=False)
@@ -147,6 +145,7 @@ class Admission:
         if handshake.path not in PATHS and not is_endpoint:
             raise Rejected(404, f"there is no WebSocket at {handshake.path!r}: it is at /ws")
         request = _connect_request(handshake.path, handshake.query, handshake.headers, channel.remote)
+        self._check_origin(request, lambda: channel.is_loopback)
         try:
             identity = await self._admit(request)
         except Refused as refused:
@@ -204,7 +203,11 @@ class Admission:
         connect = _connect_request(path, dict(parse_qsl(query)), headers, where)
         with trio.fail_after(self.options.handshake_timeout):
             try:
+                self._check_origin(connect, lambda: _is_loopback(request.local))
                 identity = await self._admit(connect)
+            except Rejected as rejected:
+                await request.reject(rejected.status, body=f"{rejected.message}\n".encode())
+                return
             except Refused as refused:
                 if (cause := _told_by_closing(connect, refused)) is not None:
                     await (await request.accept()).aclose(cause.code, refused.message)
@@ -245,15 +248,20 @@ class Admission:
 
     # --- admission
 
+    def _check_origin(self, request: ConnectRequest, is_loopback: Callable[[], bool]) -> None:
+        """Raises Rejected for a page of another site: it does not get a WebSocket that would tell it why."""
+        try:
+            check_origin(request.headers, self.options.allow_origins, is_loopback)
+        except Refused as refused:
+            self.refused += 1
+            _log.warning("refused %s: %s", request.remote, refused.message)
+            raise Rejected(403, refused.message) from None
+
     async def _admit(self, request: ConnectRequest) -> Identity | None:
         """Who the client is; None: it has yet to authenticate itself. Raises Refused."""
         try:
             self._check_room()
-            identity: Identity | None = ANONYMOUS
-            if self.authenticate is not None:
-                identity = await self._check_token(self.authenticate, request.token)
-            if self.on_connect is not None:
-                identity = await self.on_connect(request) or identity
+            identity = await self.authentication.identify(request)
             self._check_room()  # again: hooks take their time
         except Refused as refused:
             self.refused += 1
@@ -268,17 +276,8 @@ class Admission:
     def _check_room(self) -> None:
         if self.connections.draining:
             raise Refused("the server is going away", code="unavailable")
-        if len(self.connections) + len(self.endpoints.connections) >= self.max_connections:
+        if self.connections.total + self.endpoints.connections.total >= self.max_connections:
             raise Refused("the server is full", code="unavailable")
-
-    @staticmethod
-    async def _check_token(authenticate: Authenticator, token: str | None) -> Identity | None:
-        if token is None:
-            return None
-        try:
-            return await authenticate(token)
-        except Refused as refused:
-            raise Refused(refused.message, code="unauthorised") from None
 
     # --- the conversation
 
@@ -342,7 +341,7 @@ class Admission:
             self.inbox.arrived(connection)
         if self.connections.draining:
             connection.close(CloseCause.DRAIN)
-        elif len(self.connections) > self.max_connections:  # several came out of their hooks together
+        elif self.connections.total > self.max_connections:  # several came out of their hooks together
             connection.close(CloseCause.OVERLOADED)
 
     async def _await_identity(self, connection: ConnectionDriver) -> None:
@@ -365,6 +364,11 @@ def _connect_request(path: str, query: dict[str, str], headers: dict[str, str], 
     scheme, _, credentials = headers.get("authorization", "").partition(" ")
     token = credentials.strip() if scheme.lower() == "bearer" else query.get("token")
     return ConnectRequest(path=path, query=query, headers=headers, remote=remote, token=token or None)
+
+
+def _is_loopback(local: object) -> bool:
+    """Whether an endpoint of trio-websocket's is an address of this machine alone."""
+    return isinstance(local, trio_websocket.Endpoint) and ipaddress.ip_address(str(local.address)).is_loopback
 
 
 def _told_by_closing(request: ConnectRequest, refused: Refused) -> CloseCause | None:

@@ -5,11 +5,12 @@ from contextlib import asynccontextmanager
 
 import trio
 
-from ._util.checks import check_async, check_in_trio
+from ._util.checks import check_in_trio
 from ._util.nurseries import open_nursery
 from ._util.supervision import supervise
-from .admission import Admission, OnConnect, OnDisconnect
-from .commands import Authenticator, Commands
+from .admission import Admission
+from .auth.authentication import Authenticator, OnConnect
+from .commands import Commands
 from .config import Options
 from .connections.directory import ConnectionDirectory
 from .connections.groups import Groups
@@ -22,6 +23,7 @@ from .durability.store_health import StoreHealth
 from .durability.store_writer import StoreWriter
 from .endpoints import Endpoint, Endpoints, check_endpoints
 from .handlers import Handlers
+from .hooks import Hooks, OnDisconnect, OnJoin, OnPublish
 from .metrics import Traffic
 from .parts import Parts
 from .publishing import Publisher
@@ -49,6 +51,8 @@ async def open_switch(
     on_connect: OnConnect | None = None,
     on_disconnect: OnDisconnect | None = None,
     authenticate: Authenticator | None = None,
+    on_join: OnJoin | None = None,
+    on_publish: OnPublish | None = None,
     store: Store | None = None,
 ) -> AsyncIterator[Switch]:
     """Run a switch: `async with open_switch() as switch`. Its rooms and tasks live until the block is left.
@@ -61,10 +65,14 @@ async def open_switch(
         options: limits and room policies; the defaults suit most programs.
         handlers: callbacks for message types of the application's own.
         endpoints: async functions for WebSocket paths of the application's own, by path (`Endpoint`).
-        on_connect: async function that is called before a client is admitted. It returns who the client is, or raises Refused.
+        on_connect: async function that is called before a client is admitted, when its token has been checked. It returns who
+            the client is, or None for no change, or raises Refused.
         on_disconnect: async function that is called when a client that was admitted has gone.
         authenticate: async function from a token to an Identity. With it, a client needs a token: in the `Authorization`
             header, in `?token=`, or in its first message.
+        on_join: async function that is called before a client joins a room. It may raise Refused.
+        on_publish: async function that is called before a client's message is published to a room. It may change the message
+            (`PublishRequest`), or raise Refused.
         store: keeps the messages of `stored` rooms and inboxes (`trioswitch.stores`). It stays open when the block is left.
             Without it inboxes are kept in memory.
 
@@ -79,9 +87,13 @@ async def open_switch(
     for name, value, kind in (("options", options, Options), ("handlers", handlers, Handlers), ("store", store, Store)):
         if value is not None and not isinstance(value, kind):
             raise TypeError(f"{name} must be of the type {kind.__name__}, not {value!r}")
-    for name, hook in (("on_connect", on_connect), ("on_disconnect", on_disconnect), ("authenticate", authenticate)):
-        if hook is not None:
-            check_async(name, hook)
+    hooks = Hooks(
+        authenticate=authenticate,
+        on_connect=on_connect,
+        on_disconnect=on_disconnect,
+        on_join=on_join,
+        on_publish=on_publish,
+    )
     check_endpoints(endpoints or {})
     if options.needs_store and store is None:
         raise ValueError("a room policy has history=stored: that needs a store, open_switch(store=...)")
@@ -92,9 +104,7 @@ async def open_switch(
             store or MemoryStore(),
             handlers or Handlers(),
             dict(endpoints or {}),
-            on_connect,
-            on_disconnect,
-            authenticate,
+            hooks,
         )
         try:
             switch = Switch(parts, nursery)
@@ -112,9 +122,7 @@ def _assemble(
     store: Store,
     handlers: Handlers,
     own_endpoints: Mapping[str, Endpoint],
-    on_connect: OnConnect | None,
-    on_disconnect: OnDisconnect | None,
-    authenticate: Authenticator | None,
+    hooks: Hooks,
 ) -> Parts:
     """Make the parts of a switch, from those that know nothing of the others to admission, and start their tasks."""
     traffic = Traffic()
@@ -131,13 +139,13 @@ def _assemble(
     announcements = Announcements(rooms, publisher.publish_nowait)
     presence = Presence(rooms, connections, announcements)
     recovery = Recovery(rooms, presence, writer, options)
-    sessions = Sessions(connections, rooms, presence, recovery, options)
+    sessions = Sessions(connections, rooms, presence, recovery, options, hooks.is_allowed)
 
     services = ConnectionServices(connections, presence)
     heartbeats = Heartbeats(options.ping_interval, options.ping_timeout)
     endpoints = Endpoints(own_endpoints, options, heartbeats)
     commands = Commands(
-        options, connections, groups, rooms, presence, publisher, recovery, sessions, inbox, handlers, authenticate
+        options, connections, groups, rooms, presence, publisher, recovery, sessions, inbox, handlers, hooks
     )
     reactor = Reactor(rooms.dispatcher.hold, rooms.dispatcher.release) if Reactor.available() else None
     admission = Admission(
@@ -152,9 +160,8 @@ def _assemble(
         endpoints=endpoints,
         execute=commands.execute,
         services=services,
-        on_connect=on_connect,
-        on_disconnect=on_disconnect,
-        authenticate=authenticate,
+        authentication=hooks.authentication,
+        on_disconnect=hooks.on_disconnect,
     )
 
     tasks = [

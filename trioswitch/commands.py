@@ -1,14 +1,15 @@
 """Executes the commands of clients. Each gets at most one answer: an `ack` or `error` where it has an `id`."""
 
-from collections.abc import Awaitable, Callable, Sequence
+import logging
+from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Any, Final, cast
 
+import attrs
 import trio
 from msgspec import UNSET
 
 from ._util.clock import timestamp
-from .auth.identity import Identity
 from .config import Options
 from .connections.directory import ConnectionDirectory
 from .connections.driver import ConnectionDriver, Pending
@@ -19,11 +20,13 @@ from .durability.recovery import Recovery
 from .durability.sessions import Sessions
 from .errors import CloseCause, HistoryNotAvailable, Refused, StoreError
 from .handlers import Handlers
+from .hooks import Hooks, JoinRequest, OnJoin, OnPublish, PublishRequest
 from .publishing import Publisher
 from .replies import Acknowledge, tell_history, tell_joined
 from .rooms.directory import RoomDirectory
 from .rooms.presence import Presence
 from .wire.commands import (
+    MAX_NAME,
     Authenticate,
     Command,
     Custom,
@@ -42,12 +45,14 @@ from .wire.commands import Presence as PresenceQuery
 from .wire.messages import Ack, ChatMessage, DirectMessage, GroupMessage, HeartbeatAck, Message
 from .wire.prepared import Prepared
 
-__all__ = ["Authenticator", "Commands"]
+__all__ = ["Commands"]
 
+_log = logging.getLogger(__name__)
+
+MAX_AUTHENTICATE_BYTES: Final = 16 * 1024
+"""Bytes of an `authenticate` message: the only one that a client may send before it is authenticated."""
 MAX_USERS: Final = 1000
 """Users that an answer to `presence` names at most; its `count` has all of them."""
-Authenticator = Callable[[str], Awaitable[Identity]]
-"""From a token to an identity. Raises Refused."""
 
 
 class Commands:
@@ -65,7 +70,7 @@ class Commands:
         sessions: Sessions,
         inbox: Inbox,
         handlers: Handlers,
-        authenticate: Authenticator | None,
+        hooks: Hooks,
     ) -> None:
         self._options = options
         self._connections = connections
@@ -77,7 +82,9 @@ class Commands:
         self._sessions = sessions
         self._inbox = inbox
         self._handlers = handlers
-        self._authenticate = authenticate
+        self._authentication = hooks.authentication
+        self._on_join = hooks.on_join
+        self._on_publish = hooks.on_publish
         self._methods: dict[type[Command], Callable[[ConnectionDriver, Any, int], Pending | None]] = {
             SendChat: self._chat,
             SendMessage: self._message,
@@ -96,8 +103,9 @@ class Commands:
 
     def execute(self, connection: ConnectionDriver, command: Command, size: int) -> Pending | None:
         """Execute one command of `size` bytes. The caller awaits what this returns, if anything."""
-        if connection.identity is None and type(command) is not Authenticate:
-            connection.reply_error("unauthorised", "authenticate first", command.id)
+        if connection.identity is None and (type(command) is not Authenticate or size > MAX_AUTHENTICATE_BYTES):
+            connection.reply_error("unauthorised", "the first message must be `authenticate`, with a token", command.id)
+            connection.close(CloseCause.UNAUTHORISED)
             return None
         try:
             return self._methods[type(command)](connection, command, size)
@@ -114,12 +122,21 @@ class Commands:
             raise Refused(f"you may not join {command.room!r}")
         if command.room not in connection.rooms and len(connection.rooms) >= self._options.max_rooms:
             raise Refused(f"a connection may be in {self._options.max_rooms} rooms", code="too_many_rooms")
+        _check_size("room", command.room)
         self._name(connection, command.user_id)
+        if self._on_join is not None:
+            return self._answered(connection, command, self._join_if_allowed(self._on_join, connection, command))
         joined = self._recovery.join_nowait(connection, command.room, command.since, command.history or 0)
         if joined is None:
             return self._answered(connection, command, self._join_later(connection, command))
         tell_joined(connection, command, joined)
         return None
+
+    async def _join_if_allowed(self, on_join: OnJoin, connection: ConnectionDriver, command: JoinRoom) -> None:
+        request = JoinRequest(command.room, command.history or 0)
+        await on_join(connection.public, request)
+        command.history = request.history
+        await self._join_later(connection, command)
 
     async def _join_later(self, connection: ConnectionDriver, command: JoinRoom) -> None:
         joined = await self._recovery.join(connection, command.room, command.since, command.history or 0)
@@ -127,13 +144,16 @@ class Commands:
 
     @staticmethod
     async def _answered(connection: ConnectionDriver, command: Command, work: Pending) -> None:
-        """Await what a command waits for, and tell the client when it is refused."""
+        """Await what a command waits for, and tell the client when it is refused, or a hook fails."""
         try:
             await work
         except (Refused, HistoryNotAvailable) as refused:
             connection.reply_error(refused.code, str(refused), command.id)
         except StoreError as error:
             connection.reply_error("unavailable", str(error), command.id)
+        except Exception:
+            _log.exception("connection %s: a hook failed", connection.id)
+            connection.reply_error("internal", "internal error", command.id)
 
     def _leave(self, connection: ConnectionDriver, command: LeaveRoom, _size: int) -> None:
         if not self._presence.leave(connection, command.room):
@@ -148,6 +168,7 @@ class Commands:
         assert identity is not None
         if not identity.may_join(command.room):
             raise Refused(f"you may not look into {command.room!r}")
+        _check_size("room", command.room)
         if command.id is None:
             raise Refused(f"`{command.type}` needs an `id`, which its answer repeats", code="invalid")
         return command.id
@@ -183,7 +204,7 @@ class Commands:
         user = self._name(connection, command.user_id)
         event = ChatMessage(room=command.room, content=cast(str, command.content), user_id=user)
         message = Prepared(event, room=command.room, size=size, idempotency_key=_key(connection, command))
-        return self._publish(connection, command.id, message)
+        return self._publish(connection, command, message)
 
     def _message(self, connection: ConnectionDriver, command: SendMessage, size: int) -> Pending | None:
         self._check_publish(connection, command.room)
@@ -202,17 +223,39 @@ class Commands:
             exclude=frozenset((connection.id,)) if command.exclude_self else frozenset(),
             size=size,
         )
-        return self._publish(connection, command.id, message)
+        return self._publish(connection, command, message)
 
-    @staticmethod
-    def _check_publish(connection: ConnectionDriver, room: str) -> None:
-        if room not in connection.rooms:
-            identity = connection.identity
-            assert identity is not None
-            if not identity.may_publish(room):
-                raise Refused(f"join {room!r} before you publish to it", code="not_joined")
+    def _check_publish(self, connection: ConnectionDriver, room: str) -> None:
+        identity = connection.identity
+        assert identity is not None
+        is_member = room in connection.rooms
+        if identity.may_publish(room, as_member=is_member and self._rooms.members_publish(room)):
+            if not is_member:
+                _check_size("room", room)
+        elif is_member or identity.publish is not None:
+            raise Refused(f"you may not publish to {room!r}")
+        else:
+            raise Refused(f"join {room!r} before you publish to it", code="not_joined")
 
-    def _publish(self, connection: ConnectionDriver, request_id: str | int | None, message: Prepared) -> Pending | None:
+    def _publish(
+        self, connection: ConnectionDriver, command: SendChat | SendMessage, message: Prepared
+    ) -> Pending | None:
+        if self._on_publish is not None:
+            work = self._publish_if_allowed(self._on_publish, connection, command, message)
+            return self._answered(connection, command, work)
+        return self._publish_now(connection, command.id, message)
+
+    async def _publish_if_allowed(
+        self, on_publish: OnPublish, connection: ConnectionDriver, command: SendChat | SendMessage, message: Prepared
+    ) -> None:
+        await on_publish(connection.public, PublishRequest(message))
+        pending = self._publish_now(connection, command.id, message)
+        if pending is not None:
+            await pending
+
+    def _publish_now(
+        self, connection: ConnectionDriver, request_id: str | int | None, message: Prepared
+    ) -> Pending | None:
         assert message.room is not None
         if request_id is not None or self._rooms.is_stored(message.room):
             message.on_outcome = Acknowledge(connection, request_id)
@@ -221,6 +264,7 @@ class Commands:
     # --- users and groups
 
     def _direct(self, connection: ConnectionDriver, command: SendDirect, size: int) -> Pending | None:
+        _check_size("user", command.to)
         event = DirectMessage(to=command.to, user_id=connection.user, **_body(command))
         message = Prepared(
             event,
@@ -283,22 +327,28 @@ class Commands:
     def _authenticate_by_message(
         self, connection: ConnectionDriver, command: Authenticate, _size: int
     ) -> Pending | None:
-        if self._authenticate is None:
+        if not self._authentication.uses_tokens:
             raise Refused("this server does not use tokens", code="not_available")
         if connection.identity is not None:
             raise Refused("this connection is authenticated already", code="invalid")
-        return self._check_token(self._authenticate, connection, command)
+        return self._check_token(connection, command)
 
-    async def _check_token(
-        self, authenticate: Authenticator, connection: ConnectionDriver, command: Authenticate
-    ) -> None:
+    async def _check_token(self, connection: ConnectionDriver, command: Authenticate) -> None:
         try:
-            identity = await authenticate(command.token)
+            identity = await self._authentication.identify(attrs.evolve(connection.request, token=command.token))
         except Refused as refused:
-            connection.reply_error("unauthorised", refused.message, command.id)
-            connection.close(CloseCause.UNAUTHORISED)
+            connection.reply_error(refused.code, refused.message, command.id)
+            connection.close(CloseCause.UNAUTHORISED if refused.code == "unauthorised" else CloseCause.FORBIDDEN)
             return
-        connection.authenticate(identity)
+        except Exception:
+            _log.exception("connection %s: a hook failed", connection.id)
+            connection.reply_error("internal", "internal error", command.id)
+            connection.close(CloseCause.INTERNAL)
+            return
+        if connection.cause is not None:
+            return  # it was closed while the hooks ran
+        assert identity is not None, "it has a token"
+        self._connections.authenticate(connection, identity)
         if identity.user is not None:
             self._presence.change_user(connection, identity.user, declared=True)
             self._inbox.arrived(connection)
@@ -316,11 +366,20 @@ class Commands:
             return connection.user
         if identity.user is not None:
             raise Refused(f"you are {identity.user!r}, not {user!r}")
+        if not identity.may_choose_name:
+            raise Refused("this server does not let clients choose the names of their users")
+        _check_size("user", user)
         if connection.rooms and connection.has_declared_name:  # each of its rooms would have to be told, each time
             raise Refused("leave your rooms before you change your name")
         self._presence.change_user(connection, user, declared=True)
         self._inbox.arrived(connection)
         return user
+
+
+def _check_size(what: str, name: str) -> None:
+    """Raises Refused for a name of more than MAX_NAME bytes in UTF-8. The decoder has counted its characters."""
+    if len(name) > MAX_NAME // 4 and len(name.encode()) > MAX_NAME:
+        raise Refused(f"the name of a {what} must have 1 to {MAX_NAME} bytes in UTF-8", code="invalid")
 
 
 def _body(command: SendDirect | SendGroup) -> dict[str, Any]:

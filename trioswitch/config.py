@@ -5,6 +5,7 @@
 
 import enum
 import fnmatch
+import re
 from collections.abc import Iterable
 from typing import Any, TypeVar
 
@@ -16,6 +17,8 @@ __all__ = ["HistoryStorage", "Options", "Overflow", "RoomPolicy", "one_of"]
 _Choice = TypeVar("_Choice", bound=enum.Enum)
 
 KIB, MIB = 1024, 1024 * 1024
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^A-Z/?#\s]+|null|\*")
+"""As browsers send it (RFC 6454, section 6.2), or `*` for all."""
 
 
 class Overflow(enum.Enum):
@@ -75,6 +78,20 @@ def _policies(policies: "Iterable[RoomPolicy] | RoomPolicy") -> "tuple[RoomPolic
     return several
 
 
+def _origins(origins: Iterable[str] | str) -> tuple[str, ...]:
+    """Several origins, or one. Raises TypeError and ValueError."""
+    several = (origins,) if isinstance(origins, str) else tuple(origins)
+    for origin in several:
+        if not isinstance(origin, str):
+            raise TypeError(f"'allow_origins' must be origins such as 'https://example.com', not {origin!r}")
+        if not _ORIGIN.fullmatch(origin):
+            raise ValueError(
+                f"'allow_origins' {origin!r} is not an origin: one is in lower case and has no path, such as "
+                "'https://example.com'; '*' allows all"
+            )
+    return several
+
+
 def _whole(_options: Any, field: "attrs.Attribute[Any]", value: object) -> None:
     if not isinstance(value, int) or isinstance(value, bool):
         raise TypeError(f"'{field.name}' must be a whole number: {value!r}")
@@ -106,6 +123,8 @@ class RoomPolicy:
     pattern: str = "*"
     overflow: Overflow = attrs.field(default=Overflow.DROP_OLDEST, converter=_overflow)
     block_timeout: float = option(1.0, "seconds that a room waits for its slowest members under `block`", gt(0))
+    members_publish: bool = attrs.field(default=True, validator=_flag)
+    """Whether members may publish. If not, only the server may, and clients whose identity names the room in `publish`."""
     announce: bool = attrs.field(default=True, validator=_flag)
     """Whether joins and leaves are announced at all."""
     announce_limit: int = option(100, "users above which joins and leaves are not announced one by one", ge(0))
@@ -153,6 +172,8 @@ class Options:
     )
     policies: tuple[RoomPolicy, ...] = attrs.field(default=(), converter=_policies)
     """Policies for rooms by name pattern: the first that matches holds, `RoomPolicy()` where none does."""
+    allow_origins: tuple[str, ...] = attrs.field(default=(), converter=_origins)
+    """Origins of web pages that may connect beside those of the server's own host, such as `https://example.com`; `*`: any."""
     max_message_bytes: int = option(
         1 * MIB, "bytes in one message from a client; a larger one closes with 1009", ge(125)
     )

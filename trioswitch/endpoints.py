@@ -13,12 +13,12 @@ import trio
 
 from ._util.checks import check_async, check_text
 from ._util.wakeup import Wakeup
+from .auth.request import ConnectRequest
 from .config import Options
 from .connections.directory import ConnectionDirectory
 from .connections.driver import ConnectionDriver
 from .connections.heartbeats import Heartbeats
 from .connections.outbox import OfferResult
-from .connections.request import ConnectRequest
 from .errors import CloseCause, WebSocketClosed
 from .wire.commands import Command
 from .wire.protocols.raw import RawMessage

@@ -72,5 +72,5 @@ class Handlers:
 
 def _check_room(connection: ConnectionDriver, room: str) -> None:
     identity = connection.identity
-    if room not in connection.rooms and not (identity is not None and identity.may_publish(room)):
+    if identity is None or not (room in connection.rooms or identity.may_publish(room, as_member=False)):
         raise Refused(f"join {room!r} before you send this to it", code="not_joined")

@@ -51,7 +51,7 @@ class Parts:
 
     def statistics(self) -> SwitchStatistics:
         traffic = self.traffic
-        everybody = [*self.connections, *self.endpoints.connections]
+        everybody = self.connections.everyone() + self.endpoints.connections.everyone()
         live = [connection.outbox.account for connection in everybody]
         sent = traffic.messages_sent + sum([account.messages_sent for account in live])
         return SwitchStatistics(

@@ -339,15 +339,15 @@ class Switch:
             with trio.move_on_after(timeout / 2):
                 await self.flush_all()
                 await self._parts.inbox.flush()
-            for connection in list(connections):
+            for connection in connections.everyone():
                 after = round(random.uniform(0.5, RECONNECT_SPREAD), 3)
                 connection.reply(Reconnect(after=after, reason=CloseCause.DRAIN.reason))
                 connection.close(CloseCause.DRAIN)
-            for connection in list(endpoints):
+            for connection in endpoints.everyone():
                 connection.close(CloseCause.DRAIN)
             await connections.wait_empty()
             await endpoints.wait_empty()
-        return not connections and not endpoints
+        return not connections.total and not endpoints.total
 
     @property
     def store_error(self) -> str | None:

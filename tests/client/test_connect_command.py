@@ -186,7 +186,7 @@ async def test_missing_and_wrong_tokens_name_token() -> None:
             status, _out, err = await program.end()
             assert (status, err.splitlines()[1:]) == (
                 1,
-                ["! unauthorised: authenticate first (--token TOKEN authenticates)"],
+                ["trioswitch: the server rejected this client (4500): unauthorised (--token TOKEN authenticates)"],
             )
         assert await failure(server.urls[0], "--token", "x") == (
             "trioswitch: the server rejected this client (4500): no such token"

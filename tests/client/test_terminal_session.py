@@ -49,6 +49,9 @@ class FakeConsole:
         await self._channel[0].send("")  # taken when the last line was executed
         await settled()
 
+    async def quit(self) -> None:
+        await self._channel[0].send("/quit")
+
     async def close(self) -> None:
         await self._channel[0].aclose()
 
@@ -219,12 +222,12 @@ async def test_reconnecting_is_said_and_the_prompt_shows_it(clock: trio.testing.
             peer = await server.accept(session=None)
             await peer.error(await peer.expect("join_room"), "forbidden")
             await trio.sleep(1)
-            await console.enter("/quit")
+            await console.quit()
 
         server.nursery.start_soon(serve)
         async with server.client() as client:
             await TerminalSession(console, Renderer(), hint=lambda error: " (a hint)").run(client, [])
-        server.nursery.cancel_scope.cancel()  # `enter` waits for one more line to be taken
+        server.nursery.cancel_scope.cancel()
     assert console.notes == [
         "* connected",
         "* the connection was lost (1001): going \\x1b away; reconnecting in 0.5 s",

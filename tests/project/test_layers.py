@@ -18,7 +18,7 @@ LAYERS = [
     ["connections"],
     ["rooms"],
     ["durability"],
-    ["publishing", "handlers", "messages"],
+    ["publishing", "handlers", "hooks", "messages"],
     ["services", "replies", "endpoints"],
     ["commands"],
     ["admission"],

@@ -521,15 +521,15 @@ async def test_embedded_in_a_program_of_trio_websocket(caplog: pytest.LogCapture
         assert answer.fields["www-authenticate"] == "Bearer"
         assert answer.body == b"this token is not known\n"
         nonsense = await peer_with("nonsense")
-        assert (await nonsense.answer()).status == 101
-        assert await nonsense.close_code() == 1000  # the program's server closes what its handler has left
+        assert (await nonsense.answer()).status == 500
         async with connected(f"ws://127.0.0.1:{embedding.port}") as client:
             assert (await client.ask("join_room", room="r"))["code"] == "unauthorised"
+            assert (await client.closed())[0] == 4500
         for peer in (unknown, nonsense):
             await peer.aclose()
         nursery.cancel_scope.cancel()
     (error,) = [record for record in caplog.records if record.levelname == "ERROR"]
-    assert error.getMessage().startswith("serving 127.0.0.1:")
+    assert error.getMessage().startswith("a hook failed for 127.0.0.1:")
 
 
 async def chat_compressed(url: str, messages: int, received: list[str]) -> None:

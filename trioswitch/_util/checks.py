@@ -8,15 +8,15 @@ __all__ = ["check_async", "check_in_trio", "check_text"]
 
 
 def check_text(what: str, text: object, longest: int) -> None:
-    """`what` must be a str of 1 to `longest` characters that UTF-8 can carry."""
+    """`what` must be a str of 1 to `longest` bytes in UTF-8."""
     if not isinstance(text, str):
         raise TypeError(f"{what} must be a str, not {type(text).__name__}")
-    if not 1 <= len(text) <= longest:
-        raise ValueError(f"{what} must have 1 to {longest} characters, not {len(text)}")
     try:
-        text.encode()
+        size = len(text.encode())
     except UnicodeEncodeError:
         raise ValueError(f"{what} must be text that UTF-8 can carry, not {text!a}") from None
+    if not 1 <= size <= longest:
+        raise ValueError(f"{what} must have 1 to {longest} bytes in UTF-8, not {size}")
 
 
 def check_async(what: str, function: object) -> None:

@@ -8,7 +8,7 @@ import attrs
 
 from .._util.checks import check_text
 
-__all__ = ["ANONYMOUS", "Identity"]
+__all__ = ["ANONYMOUS", "GUEST", "Identity"]
 
 MAX_NAME: Final = 255
 
@@ -18,9 +18,18 @@ def _patterns(patterns: Iterable[str] | str) -> tuple[str, ...]:
     return (patterns,) if isinstance(patterns, str) else tuple(patterns)
 
 
-def _check_patterns(_identity: "Identity", field: "attrs.Attribute[Any]", patterns: tuple[str, ...]) -> None:
-    for pattern in patterns:
+def _optional_patterns(patterns: Iterable[str] | str | None) -> tuple[str, ...] | None:
+    return None if patterns is None else _patterns(patterns)
+
+
+def _check_patterns(_identity: "Identity", field: "attrs.Attribute[Any]", patterns: tuple[str, ...] | None) -> None:
+    for pattern in patterns or ():
         check_text(f"each pattern of '{field.name}'", pattern, MAX_NAME)
+
+
+def _check_flag(_identity: "Identity", field: "attrs.Attribute[Any]", flag: object) -> None:
+    if not isinstance(flag, bool):
+        raise TypeError(f"'{field.name}' must be True or False: {flag!r}")
 
 
 def _check_user(_identity: "Identity", _field: object, user: str | None) -> None:
@@ -32,14 +41,20 @@ def _check_user(_identity: "Identity", _field: object, user: str | None) -> None
 class Identity:
     """A user, known from a token or from the application's `on_connect`. An attrs class: it is immutable.
 
-    `join` and `publish` are room names or patterns (`*`, `?`, `[a-z]`), one or several: rooms that it may join, and rooms that
-    it may publish to without having joined them. Raises TypeError and ValueError for what is not a name or a pattern.
+    `join` and `publish` are room names or patterns (`*`, `?`, `[a-z]`), one or several. Raises TypeError and ValueError for
+    what is not a name or a pattern.
     """
 
     user: str | None = attrs.field(validator=_check_user)
-    """The user's name, 1 to 255 characters. None: anonymous; then the client may name its user itself, in `user_id`."""
+    """The user's name, 1 to 255 bytes in UTF-8. None: a guest, whose user is the id of its connection."""
     join: tuple[str, ...] = attrs.field(default=("*",), converter=_patterns, validator=_check_patterns)
-    publish: tuple[str, ...] = attrs.field(default=(), converter=_patterns, validator=_check_patterns)
+    """Rooms that it may join, and whose presence and history it may read."""
+    publish: tuple[str, ...] | None = attrs.field(default=None, converter=_optional_patterns, validator=_check_patterns)
+    """Rooms that it may publish to, whether it has joined them or not; with `()` none. None: rooms that it has joined, where
+    the room's policy lets members publish (`RoomPolicy.members_publish`)."""
+    may_choose_name: bool = attrs.field(default=False, validator=_check_flag)
+    """Whether a guest's client may name its user, in `user_id`. Anybody can take any name then: do not mix such guests with users
+    who authenticate."""
     info: Any = attrs.field(default=None, eq=False)
     """Anything that the application knows of the user: it reads it as `connection.identity.info`. Clients never see it."""
 
@@ -47,9 +62,14 @@ class Identity:
         """Whether it may join this room."""
         return any(fnmatchcase(room, pattern) for pattern in self.join)
 
-    def may_publish(self, room: str) -> bool:
-        """Whether it may publish to this room without having joined it."""
+    def may_publish(self, room: str, *, as_member: bool) -> bool:
+        """Whether it may publish to this room. `as_member`: it has joined the room, and the room lets its members publish."""
+        if self.publish is None:
+            return as_member
         return any(fnmatchcase(room, pattern) for pattern in self.publish)
 
 
-ANONYMOUS = Identity(user=None)
+GUEST = Identity(user=None)
+"""A client that no hook has named, on a server where hooks name clients."""
+ANONYMOUS = Identity(user=None, may_choose_name=True)
+"""Every client of a server without hooks: it is believed who it says that it is."""

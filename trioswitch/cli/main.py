@@ -198,9 +198,13 @@ def _parser() -> argparse.ArgumentParser:
         "--room", action="append", default=[], metavar="PATTERN:KEY=VALUE,...", type=_room_policy,
         help="policy of rooms whose name matches, e.g. 'ticker.*:overflow=conflate,announce=no'; keys: overflow ("
         + ", ".join(policy.value for policy in Overflow)
-        + "), block-timeout, announce, announce-limit, history ("
+        + "), block-timeout, members-publish, announce, announce-limit, history ("
         + ", ".join(keep.value for keep in HistoryStorage)
         + "), history-size, history-age; the first that matches holds",
+    )  # fmt: skip
+    add(
+        "--allow-origin", action="append", default=[], metavar="ORIGIN",
+        help="web pages that may connect beside those of the server's own host, e.g. https://example.com; *: any",
     )  # fmt: skip
     add(
         "--store", type=_store, default="memory", metavar="URL",
@@ -228,6 +232,9 @@ def _flag(field: "attrs.Attribute[Any]") -> dict[str, Any]:
     return {"type": kind, "default": default, "help": text, "metavar": "SECONDS" if kind is float else "N"}
 
 
+_ALLOW_ORIGINS = "'allow_origins' "
+
+
 def _options(chosen: argparse.Namespace) -> Options:
     """Raises ValueError with a sentence that names the flag."""
     values = {field.name: getattr(chosen, field.name) for field in attrs.fields(Options) if "help" in field.metadata}
@@ -237,7 +244,10 @@ def _options(chosen: argparse.Namespace) -> Options:
         except (ValueError, TypeError) as error:
             sentence = error.args[0].removeprefix(f"'{name}' ")
             raise ValueError(f"argument --{name.replace('_', '-')}: {sentence}") from None
-    return Options(**values, policies=tuple(chosen.room))
+    try:
+        return Options(**values, policies=tuple(chosen.room), allow_origins=tuple(chosen.allow_origin))
+    except ValueError as error:
+        raise ValueError(f"argument --allow-origin: {error.args[0].removeprefix(_ALLOW_ORIGINS)}") from None
 
 
 def _room_policy(text: str) -> RoomPolicy:
@@ -247,6 +257,7 @@ def _room_policy(text: str) -> RoomPolicy:
     readers: dict[str, Callable[[str], Any]] = {
         "overflow": partial(one_of, Overflow),
         "block_timeout": _number,
+        "members_publish": _yes_or_no,
         "announce": _yes_or_no,
         "announce_limit": _whole,
         "history": partial(one_of, HistoryStorage),

@@ -3,9 +3,9 @@
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..auth.identity import Identity
+from ..auth.request import ConnectRequest
 from ..errors import CloseCause
 from ..wire.prepared import Receipt
-from .request import ConnectRequest
 
 if TYPE_CHECKING:
     from ..switch import Switch

@@ -8,6 +8,7 @@ import trio
 
 from .._util.clock import timestamp
 from .._util.wakeup import Wakeup
+from ..auth.identity import Identity
 from ..config import Overflow
 from ..errors import CloseCause, UnknownConnection
 from ..wire.prepared import Prepared, Receipt
@@ -24,12 +25,16 @@ YIELD_EVERY: Final = 128
 class ConnectionDirectory:
     """All connections that are open, by id and by user. It belongs to one Trio thread.
 
+    A connection whose client has yet to authenticate itself is nobody: it is counted by `total` and listed by `everyone`, so that
+    the limits hold for it and a drain closes it, and nothing else knows of it.
+
     `overflow` is what happens to a message that is sent directly to a connection with a full outbox.
     """
 
     def __init__(self, overflow: Overflow) -> None:
         self._overflow = overflow
         self._connections: dict[str, ConnectionDriver] = {}
+        self._unauthenticated: dict[str, ConnectionDriver] = {}
         self._by_user: dict[str, dict[str, ConnectionDriver]] = {}
         self._emptied = Wakeup()
         self.opened = 0
@@ -43,8 +48,17 @@ class ConnectionDirectory:
         return len(self._connections)
 
     def __iter__(self) -> Iterator[ConnectionDriver]:
-        """All connections. They may come and go while nobody iterates, not during an iteration."""
+        """All connections whose client is known. They may come and go while nobody iterates, not during an iteration."""
         return iter(self._connections.values())
+
+    @property
+    def total(self) -> int:
+        """The number of connections, those included whose client has yet to authenticate itself."""
+        return len(self._connections) + len(self._unauthenticated)
+
+    def everyone(self) -> list[ConnectionDriver]:
+        """All connections, those included whose client has yet to authenticate itself."""
+        return [*self._connections.values(), *self._unauthenticated.values()]
 
     @property
     def ids(self) -> Collection[str]:
@@ -63,17 +77,28 @@ class ConnectionDirectory:
 
     def add(self, connection: ConnectionDriver) -> None:
         self.opened += 1
+        if connection.identity is None:
+            self._unauthenticated[connection.id] = connection
+        else:
+            self._connections[connection.id] = connection
+            self._add_to_user(connection)
+
+    def authenticate(self, connection: ConnectionDriver, identity: Identity) -> None:
+        """The client of a connection has authenticated itself."""
+        del self._unauthenticated[connection.id]
+        connection.authenticate(identity)
         self._connections[connection.id] = connection
         self._add_to_user(connection)
 
     def remove(self, connection: ConnectionDriver) -> None:
         """Forget a connection that has ended. Does nothing for one that was never added."""
-        if self._connections.pop(connection.id, None) is None:
+        if self._connections.pop(connection.id, None) is not None:
+            self._remove_from_user(connection)
+        elif self._unauthenticated.pop(connection.id, None) is None:
             return
-        self._remove_from_user(connection)
         if connection.cause is not None:
             self.closes[connection.cause] += 1
-        if not self._connections:
+        if not self.total:
             self._emptied.notify()
 
     def change_user(self, connection: ConnectionDriver, user: str, *, declared: bool) -> None:
@@ -111,7 +136,7 @@ class ConnectionDirectory:
 
     async def wait_empty(self) -> None:
         """Wait until there is no connection. Safe to cancel."""
-        while self._connections:
+        while self.total:
             await self._emptied.wait()
 
     # --- messages to them

@@ -11,6 +11,7 @@ from typing import Any, Final, Protocol
 import trio
 
 from ..auth.identity import Identity
+from ..auth.request import ConnectRequest
 from ..config import Options
 from ..errors import BadInput, CloseCause, DeliveryError, PeerGone, Refused, StoreError, UnencodableData, code_of
 from ..metrics import Traffic
@@ -20,7 +21,6 @@ from ..wire.messages import Ack, Error, Event
 from ..wire.prepared import Prepared
 from .connection import Connection, Services
 from .outbox import Outbox
-from .request import ConnectRequest
 
 __all__ = ["ConnectionDriver", "Execute", "Handler", "Pending"]
 

@@ -8,6 +8,7 @@ The states of a session:
     ended       the client closed it, was closed with a permanent code, or did not reconnect in time
 """
 
+from collections.abc import Awaitable, Callable
 from secrets import token_urlsafe
 from typing import Any, Final
 
@@ -57,7 +58,10 @@ class Sessions:
         presence: Presence,
         recovery: Recovery,
         options: Options,
+        is_allowed: Callable[[ConnectionDriver, str], Awaitable[bool]] | None = None,
     ) -> None:
+        """`is_allowed` says whether a client may join a room that it was in, beside its identity."""
+        self._is_allowed = is_allowed
         self._connections = connections
         self._rooms = rooms
         self._presence = presence
@@ -188,7 +192,9 @@ class Sessions:
         known = positions.keys() & session.rooms.keys()
         while session.rooms:
             name, since = next(iter(session.rooms.items()))
-            if self._may_join(connection, name):
+            if self._may_join(connection, name) and (
+                self._is_allowed is None or await self._is_allowed(connection, name)
+            ):
                 joined = await self._join(connection, name, since, reserved=name in session.reserved)
                 rooms[name] = _resumed(joined, known=name in known)
             elif name in session.reserved:

@@ -95,6 +95,11 @@ class RoomDirectory:
         room = self._rooms.get(name)
         return room.is_stored if room is not None else self._options.policy(name).history is HistoryStorage.STORED
 
+    def members_publish(self, name: str) -> bool:
+        """Whether the members of a room may publish to it."""
+        room = self._rooms.get(name)
+        return (room.policy if room is not None else self._options.policy(name)).members_publish
+
     # --- members that are not connections
 
     def add_member(self, name: str, member: Member) -> None:

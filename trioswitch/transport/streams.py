@@ -5,6 +5,7 @@ descriptor 160,000/s without. Hence two of them: an in-memory stream, or one of 
 """
 
 import abc
+import ipaddress
 import os
 import socket
 from collections.abc import Callable
@@ -50,6 +51,11 @@ class ByteStream(abc.ABC):
     @property
     @abc.abstractmethod
     def remote(self) -> str: ...
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether it is a TCP connection from this machine to its own loopback address."""
+        return False
 
 
 class SocketByteStream(ByteStream):
@@ -131,6 +137,14 @@ class SocketByteStream(ByteStream):
         except OSError:
             return "gone"
         return address(peer) if isinstance(peer, tuple) else "unix socket"
+
+    @property
+    def is_loopback(self) -> bool:
+        try:
+            name = self._socket.getsockname()
+        except OSError:
+            return False
+        return isinstance(name, tuple) and ipaddress.ip_address(name[0].partition("%")[0]).is_loopback
 
 
 class TrioByteStream(ByteStream):

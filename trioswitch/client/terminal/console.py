@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from typing import Final, Protocol
 
 import trio
@@ -14,8 +14,18 @@ LONGEST_LINE: Final = 1024 * 1024
 """Bytes after which a line from stdin is cut."""
 
 
+class Lines(Protocol):
+    """An iterator over lines that is closed after use."""
+
+    def __aiter__(self) -> AsyncIterator[str]: ...
+
+    def __anext__(self) -> Awaitable[str]: ...
+
+    def aclose(self) -> Awaitable[object]: ...
+
+
 class Console(Protocol):
-    def lines(self) -> AsyncIterator[str]:
+    def lines(self) -> Lines:
         """Iterate over the lines that are entered. Cancelling is safe."""
 
     def show(self, line: str) -> None:
@@ -37,7 +47,7 @@ class PlainConsole:
     def __init__(self, on_closed: Callable[[], None]) -> None:
         self._on_closed = on_closed
 
-    def lines(self) -> AsyncIterator[str]:
+    def lines(self) -> Lines:
         return read_lines(0)
 
     def show(self, line: str) -> None:
@@ -61,7 +71,7 @@ class PlainConsole:
             self._on_closed()
 
 
-async def read_lines(descriptor: int) -> AsyncIterator[str]:
+async def read_lines(descriptor: int) -> AsyncGenerator[str, None]:
     """Iterate over the lines of a file of any kind. A thread reads it; when this is cancelled, the thread is abandoned."""
     rest = b""
     while chunk := await trio.to_thread.run_sync(os.read, descriptor, CHUNK, abandon_on_cancel=True):

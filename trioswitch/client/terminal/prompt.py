@@ -27,6 +27,8 @@ from prompt_toolkit.input import create_input
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.output.vt100 import Vt100_Output
 
+from .console import Lines
+
 __all__ = ["PromptConsole", "open_prompt"]
 
 MAX_PENDING: Final = 1000
@@ -78,7 +80,7 @@ class PromptConsole:
 
     # --- called in the Trio thread
 
-    def lines(self) -> AsyncIterator[str]:
+    def lines(self) -> Lines:
         return self._lines
 
     def show(self, line: str) -> None:

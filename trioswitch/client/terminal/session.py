@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from contextlib import aclosing
 from typing import Any, Final
 
 import msgspec
@@ -81,10 +82,11 @@ class TerminalSession:
             nursery.start_soon(self._show_direct)
             for room in rooms:
                 await self._execute(f"/join {room}")
-            async for line in self._console.lines():
-                if line.strip() == "/quit":
-                    break
-                await self._execute(line)
+            async with aclosing(self._console.lines()) as lines:
+                async for line in lines:
+                    if line.strip() == "/quit":
+                        break
+                    await self._execute(line)
             nursery.cancel_scope.cancel()
 
     def note(self, text: str) -> None:

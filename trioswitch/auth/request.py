@@ -1,0 +1,26 @@
+"""What is known of a client before it is admitted."""
+
+import attrs
+
+from .identity import Identity
+
+__all__ = ["ConnectRequest"]
+
+
+@attrs.frozen(kw_only=True)
+class ConnectRequest:
+    """What is known of a client before it is admitted.
+
+    `headers` has lower-case names. The values of a field that was repeated are joined: those of `cookie` by `; ` (RFC 6265,
+    section 5.4), others by `, ` (RFC 9110, section 5.3).
+    """
+
+    path: str
+    query: dict[str, str]
+    headers: dict[str, str]
+    remote: str
+    """Where it comes from: `host:port`, or a name for what is not a TCP socket."""
+    token: str | None
+    """From `Authorization: Bearer`, from `?token=`, or from the client's first message."""
+    identity: Identity | None = None
+    """Who `authenticate` says that it is; None on a server that has no such hook."""

@@ -1,0 +1,134 @@
+"""Hooks: the application's callbacks for what clients do, and what these callbacks get."""
+
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import attrs
+import trio
+
+from ._util.checks import check_async
+from .auth.authentication import Authentication, Authenticator, OnConnect
+from .connections.connection import Connection
+from .connections.driver import ConnectionDriver
+from .errors import CloseCause, Refused
+from .wire.body import decoded, encoded
+from .wire.messages import ChatMessage, Published
+from .wire.prepared import Prepared
+
+__all__ = ["Hooks", "JoinRequest", "OnDisconnect", "OnJoin", "OnPublish", "PublishRequest"]
+
+_log = logging.getLogger(__name__)
+
+
+@attrs.define(eq=False)
+class JoinRequest:
+    """A client's request to join a room. Its identity allows it."""
+
+    room: str = attrs.field(on_setattr=attrs.setters.frozen)
+    history: int
+    """The number of messages of the room's history that it asks for. The hook may change it."""
+
+
+class PublishRequest:
+    """A client's request to publish to a room. Its identity, or its membership, allows it."""
+
+    __slots__ = ("_message",)
+
+    def __init__(self, message: Prepared) -> None:
+        self._message = message
+
+    @property
+    def room(self) -> str:
+        assert self._message.room is not None
+        return self._message.room
+
+    @property
+    def data(self) -> Any:
+        """What is published: text for a `chat_message`, otherwise any data. The hook may set it. Each access decodes it anew.
+
+        Setting it raises UnencodableData for what JSON cannot carry, and TypeError for a `chat_message` that would not be text.
+        """
+        event = self._message.event
+        assert isinstance(event, Published)
+        return decoded(event.body)
+
+    @data.setter
+    def data(self, data: Any) -> None:
+        event = self._message.event
+        assert isinstance(event, Published)
+        if isinstance(event, ChatMessage) and not isinstance(data, str):
+            raise TypeError(f"the data of a chat message must be a str, not {type(data).__name__}")
+        body = encoded(data)
+        event.replace_body(lambda _before: body)
+
+    @property
+    def priority(self) -> int:
+        """0 to 10. The hook may set it."""
+        return self._message.priority
+
+    @priority.setter
+    def priority(self, priority: int) -> None:
+        if type(priority) is not int or not 0 <= priority <= 10:
+            raise ValueError(f"priority must be an integer from 0 to 10, not {priority!r}")
+        self._message.priority = priority
+
+    @property
+    def expires(self) -> float | None:
+        """Seconds after which it is not delivered any more. The hook may set it."""
+        expires_at = self._message.expires_at
+        return None if expires_at is None else max(0.0, expires_at - trio.current_time())
+
+    @expires.setter
+    def expires(self, seconds: float | None) -> None:
+        if seconds is not None and not seconds >= 0:
+            raise ValueError(f"expires must be a number of seconds, 0 or more, not {seconds!r}")
+        self._message.expires_at = None if seconds is None else trio.current_time() + seconds
+
+
+OnDisconnect = Callable[[Connection, CloseCause], Awaitable[None]]
+"""Called when a client that was admitted has gone, always; it has `hook_timeout` seconds."""
+OnJoin = Callable[[Connection, JoinRequest], Awaitable[None]]
+"""Called before a client joins a room, also when it resumes a session. Raises Refused to refuse it."""
+OnPublish = Callable[[Connection, PublishRequest], Awaitable[None]]
+"""Called before a client's message is published to a room. Raises Refused to refuse it."""
+
+
+@attrs.frozen(kw_only=True)
+class Hooks:
+    """The hooks that a switch has."""
+
+    authenticate: Authenticator | None = None
+    on_connect: OnConnect | None = None
+    on_disconnect: OnDisconnect | None = None
+    on_join: OnJoin | None = None
+    on_publish: OnPublish | None = None
+
+    def __attrs_post_init__(self) -> None:
+        """Raises TypeError for a hook that is not an async function."""
+        for name, hook in attrs.asdict(self, recurse=False).items():
+            if hook is not None:
+                check_async(name, hook)
+
+    @property
+    def is_allowed(self) -> Callable[[ConnectionDriver, str], Awaitable[bool]] | None:
+        """Whether a client may join a room that it was in before, as an async function. None: always."""
+        on_join = self.on_join
+        if on_join is None:
+            return None
+
+        async def is_allowed(connection: ConnectionDriver, room: str) -> bool:
+            try:
+                await on_join(connection.public, JoinRequest(room, 0))
+            except Refused:
+                return False
+            except Exception:
+                _log.exception("connection %s: on_join failed for %r", connection.id, room)
+                return False
+            return True
+
+        return is_allowed
+
+    @property
+    def authentication(self) -> Authentication:
+        return Authentication(self.authenticate, self.on_connect)

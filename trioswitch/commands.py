@@ -1,7 +1,7 @@
 """Executes the commands of clients. Each gets at most one answer: an `ack` or `error` where it has an `id`."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any, Final, cast
 
@@ -21,12 +21,12 @@ from .durability.sessions import Sessions
 from .errors import CloseCause, HistoryNotAvailable, Refused, StoreError
 from .handlers import Handlers
 from .hooks import Hooks, JoinRequest, OnJoin, OnPublish, PublishRequest
+from .permissions import check_join, check_name_size, check_publish, check_read
 from .publishing import Publisher
 from .replies import Acknowledge, tell_history, tell_joined
 from .rooms.directory import RoomDirectory
 from .rooms.presence import Presence
 from .wire.commands import (
-    MAX_NAME,
     Authenticate,
     Command,
     Custom,
@@ -53,6 +53,8 @@ MAX_AUTHENTICATE_BYTES: Final = 16 * 1024
 """Bytes of an `authenticate` message: the only one that a client may send before it is authenticated."""
 MAX_USERS: Final = 1000
 """Users that an answer to `presence` names at most; its `count` has all of them."""
+MAX_USERS_SIZE: Final = 64 * 1024
+"""Characters of their names."""
 
 
 class Commands:
@@ -116,13 +118,7 @@ class Commands:
     # --- rooms
 
     def _join(self, connection: ConnectionDriver, command: JoinRoom, _size: int) -> Pending | None:
-        identity = connection.identity
-        assert identity is not None
-        if not identity.may_join(command.room):
-            raise Refused(f"you may not join {command.room!r}")
-        if command.room not in connection.rooms and len(connection.rooms) >= self._options.max_rooms:
-            raise Refused(f"a connection may be in {self._options.max_rooms} rooms", code="too_many_rooms")
-        _check_size("room", command.room)
+        check_join(connection, command.room, self._options.max_rooms)
         self._name(connection, command.user_id)
         if self._on_join is not None:
             return self._answered(connection, command, self._join_if_allowed(self._on_join, connection, command))
@@ -161,26 +157,14 @@ class Commands:
         if command.id is not None:
             connection.reply(Ack(id=command.id, room=command.room))
 
-    @staticmethod
-    def _check_may_look(connection: ConnectionDriver, command: PresenceQuery | History) -> str | int:
-        """Raises Refused unless the client may see what a room has, and can be answered. Returns the command's id."""
-        identity = connection.identity
-        assert identity is not None
-        if not identity.may_join(command.room):
-            raise Refused(f"you may not look into {command.room!r}")
-        _check_size("room", command.room)
-        if command.id is None:
-            raise Refused(f"`{command.type}` needs an `id`, which its answer repeats", code="invalid")
-        return command.id
-
     def _answer_presence(self, connection: ConnectionDriver, command: PresenceQuery, _size: int) -> None:
-        request_id = self._check_may_look(connection, command)
+        request_id = check_read(connection, command)
         online = self._presence.users(command.room)
-        connection.reply(
+        connection.reply_at_length(
             Ack(
                 id=request_id,
                 room=command.room,
-                users=sorted(islice(online, MAX_USERS)),
+                users=sorted(_first(online)),
                 count=len(online),
                 online_count=len(online),
                 connections=self._presence.connections(command.room),
@@ -188,7 +172,7 @@ class Commands:
         )
 
     def _history(self, connection: ConnectionDriver, command: History, _size: int) -> Pending | None:
-        self._check_may_look(connection, command)
+        check_read(connection, command)
         page = self._recovery.page_nowait(command.room, command.since, command.limit)
         if page is None:
             return self._answered(connection, command, self._history_later(connection, command))
@@ -200,14 +184,14 @@ class Commands:
         tell_history(connection, command, page)
 
     def _chat(self, connection: ConnectionDriver, command: SendChat, size: int) -> Pending | None:
-        self._check_publish(connection, command.room)
+        check_publish(connection, command.room, members_publish=self._rooms.members_publish(command.room))
         user = self._name(connection, command.user_id)
         event = ChatMessage(room=command.room, content=cast(str, command.content), user_id=user)
         message = Prepared(event, room=command.room, size=size, idempotency_key=_key(connection, command))
         return self._publish(connection, command, message)
 
     def _message(self, connection: ConnectionDriver, command: SendMessage, size: int) -> Pending | None:
-        self._check_publish(connection, command.room)
+        check_publish(connection, command.room, members_publish=self._rooms.members_publish(command.room))
         event = Message(room=command.room, data=command.data, user_id=connection.user)
         if command.key is not None:
             event.key = command.key
@@ -224,18 +208,6 @@ class Commands:
             size=size,
         )
         return self._publish(connection, command, message)
-
-    def _check_publish(self, connection: ConnectionDriver, room: str) -> None:
-        identity = connection.identity
-        assert identity is not None
-        is_member = room in connection.rooms
-        if identity.may_publish(room, as_member=is_member and self._rooms.members_publish(room)):
-            if not is_member:
-                _check_size("room", room)
-        elif is_member or identity.publish is not None:
-            raise Refused(f"you may not publish to {room!r}")
-        else:
-            raise Refused(f"join {room!r} before you publish to it", code="not_joined")
 
     def _publish(
         self, connection: ConnectionDriver, command: SendChat | SendMessage, message: Prepared
@@ -264,7 +236,7 @@ class Commands:
     # --- users and groups
 
     def _direct(self, connection: ConnectionDriver, command: SendDirect, size: int) -> Pending | None:
-        _check_size("user", command.to)
+        check_name_size("user", command.to)
         event = DirectMessage(to=command.to, user_id=connection.user, **_body(command))
         message = Prepared(
             event,
@@ -312,7 +284,9 @@ class Commands:
         if connection.user != before:
             self._inbox.arrived(connection)
         if command.id is not None:
-            connection.reply(Ack(id=command.id, session=command.session, user_id=connection.user, rooms=rooms))
+            connection.reply_at_length(
+                Ack(id=command.id, session=command.session, user_id=connection.user, rooms=rooms)
+            )
 
     # --- the rest
 
@@ -368,7 +342,7 @@ class Commands:
             raise Refused(f"you are {identity.user!r}, not {user!r}")
         if not identity.may_choose_name:
             raise Refused("this server does not let clients choose the names of their users")
-        _check_size("user", user)
+        check_name_size("user", user)
         if connection.rooms and connection.has_declared_name:  # each of its rooms would have to be told, each time
             raise Refused("leave your rooms before you change your name")
         self._presence.change_user(connection, user, declared=True)
@@ -376,10 +350,14 @@ class Commands:
         return user
 
 
-def _check_size(what: str, name: str) -> None:
-    """Raises Refused for a name of more than MAX_NAME bytes in UTF-8. The decoder has counted its characters."""
-    if len(name) > MAX_NAME // 4 and len(name.encode()) > MAX_NAME:
-        raise Refused(f"the name of a {what} must have 1 to {MAX_NAME} bytes in UTF-8", code="invalid")
+def _first(users: Iterable[str]) -> Iterator[str]:
+    """As many users as an answer names."""
+    size = 0
+    for user in islice(users, MAX_USERS):
+        size += len(user)
+        if size > MAX_USERS_SIZE:
+            return
+        yield user
 
 
 def _body(command: SendDirect | SendGroup) -> dict[str, Any]:

@@ -178,7 +178,7 @@ class Options:
         1 * MIB, "bytes in one message from a client; a larger one closes with 1009", ge(125)
     )
     max_fragments: int = option(1024, "fragments in one message from a client", ge(1))
-    max_rooms: int = option(1000, "rooms that one connection may be in", ge(1))
+    max_rooms: int = option(128, "rooms that one connection may be in, about 5 KB each", ge(1))
     max_errors: int = option(10, "malformed messages in a row before a connection is closed with 1008", ge(0))
     handler_queue: int = option(16, "messages that wait for the application's handlers of one connection", ge(1))
     compression: bool = option(True, "whether permessage-deflate is offered")
@@ -200,8 +200,11 @@ class Options:
     )
     max_sessions: int = option(
         100_000,
-        "sessions of clients that are away, 1 KB or more each; beyond it the one that is away longest ends",
+        "sessions of clients that are away; beyond it the one that is away longest ends",
         ge(1),
+    )
+    total_session_bytes: int = option(
+        256 * MIB, "bytes of sessions of clients that are away; beyond it the largest end", ge(1)
     )
     inbox_messages: int = option(
         100, "direct messages that wait for a user who is away; more are refused. 0: none are kept", ge(0)
@@ -212,7 +215,9 @@ class Options:
     )
     inbox_age: float = option(7 * 86400.0, "seconds that they wait at most", gt(0))
     history_bytes: int = option(
-        512 * MIB, "bytes that all histories in memory may take; beyond it a room keeps fewer messages", ge(1)
+        512 * MIB,
+        "bytes that all histories in memory may take; beyond it the room that takes most keeps fewer messages",
+        ge(1),
     )
     close_timeout: float = option(5.0, "seconds for flushing and closing one connection", gt(0))
     hook_timeout: float = option(5.0, "seconds that on_disconnect may take", gt(0))

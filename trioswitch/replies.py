@@ -68,4 +68,4 @@ def tell_history(connection: ConnectionDriver, command: History, page: HistoryPa
     )
     if page.recovered is not None:
         ack.recovered = page.recovered
-    connection.reply(ack)
+    connection.reply_at_length(ack)

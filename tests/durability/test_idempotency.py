@@ -26,7 +26,7 @@ def report(message: Prepared, outcome: Outcome) -> None:
 
 
 async def test_what_is_under_way_is_not_forgotten_for_others(clock: MockClock, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retries, "MAX_KEYS", 3)
+    monkeypatch.setattr(retries, "MAX_BYTES", 3 * (retries.OVERHEAD + 20))
     known = IdempotencyKeys()
     _, slow, told = publish(known, "slow")
     for number in range(5):

@@ -19,7 +19,7 @@ LAYERS = [
     ["rooms"],
     ["durability"],
     ["publishing", "handlers", "hooks", "messages"],
-    ["services", "replies", "endpoints"],
+    ["services", "replies", "endpoints", "permissions"],
     ["commands"],
     ["admission"],
     ["parts"],

@@ -43,6 +43,11 @@ MakeTransport = Callable[["ConnectionDriver"], Transport]
 
 COMMAND_TIME_SLICE: Final = 0.005
 """Seconds for which the commands of one client may run before other tasks do: 64 KiB can hold 1,500 commands."""
+ANSWER_RATE: Final = 4 * 1024 * 1024
+"""Bytes of long answers a second that a client may ask for: presence, histories, what it missed. A question of 40 bytes may ask
+for 256 KiB. A client that has asked for more waits before its next command is executed, at most a second."""
+ANSWER_BURST: Final = 16 * 1024 * 1024
+"""Bytes of such answers that it may ask for before it has to wait."""
 REPLY_PRIORITY: Final = 6
 """Answers to the client's own commands are urgent: a linger is for what is sent to many."""
 
@@ -54,6 +59,7 @@ class ConnectionDriver:
     """
 
     __slots__ = (
+        "_answered", "_answered_at",
         "_code", "_errors", "_handler_scope", "_handlers", "_heard", "_nursery", "_options", "_paused", "_pending", "_public",
         "_reading_over", "_reason", "_rooms", "_services", "cause", "has_declared_name", "id", "identity", "opened_at", "outbox",
         "request", "transport", "user",
@@ -87,6 +93,10 @@ class ConnectionDriver:
         self._public: Connection | None = None
         self._code, self._reason = 0, ""
         self._errors = 0
+        self._answered, self._answered_at = (
+            0,
+            self.opened_at,
+        )  # bytes of long answers, less what it may have had since then
         self._pending: Pending | None = None  # what the last command left to be awaited
         self._nursery: trio.Nursery | None = None
         self._handlers: trio.MemorySendChannel[tuple[Handler, Custom]] | None = None
@@ -134,6 +144,16 @@ class ConnectionDriver:
     def reply(self, event: Event) -> None:
         """Tell this client something, ahead of what waits for it. Never waits."""
         self.outbox.reply(Prepared(event, priority=REPLY_PRIORITY))
+
+    def reply_at_length(self, event: Event) -> None:
+        """As `reply`, with an answer that may be much longer than the question: it is charged."""
+        message = Prepared(event, priority=REPLY_PRIORITY)
+        self.outbox.reply(message)
+        self.charge(message.weight(self.transport.format.framing))
+
+    def charge(self, size: int) -> None:
+        """Count bytes that this client has asked for. When it has got too many, its next command waits."""
+        self._answered += size
 
     def reply_error(self, code: str, message: str, request_id: str | int | None = None) -> None:
         error = Error(code=code, message=message)
@@ -218,7 +238,7 @@ class ConnectionDriver:
             else:
                 self._errors = 0
                 self._pending = execute(self, command, len(payload))
-            if self._pending is not None or outbox.full:
+            if self._pending is not None or outbox.full or self._answered > ANSWER_BURST:
                 return messages[index + 1 :]
             if time.monotonic() > enough:
                 self._pending = trio.lowlevel.checkpoint()  # noqa: ASYNC105  # the others get their turn
@@ -233,6 +253,17 @@ class ConnectionDriver:
             await waiting
             self._paused = False
         await self.outbox.wait_space()
+        if self._answered > ANSWER_BURST:
+            await self._wait_for_answers()
+
+    async def _wait_for_answers(self) -> None:
+        """Wait until the client may ask again."""
+        now = trio.current_time()
+        left = max(0, self._answered - int((now - self._answered_at) * ANSWER_RATE))
+        self._answered, self._answered_at = min(left, ANSWER_BURST + ANSWER_RATE), now
+        self._paused = True
+        await trio.sleep((self._answered - ANSWER_BURST) / ANSWER_RATE)
+        self._paused = False
 
     def _answer(self, bad: BadInput) -> None:
         self.reply_error(bad.code, bad.message, bad.request_id)

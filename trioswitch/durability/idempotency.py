@@ -11,6 +11,7 @@ import trio
 
 from .._util.checks import check_text
 from .._util.expiry import DueQueue
+from .._util.shares import Shares
 from ..errors import TooManyRetries
 from ..stores.port import KEY_TIME
 from ..wire.commands import MAX_KEY
@@ -18,8 +19,10 @@ from ..wire.prepared import Outcome, Prepared, Receipt
 
 __all__ = ["IdempotencyKeys", "scoped_key"]
 
-MAX_KEYS: Final = 100_000
-"""Keys whose outcome is remembered in memory, 0.5 KB each; beyond it the oldest are forgotten earlier."""
+MAX_BYTES: Final = 64 * 1024 * 1024
+"""Bytes of keys whose outcome is remembered in memory, about 100,000 keys. Beyond it the user who has most loses the oldest."""
+OVERHEAD: Final = 500
+"""Bytes that a key takes beside its text (measured)."""
 MAX_WAITING: Final = 100
 """Callers that wait for the outcome of one key, 0.3 KB each."""
 
@@ -36,6 +39,16 @@ def scoped_key(owner: str | None, key: str) -> str:
     if "\0" in key:
         raise ValueError("idempotency_key must not contain NUL")
     return key if owner is None else f"{owner}\0{key}"
+
+
+def _owner(key: _ScopedKey) -> str:
+    """The user whose key it is; empty for the server's own keys, and those of all users without a name."""
+    return key[2].rpartition("\0")[0]
+
+
+def _weight(key: _ScopedKey) -> int:
+    """Bytes that it takes, at most: a character may take four."""
+    return OVERHEAD + sum([len(part) if part.isascii() else 4 * len(part) for part in key])
 
 
 class _First:
@@ -56,6 +69,8 @@ class IdempotencyKeys:
     def __init__(self) -> None:
         self._pending: DueQueue[_ScopedKey, _First] = DueQueue()
         self._receipts: DueQueue[_ScopedKey, Receipt] = DueQueue()
+        self._by_owner: dict[str, dict[_ScopedKey, None]] = {}  # those of the receipts, oldest first
+        self._shares: Shares[str] = Shares()
 
     def claim(self, kind: str, name: str, message: Prepared) -> bool:
         """Claim the message's key, which it must have. Returns whether the message is to be published.
@@ -89,22 +104,36 @@ class IdempotencyKeys:
             if self._pending.get(key) is first:  # else it took too long, and its key is free, or another's
                 self._pending.remove(key)
                 if isinstance(outcome, Receipt):  # if not, it was not published, and may be tried again
-                    self._receipts.add(key, outcome, trio.current_time() + KEY_TIME)
+                    self._remember(key, outcome)
             waiting, first.waiting = first.waiting, []
             for on_outcome in waiting:
                 on_outcome(outcome)
 
         return report
 
+    def _remember(self, key: _ScopedKey, receipt: Receipt) -> None:
+        owner = _owner(key)
+        self._receipts.add(key, receipt, trio.current_time() + KEY_TIME)
+        self._by_owner.setdefault(owner, {})[key] = None
+        self._shares.add(owner, _weight(key))
+        while self._shares.total > MAX_BYTES:
+            oldest = next(iter(self._by_owner[self._shares.largest()]))
+            self._receipts.remove(oldest)
+            self._forgotten(oldest)
+
+    def _forgotten(self, key: _ScopedKey) -> None:
+        owner = _owner(key)
+        keys = self._by_owner[owner]
+        del keys[key]
+        if not keys:
+            del self._by_owner[owner]
+        self._shares.add(owner, -_weight(key))
+
     def _forget_old(self, now: float) -> None:
         for _ in self._pending.pop_due(now):
             pass
-        for _ in self._receipts.pop_due(now):
-            pass
-        while len(self._receipts) >= MAX_KEYS:
-            oldest = self._receipts.oldest()
-            assert oldest is not None
-            self._receipts.remove(oldest)
+        for key, _receipt in self._receipts.pop_due(now):
+            self._forgotten(key)
 
 
 def _of_retry(outcome: Outcome) -> Outcome:

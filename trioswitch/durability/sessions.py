@@ -16,6 +16,7 @@ import attrs
 import trio
 
 from .._util.expiry import DueQueue
+from .._util.shares import Shares
 from .._util.wakeup import Wakeup
 from ..auth.identity import Identity
 from ..config import Options
@@ -29,6 +30,10 @@ from .recovery import Joined, Recovery
 
 __all__ = ["Sessions"]
 
+SESSION_OVERHEAD: Final = 1024
+"""Bytes that a session without rooms takes (measured: 0.9 KB)."""
+ROOM_OVERHEAD: Final = 512
+"""Bytes that one of its rooms takes beside the name (measured: 0.4 KB)."""
 FIRST_PERMANENT_CODE: Final = 4500
 """Close codes from here on tell a client not to reconnect (`docs/protocol.md`)."""
 
@@ -46,6 +51,13 @@ class Session:
     """Those of them in which its place is reserved."""
     has_declared_name: bool
     """As of `ConnectionDriver`."""
+
+    def weight(self) -> int:
+        """Bytes that it takes, at most: a character of a name may take four."""
+        names = (self.id, self.user, *self.rooms)
+        return SESSION_OVERHEAD + sum(
+            [ROOM_OVERHEAD + (len(name) if name.isascii() else 4 * len(name)) for name in names]
+        )
 
 
 class Sessions:
@@ -73,6 +85,7 @@ class Sessions:
             str, Session
         ] = {}  # what a connection does not have again yet of the session that it resumes
         self._offline: DueQueue[str, Session] = DueQueue()  # until each ends
+        self._weights: Shares[str] = Shares()  # of these, in bytes
         self._reserved: DueQueue[str, Session] = DueQueue()  # until its places are given up
         self._wakeup = Wakeup()
 
@@ -145,11 +158,13 @@ class Sessions:
         self._offline.add(session.id, session, now + options.session_time)
         if session.reserved:
             self._reserved.add(session.id, session, now + min(options.leave_grace, options.session_time))
+        self._weights.add(session.id, session.weight())
         if len(self._offline) > options.max_sessions:
             oldest = self._offline.oldest()
             assert oldest is not None
-            self._give_up_places(oldest)
-            self._offline.remove(oldest)
+            self._end(oldest)
+        while self._weights.total > options.total_session_bytes:
+            self._end(self._weights.largest())
         if not options.leave_grace:
             self._give_up_places(session.id)
         self._wakeup.notify()
@@ -163,7 +178,14 @@ class Sessions:
             for _id, session in self._reserved.pop_due(now):
                 self._vacate(session)
             for id, _session in self._offline.pop_due(now):
+                self._weights.add(id, -self._weights[id])
                 self._give_up_places(id)
+
+    def _end(self, id: str) -> None:
+        """End a session whose client is offline."""
+        self._give_up_places(id)
+        self._offline.remove(id)
+        self._weights.add(id, -self._weights[id])
 
     def _give_up_places(self, id: str) -> None:
         session = self._reserved.remove(id)
@@ -223,6 +245,7 @@ class Sessions:
             return session
         assert offline is not None
         self._offline.remove(id)
+        self._weights.add(id, -self._weights[id])
         self._reserved.remove(id)
         return offline
 

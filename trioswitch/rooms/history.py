@@ -6,7 +6,6 @@ them: those who missed the same ones share every byte of the answer.
 """
 
 from bisect import bisect_right
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from math import inf
 from typing import Final
@@ -15,6 +14,7 @@ import attrs
 import trio
 from msgspec import UNSET
 
+from .._util.shares import Shares
 from ..config import HistoryStorage, RoomPolicy
 from ..stores.port import Retention
 from ..wire.messages import Event, Position, Recorded
@@ -43,29 +43,21 @@ _GONE: Final = (0, 0.0, Prepared(Event()))
 
 @attrs.define(eq=False)
 class HistoryBudget:
-    """Bytes that all histories take together, and may take: beyond it the room that was quiet for longest gives way."""
+    """Bytes that all histories take together, and may take. Beyond it the room that takes most keeps fewer messages."""
 
     limit: int
-    used: int = 0
-    _by_use: "OrderedDict[History, None]" = attrs.field(factory=OrderedDict, init=False)
-    _busiest: "History | None" = attrs.field(default=None, init=False)
+    _shares: "Shares[History]" = attrs.field(factory=Shares, init=False)
+
+    @property
+    def used(self) -> int:
+        return self._shares.total
 
     def charge(self, history: "History", size: int) -> None:
-        """Count bytes more, or fewer, of a history that has just taken a message."""
-        self.used += size
-        if self._busiest is not history:
-            self._busiest = history
-            self._by_use[history] = None
-            self._by_use.move_to_end(history)
-        while self.used > self.limit and self._by_use:
-            next(iter(self._by_use)).drop_first()
-
-    def refund(self, history: "History", size: int, *, last: bool) -> None:
-        self.used -= size
-        if last:
-            self._by_use.pop(history, None)
-            if self._busiest is history:
-                self._busiest = None
+        """Count bytes of a history more, or fewer."""
+        shares = self._shares
+        shares.add(history, size)
+        while shares.total > self.limit:
+            shares.largest().drop_first()
 
 
 class History:
@@ -140,9 +132,9 @@ class History:
         size = self._remove_first()
         if self._replays:
             self._replays.clear()
-        if last := not self._kept:
+        if not self._kept:
             size += ROOM_OVERHEAD
-        self._budget.refund(self, size, last=last)
+        self._budget.charge(self, -size)
 
     def _remove_first(self) -> int:
         """Returns the bytes that its message took."""

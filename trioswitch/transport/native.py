@@ -79,6 +79,9 @@ class NativeTransport(Transport):
         if self._rest:
             await trio.lowlevel.checkpoint()
             data, self._rest = self._rest, b""
+        elif self._codec.has_more:
+            await trio.lowlevel.checkpoint()
+            return self._codec.feed(b"")
         elif self._receiver is not None:
             return await self._receive_from_reactor()
         else:
@@ -129,7 +132,7 @@ class NativeTransport(Transport):
         except Exception as error:
             self._wake(None, outcome.Error(error))
             return
-        if left is not None or self._codec.ended is not None:
+        if left is not None or self._codec.has_more or self._codec.ended is not None:
             self._wake(left, outcome.Value(None))
 
     def _wake(self, left: list[bytes] | None, result: outcome.Outcome[None]) -> None:

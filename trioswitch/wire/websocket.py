@@ -25,6 +25,8 @@ _WHOLE_TEXT, _WHOLE_BINARY = 0x81, 0x82
 """First byte of a frame that is a whole message, and not compressed."""
 _DATA = (Opcode.TEXT, Opcode.BINARY, Opcode.CONT)
 _NewDecoder = codecs.getincrementaldecoder("utf-8")
+INFLATED: Final = 256 * 1024
+"""Bytes of inflated messages after which `feed` returns, so that others get a turn: 64 KiB of frames may hold 60 MiB."""
 _PONG: Final = 0x8A
 """First byte of a pong. It says nothing but that something has come."""
 _CAUSES = {
@@ -72,7 +74,7 @@ class WebSocketCodec:
 
     __slots__ = (
         "_decoder", "_deflate", "_foreign", "_fragments", "_fragments_are_text", "_max_fragments", "_max_message_bytes",
-        "_most", "_protocol", "_rest", "_takes_all", "ended", "replies",
+        "_most", "_protocol", "_rest", "_takes_all", "ended", "has_more", "replies",
     )  # fmt: skip
 
     def __init__(
@@ -90,6 +92,8 @@ class WebSocketCodec:
         self._most = min(max_message_bytes, 65535)  # in an ordinary frame, bytes
         self._rest = b""  # the beginning of an ordinary frame, or of the header of any
         self._foreign = 0  # bytes that are still to come of the frame which websockets' parser is reading
+        self.has_more = False
+        """Whether messages have arrived that `feed` has yet to return."""
         self.replies = b""
         """Pongs to write, and, when `ended` is set, our close frame after them."""
         self.ended: PeerGone | None = None
@@ -107,8 +111,12 @@ class WebSocketCodec:
         return self._protocol
 
     def feed(self, data: bytes) -> list[bytes]:
-        """Take bytes from the peer, return the messages that they complete. Raises nothing."""
+        """Take bytes from the peer, return the messages that they complete. Raises nothing.
+
+        With `has_more`, the rest is inflated at the next call, which may come without bytes.
+        """
         messages: list[bytes] = []
+        self.has_more, inflated = False, 0
         if self._rest:
             data, self._rest = self._rest + data, b""
         at, end = 0, len(data)
@@ -135,9 +143,13 @@ class WebSocketCodec:
                 self._foreign = body + size - at
                 if first & 0x0F == Opcode.CLOSE and self._protocol is not None:
                     self._protocol.current_size = None  # a message may be left incomplete (RFC 6455, 5.4 and 5.5.1)
-            stop = min(at + self._foreign, end)
+            if inflated > INFLATED:
+                self.has_more = True
+                break
+            stop, before = min(at + self._foreign, end), len(messages)
             self._foreign -= stop - at
             self._feed_protocol(data[at:stop], messages)
+            inflated += sum([len(message) for message in messages[before:]])
             at = stop
         if at < end and self.ended is None:
             self._rest = data[at:]

@@ -229,7 +229,10 @@ class Commands:
         self, connection: ConnectionDriver, request_id: str | int | None, message: Prepared
     ) -> Pending | None:
         assert message.room is not None
-        if request_id is not None or self._rooms.is_stored(message.room):
+        is_stored = self._rooms.is_stored(message.room)
+        if is_stored:
+            message.sender = _sender(connection)
+        if request_id is not None or is_stored:
             message.on_outcome = Acknowledge(connection, request_id)
         return self._publisher.publish(message.room, message)
 
@@ -245,6 +248,7 @@ class Commands:
             on_outcome=Acknowledge(connection, command.id),
             size=size,
         )
+        message.sender = _sender(connection)
         if not (self._options.inbox_messages or self._connections.of_user(command.to)):
             raise Refused(f"{command.to!r} is not here, and messages are not kept", code="not_available")
         return self._publisher.send_to_user(command.to, message)
@@ -358,6 +362,13 @@ def _first(users: Iterable[str]) -> Iterator[str]:
         if size > MAX_USERS_SIZE:
             return
         yield user
+
+
+def _sender(connection: ConnectionDriver) -> str:
+    """Whose share of the store a message takes: a user's, or that of all guests together, who can have any number of names."""
+    identity = connection.identity
+    assert identity is not None
+    return "guests" if identity.user is None else f"user {identity.user}"
 
 
 def _body(command: SendDirect | SendGroup) -> dict[str, Any]:

@@ -219,6 +219,11 @@ class Options:
         "bytes that all histories in memory may take; beyond it the room that takes most keeps fewer messages",
         ge(1),
     )
+    total_stored_bytes: int = option(
+        4096 * MIB,
+        "bytes that the messages of all stored rooms may take; beyond it publishing to them is refused",
+        ge(1),
+    )
     close_timeout: float = option(5.0, "seconds for flushing and closing one connection", gt(0))
     hook_timeout: float = option(5.0, "seconds that on_disconnect may take", gt(0))
     max_connections: int | None = option(

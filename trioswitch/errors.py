@@ -148,8 +148,14 @@ class RoomFull(DeliveryError):
     """The room holds as many messages, or bytes, as it may, and the publisher did not wait."""
 
 
+class StorageFull(DeliveryError):
+    """The messages of all stored rooms, or this sender's share of them, take as many bytes as they may."""
+
+    code: ClassVar[str] = "storage_full"
+
+
 class InboxFull(DeliveryError):
-    """Too many direct messages wait for the user already, or for all users together."""
+    """Too many direct messages are pending: for the user, from this sender, or for all users together."""
 
     code: ClassVar[str] = "inbox_full"
 

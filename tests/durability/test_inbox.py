@@ -193,7 +193,7 @@ async def test_a_connection_between_commit_and_delivery_gets_a_message_once(cloc
 
 
 async def test_inboxes_are_bounded_in_bytes(clock: MockClock) -> None:
-    async with running(Options(inbox_bytes=3_000, total_inbox_bytes=5_000)) as app:
+    async with running(Options(inbox_bytes=3_000, total_inbox_bytes=10_000)) as app:
         ann = await come(app, "ann")
 
         async def send(user: str, size: int) -> str:
@@ -202,7 +202,14 @@ async def test_inboxes_are_bounded_in_bytes(clock: MockClock) -> None:
 
         assert await send("bob", 3_000) == "inbox_full"
         assert [await send("bob", 1_200) for _ in range(3)] == ["kept", "kept", "inbox_full"]
-        assert [await send(f"nobody{number}", 1_200) for number in range(4)] == ["kept", *["inbox_full"] * 3]
+        assert [await send(f"nobody{number}", 1_200) for number in range(4)] == [
+            "kept",
+            "kept",
+            "inbox_full",
+            "inbox_full",
+        ], "half of the total"
+        answer = await ann.ask("direct_message", to="nobody", content="x" * 1_200)
+        assert answer["message"] == "your pending direct messages take up your share of the space for them"
 
 
 async def test_what_waits_for_the_store_is_bounded_in_bytes(clock: MockClock) -> None:

@@ -36,6 +36,7 @@ import trioswitch
 from trioswitch import ConnectRequest, Identity, InboxFull, Options, Overflow, Position, RoomPolicy, StoreError, Switch
 from trioswitch.stores.memory import MemoryStore
 from trioswitch.stores.port import (
+    UNLIMITED,
     Append,
     Appended,
     HistoryRecords,
@@ -288,7 +289,7 @@ class Ledger(MemoryStore):
         self.seconds = seconds
         self.inbox_of: dict[str, dict[int, int]] = defaultdict(dict)
 
-    async def append(self, appends: Sequence[Append]) -> list[Appended]:
+    async def append(self, appends: Sequence[Append], *, total_bytes: int = UNLIMITED) -> list[Appended]:
         await trio.sleep(self.seconds)
         appended = await super().append(appends)
         for append, place in zip(appends, appended, strict=True):

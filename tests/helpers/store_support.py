@@ -22,9 +22,10 @@ def message(
     expires_at: float | None = None,
     key: str | None = None,
     retention: Retention = ENDLESS,
+    sender: str = "",
 ) -> Append:
     data = payload.encode() if isinstance(payload, str) else payload
-    return Append(room=room, payload=data, at=at, expires_at=expires_at, key=key, retention=retention)
+    return Append(room=room, payload=data, at=at, expires_at=expires_at, key=key, retention=retention, sender=sender)
 
 
 def inbox_message(
@@ -34,8 +35,9 @@ def inbox_message(
     at: float = 100.0,
     expires_at: float | None = None,
     key: str | None = None,
+    sender: str = "",
 ) -> InboxMessage:
-    return InboxMessage(user=user, payload=payload, at=at, expires_at=expires_at, key=key)
+    return InboxMessage(user=user, payload=payload, at=at, expires_at=expires_at, key=key, sender=sender)
 
 
 def upto(inbox_messages: int, *, size: int = 1 << 30, total: int = 1 << 40) -> InboxLimits:

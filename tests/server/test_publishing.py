@@ -22,6 +22,7 @@ from trioswitch import (
     open_switch,
 )
 from trioswitch.stores import Append, Appended, InboxLimits, InboxMessage, InboxResult, MemoryStore
+from trioswitch.stores.port import UNLIMITED
 
 
 async def test_a_key_that_met_no_room_is_not_pending_forever(clock: MockClock) -> None:
@@ -76,7 +77,7 @@ class Moody(MemoryStore):
 
     fails: Exception | None = None
 
-    async def append(self, appends: Sequence[Append]) -> list[Appended]:
+    async def append(self, appends: Sequence[Append], *, total_bytes: int = UNLIMITED) -> list[Appended]:
         await trio.sleep(0.5)
         if self.fails is not None:
             raise self.fails

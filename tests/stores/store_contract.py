@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from math import inf
+from typing import Any
 
 import pytest
 import trio
@@ -14,6 +15,7 @@ from trioswitch.stores.port import (
     HistoryRecords,
     InboxResult,
     Record,
+    Refusal,
     Retention,
     Store,
     StoredInboxMessage,
@@ -247,13 +249,13 @@ class StoreContract:
     async def test_a_full_inbox_takes_no_more(self, store: Store) -> None:
         assert [one.seq for one in await store.add_to_inboxes([inbox_message()] * 5, limits=upto(3))] == [1, 2, 3, 0, 0]
         assert await store.add_to_inboxes([inbox_message(key="k"), inbox_message(user="bob")], limits=upto(3)) == [
-            InboxResult(0, False),
+            InboxResult(0, False, Refusal.INBOX),
             InboxResult(1, False),
         ]
         await store.acknowledge("ann", 1)
         assert await store.add_to_inboxes([inbox_message(key="k")], limits=upto(3)) == [InboxResult(4, False)]
         assert await store.add_to_inboxes([inbox_message(key="k")], limits=upto(3)) == [InboxResult(4, True)]
-        assert await store.add_to_inboxes([inbox_message()], limits=upto(0)) == [InboxResult(0, False)]
+        assert await store.add_to_inboxes([inbox_message()], limits=upto(0)) == [InboxResult(0, False, Refusal.INBOX)]
         assert [one.seq for one in await inbox_messages(store)] == [2, 3, 4]
 
     async def test_an_inbox_has_a_limit_in_bytes(self, store: Store) -> None:
@@ -268,13 +270,73 @@ class StoreContract:
         assert [one.seq for one in posted] == [0, 3, 1]
         await store.acknowledge("ann", 1)
         assert await store.add_to_inboxes([inbox_message(b"x" * 61), inbox_message(b"x" * 60)], limits=limits) == [
-            InboxResult(0, False),
+            InboxResult(0, False, Refusal.INBOX),
             InboxResult(4, False),
         ]
         await store.add_to_inboxes([inbox_message(b"x" * 100, "eve", expires_at=110.0)], limits=limits)
         assert await store.add_to_inboxes([inbox_message(b"x", "eve", at=110.0)], limits=limits) == [
             InboxResult(2, False)
         ]
+
+    async def test_a_sender_takes_as_much_as_is_left_for_all_others(self, store: Store) -> None:
+        async def fill(sender: str, *, inboxes: bool) -> int:
+            """Messages of 100 bytes that are kept of a sender, until one is refused."""
+            for count in range(100):
+                if inboxes:
+                    limits = upto(1000, total=2_000)
+                    one = inbox_message(b"x" * 100, f"user{sender}{count}", sender=sender)
+                    result: Any = (await store.add_to_inboxes([one], limits=limits))[0]
+                    kept = result.seq
+                else:
+                    result = (
+                        await store.append([message(b"x" * 100, sender + str(count), sender=sender)], total_bytes=2_000)
+                    )[0]
+                    kept = result.offset
+                if not kept:
+                    assert result.refusal is Refusal.SENDER
+                    return count
+            raise AssertionError("nothing was refused")
+
+        for inboxes in (True, False):
+            assert [await fill(sender, inboxes=inboxes) for sender in ("eve", "mallory", "ann")] == [10, 5, 3]
+
+    async def test_what_is_gone_does_not_count_for_its_sender(self, store: Store) -> None:
+        retention, limits = Retention(1, None), upto(1000, total=200)
+        big = b"x" * 100
+
+        async def append(sender: str, expires_at: float | None = None) -> Refusal | None:
+            one = message(big, retention=retention, sender=sender, expires_at=expires_at)
+            return (await store.append([one], total_bytes=200))[0].refusal
+
+        async def post(sender: str, expires_at: float | None = None) -> Refusal | None:
+            one = inbox_message(big, sender=sender, expires_at=expires_at)
+            return (await store.add_to_inboxes([one], limits=limits))[0].refusal
+
+        for put in (append, post):
+            assert await put("eve", 150.0) is None
+            assert await put("eve") is Refusal.SENDER
+            assert await put("") is None, "the server itself may take all"
+            assert await put("") is Refusal.TOTAL
+            assert await put("ann") is Refusal.TOTAL
+        await store.acknowledge("ann", 2)
+        await store.sweep(200.0, 1e9)
+        assert await post("eve") is None
+        assert await append("eve") is None
+
+    async def test_one_batch_is_counted_as_it_grows(self, store: Store) -> None:
+        batch = [message(b"x" * 100, f"r{number}", sender="eve") for number in range(12)]
+        results = await store.append(batch, total_bytes=2_000)
+        assert [one.offset for one in results] == [1] * 10 + [0] * 2
+        assert (await store.read("r11", after=0, limit=1, max_bytes=1, now=100.0)).last == 0, "no room is made for it"
+        posted = await store.add_to_inboxes(
+            [inbox_message(b"x" * 100, f"u{number}", sender="eve") for number in range(12)], limits=upto(5, total=2_000)
+        )
+        assert [one.seq for one in posted] == [1] * 10 + [0] * 2
+
+    async def test_a_retry_needs_no_space(self, store: Store) -> None:
+        (first,) = await store.append([message(b"x" * 100, key="k", sender="eve")], total_bytes=200)
+        (again,) = await store.append([message(b"x" * 100, key="k", sender="eve")], total_bytes=100)
+        assert (again.offset, again.duplicate, again.refusal) == (first.offset, True, None)
 
     async def test_all_inboxes_have_a_limit_together(self, store: Store) -> None:
         limits = upto(10, total=100)

@@ -12,7 +12,15 @@ import trio
 from store_support import fill, inbox_message, inbox_messages, message, newest, offsets, read, upto
 
 from trioswitch.errors import StoreError
-from trioswitch.stores.port import POSITION_TIME, Appended, HistoryRecords, InboxResult, Record, StoredInboxMessage
+from trioswitch.stores.port import (
+    POSITION_TIME,
+    Appended,
+    HistoryRecords,
+    InboxResult,
+    Record,
+    Refusal,
+    StoredInboxMessage,
+)
 from trioswitch.stores.sqlite.schema import MIGRATIONS, VERSION
 from trioswitch.stores.sqlite.store import SqliteStore
 
@@ -327,12 +335,14 @@ async def test_a_file_of_version_2(path: Path) -> None:
     async with opened(path) as store:
         assert await inbox_messages(store) == [StoredInboxMessage(7, b"c", 50.0, None)]
         assert await store.add_to_inboxes([inbox_message(key="k")], limits=upto(10)) == [InboxResult(7, True)]
-        assert await store.add_to_inboxes([inbox_message(b"x")], limits=upto(10, total=1)) == [InboxResult(0, False)]
+        assert await store.add_to_inboxes([inbox_message(b"x")], limits=upto(10, total=1)) == [
+            InboxResult(0, False, Refusal.TOTAL)
+        ]
         await store.sweep(51.0 + 60.0 + POSITION_TIME, 60.0)
         posted = await store.add_to_inboxes(
             [inbox_message(b"x", user) for user in ("ann", "bob")], limits=upto(10, total=1)
         )
-        assert posted == [InboxResult(10, False), InboxResult(0, False)]
+        assert posted == [InboxResult(10, False), InboxResult(0, False, Refusal.TOTAL)]
     assert schema(path) == schema(await new(path.with_name("new.db")))
 
 

@@ -215,7 +215,7 @@ async def test_a_request_that_fails_fails_alone(path: Path) -> None:
 
 
 async def test_many_rooms(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trioswitch.stores.sqlite.tables.CACHED_ROOMS", 100)
+    monkeypatch.setattr("trioswitch.stores.sqlite.writing.CACHED_ROOMS", 100)
     async with opened(path) as store:
         for number in range(1, 4):
             appended = await store.append([message(room=f"room{room}", key=f"k{number}") for room in range(1500)])
@@ -261,7 +261,7 @@ async def test_where_a_room_stands_is_known_after_a_restart_though_its_row_is_no
 async def test_a_step_of_a_sweep_costs_the_same_however_much_there_is_to_do(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trioswitch.stores.sqlite.tables.SWEEP_STEP", 50)
+    monkeypatch.setattr("trioswitch.stores.sqlite.writing.SWEEP_STEP", 50)
     costs: list[int] = []
     async with opened(path) as store:
         for messages in (200, 4000):

@@ -22,7 +22,7 @@ from ..connections.directory import ConnectionDirectory
 from ..connections.driver import ConnectionDriver
 from ..connections.outbox import OfferResult
 from ..errors import InboxFull, StoreError, TrioswitchError
-from ..stores.port import InboxLimits, InboxMessage, InboxResult, Store, StoredInboxMessage
+from ..stores.port import InboxLimits, InboxMessage, InboxResult, Refusal, Store, StoredInboxMessage
 from ..wire.messages import DirectMessage
 from ..wire.prepared import Outcome, Prepared, Receipt
 from ..wire.records import decode_record, encode_record
@@ -39,6 +39,11 @@ PAGE_BYTES: Final = 256 * 1024
 """Bytes of them; a larger message is read alone."""
 ACK_GRACE: Final = 5.0
 """Seconds after a client came online in which it may still begin to acknowledge, and nothing is lost."""
+_FULL: Final = {
+    Refusal.INBOX: "the inbox of {user!r} is full",
+    Refusal.SENDER: "your pending direct messages take up your share of the space for them",
+    Refusal.TOTAL: "the pending direct messages of all users take up all of their space",
+}
 READ_RETRY_DELAY: Final = 5.0
 """Seconds after which a store that could not be read is asked again."""
 
@@ -154,19 +159,21 @@ class Inbox:
         if result.duplicate:
             return Receipt(kept=1, seq=result.seq, duplicate=True)
         connections = self._connections.of_user(user)
-        if not result.seq:
-            return self._refused(user, message, connections)
+        if result.refusal is not None:
+            return self._refused(user, message, result.refusal, connections)
         event = message.event
         assert isinstance(event, DirectMessage)
         event.seq = result.seq
         counts = Counter(self._deliver_to(connection, message) for connection in list(connections))
         return Receipt(counts[OfferResult.WRITTEN], counts[OfferResult.QUEUED], kept=1, seq=result.seq)
 
-    def _refused(self, user: str, message: Prepared, connections: Collection[ConnectionDriver]) -> Outcome:
-        """The inbox is full. Clients that do not acknowledge get the message; for others that is not at least once."""
+    def _refused(
+        self, user: str, message: Prepared, refusal: Refusal, connections: Collection[ConnectionDriver]
+    ) -> Outcome:
+        """The message was not kept. Clients that do not acknowledge get it; for others that is not at least once."""
         if connections and not any(map(self._acknowledges, connections)):
             return self._connections.send_nowait(connections, message)
-        return InboxFull(f"the inbox of {user!r} is full")
+        return InboxFull(_FULL[refusal].format(user=user))
 
     def _deliver_to(self, connection: ConnectionDriver, message: Prepared) -> OfferResult:
         if connection.cause is not None:
@@ -269,6 +276,7 @@ def _to_inbox_message(item: tuple[str, Prepared]) -> InboxMessage:
         at=clock.wall_time(),
         expires_at=expires_at,
         key=message.idempotency_key,
+        sender=message.sender,
     )
 
 

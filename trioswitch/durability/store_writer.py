@@ -5,7 +5,7 @@ offsets, and delivers them then.
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 import trio
@@ -13,10 +13,10 @@ import trio
 from .._util import clock
 from .._util.wakeup import Wakeup
 from ..config import Options
-from ..errors import StoreError, TrioswitchError
+from ..errors import StorageFull, StoreError, TrioswitchError
 from ..rooms.history import IN_MEMORY, History, HistoryBudget
 from ..rooms.room import Room
-from ..stores.port import Append, Appended, HistoryRecords, Record, Store
+from ..stores.port import Append, Appended, HistoryRecords, Record, Refusal, Store
 from ..wire.messages import Recorded
 from ..wire.prepared import Prepared
 from ..wire.records import decode_record, encode_record
@@ -42,7 +42,7 @@ class StoreWriter:
         self._options = options
         self._budget = budget
         self._commits: GroupCommit[tuple[Room, Prepared], Append, Appended] = GroupCommit(
-            health, encode=_to_append, write=store.append, succeeded=_on_committed, failed=_on_commit_failed
+            health, encode=_to_append, write=self._append, succeeded=_on_committed, failed=_on_commit_failed
         )
         self._to_load: dict[Room, Wakeup] = {}  # rooms whose history is to be loaded, and who waits for it
 
@@ -71,6 +71,9 @@ class StoreWriter:
         return room.history
 
     # --- the task
+
+    async def _append(self, appends: Sequence[Append]) -> Sequence[Appended]:
+        return await self._store.append(appends, total_bytes=self._options.total_stored_bytes)
 
     async def run(self) -> None:
         """The task that writes what is pending. Started again after a crash, it goes on with it."""
@@ -157,12 +160,18 @@ def _to_append(item: tuple[Room, Prepared]) -> Append:
         expires_at=None if message.expires_at is None else clock.to_wall(message.expires_at),
         key=message.idempotency_key,
         retention=room.history.retention,
+        sender=message.sender,
     )
 
 
 def _on_committed(item: tuple[Room, Prepared], appended: Appended) -> None:
     room, message = item
-    room.on_committed(message, appended)
+    if appended.refusal is None:
+        room.on_committed(message, appended)
+    elif appended.refusal is Refusal.SENDER:
+        room.on_commit_failed(message, StorageFull("your messages take up your share of the space in stored rooms"))
+    else:
+        room.on_commit_failed(message, StorageFull("the messages of stored rooms take up all of their space"))
 
 
 def _on_commit_failed(item: tuple[Room, Prepared], error: TrioswitchError) -> None:

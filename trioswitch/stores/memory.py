@@ -14,9 +14,11 @@ from typing import Final
 import attrs
 import trio
 
+from .._util.shares import Shares
 from .port import (
     KEY_TIME,
     POSITION_TIME,
+    UNLIMITED,
     Append,
     Appended,
     HistoryRecords,
@@ -24,9 +26,11 @@ from .port import (
     InboxMessage,
     InboxResult,
     Record,
+    Refusal,
     Retention,
     Store,
     StoredInboxMessage,
+    refusal,
     within,
 )
 
@@ -44,6 +48,8 @@ _seq = attrgetter("seq")
 @attrs.define(eq=False)
 class _Room:
     retention: Retention
+    senders: Shares[str]
+    """Bytes of the messages of all rooms, by sender."""
     epoch: str = attrs.field(factory=lambda: secrets.token_urlsafe(6))
     first: int = 1
     """What is below it is gone, though some of it may still be in the list."""
@@ -51,11 +57,16 @@ class _Room:
     at: float = -inf
     """The greatest `at` of its messages."""
     records: list[Record] = attrs.field(factory=list)
+    sender_of: dict[int, str] = attrs.field(factory=dict)
+    """By offset; none for the server itself."""
 
     def append(self, append: Append) -> int:
         self.last += 1
         self.at = max(self.at, append.at)
         self.records.append(Record(self.last, append.payload, append.at, append.expires_at))
+        self.senders.add(append.sender, len(append.payload))
+        if append.sender:
+            self.sender_of[self.last] = append.sender
         self.retention = append.retention
         self._rise(self.last - self.retention.size + 1)
         return self.last
@@ -88,7 +99,13 @@ class _Room:
 
     def sweep(self, now: float) -> None:
         self.trim(now)
-        self.records = [one for one in self.records if one.offset >= self.first and not _expired(one, now)]
+        kept: list[Record] = []
+        for one in self.records:
+            if one.offset >= self.first and not _expired(one, now):
+                kept.append(one)
+            else:
+                self._release(one)
+        self.records = kept
 
     def forgettable(self, now: float) -> bool:
         return self.first > self.last and self.at < self._oldest(now) - POSITION_TIME
@@ -107,15 +124,25 @@ class _Room:
         """What is below `first` is gone."""
         self.first = max(self.first, first)
         if self.records and self.first - self.records[0].offset > SLACK:
-            del self.records[: bisect_left(self.records, self.first, key=_offset)]
+            gone = bisect_left(self.records, self.first, key=_offset)
+            for one in self.records[:gone]:
+                self._release(one)
+            del self.records[:gone]
+
+    def _release(self, record: Record) -> None:
+        self.senders.add(self.sender_of.pop(record.offset, ""), -len(record.payload))
 
 
 @attrs.define(eq=False)
 class _Inbox:
+    senders: Shares[str]
+    """Bytes of the inbox messages of all users, by sender."""
     last: int = 0
     at: float = -inf
     """The greatest `at` of its inbox messages."""
     inbox_messages: list[StoredInboxMessage] = attrs.field(factory=list)
+    sender_of: dict[int, str] = attrs.field(factory=dict)
+    """By seq; none for the server itself."""
 
     def post(self, inbox_message: InboxMessage, limits: InboxLimits) -> int:
         sizes = [len(one.payload) for one in self.inbox_messages if not _expired(one, inbox_message.at)]
@@ -123,23 +150,28 @@ class _Inbox:
             return 0
         self.last += 1
         self.at = max(self.at, inbox_message.at)
-        self.inbox_messages.append(
-            StoredInboxMessage(self.last, inbox_message.payload, inbox_message.at, inbox_message.expires_at)
-        )
+        payload, sender = inbox_message.payload, inbox_message.sender
+        self.inbox_messages.append(StoredInboxMessage(self.last, payload, inbox_message.at, inbox_message.expires_at))
+        self.senders.add(sender, len(payload))
+        if sender:
+            self.sender_of[self.last] = sender
         return self.last
 
-    def acknowledge(self, upto: int) -> int:
-        """Returns the bytes that are gone."""
+    def acknowledge(self, upto: int) -> None:
         index = bisect_right(self.inbox_messages, upto, key=_seq)
-        gone = self.inbox_messages[:index]
+        self._release(self.inbox_messages[:index])
         del self.inbox_messages[:index]
-        return _bytes(gone)
 
-    def sweep(self, now: float, age: float) -> int:
-        """Returns the bytes that are gone."""
-        before = _bytes(self.inbox_messages)
-        self.inbox_messages = [one for one in self.inbox_messages if one.at >= now - age and not _expired(one, now)]
-        return before - _bytes(self.inbox_messages)
+    def sweep(self, now: float, age: float) -> None:
+        old = [one for one in self.inbox_messages if one.at < now - age or _expired(one, now)]
+        if old:
+            self._release(old)
+            gone = {one.seq for one in old}
+            self.inbox_messages = [one for one in self.inbox_messages if one.seq not in gone]
+
+    def _release(self, gone: Sequence[StoredInboxMessage]) -> None:
+        for one in gone:
+            self.senders.add(self.sender_of.pop(one.seq, ""), -len(one.payload))
 
 
 class _Keys:
@@ -170,15 +202,16 @@ class MemoryStore(Store):
     def __init__(self) -> None:
         self._rooms: dict[str, _Room] = {}
         self._inboxes: dict[str, _Inbox] = {}
-        self._inbox_bytes = 0
+        self._room_senders: Shares[str] = Shares()
+        self._inbox_senders: Shares[str] = Shares()
         self._forgotten_seq = 0  # the greatest of the inboxes that were forgotten
         self._room_keys = _Keys()
         self._inbox_keys = _Keys()
         self._closed = False
 
-    async def append(self, appends: Sequence[Append]) -> list[Appended]:
+    async def append(self, appends: Sequence[Append], *, total_bytes: int = UNLIMITED) -> list[Appended]:
         await self._checkpoint()
-        return [self._append(append) for append in appends]
+        return [self._append(append, total_bytes) for append in appends]
 
     async def read(self, room: str, *, after: int, limit: int, max_bytes: int, now: float) -> HistoryRecords:
         await self._checkpoint()
@@ -208,14 +241,18 @@ class MemoryStore(Store):
         self, user: str, *, after: int, limit: int, max_bytes: int, now: float
     ) -> list[StoredInboxMessage]:
         await self._checkpoint()
-        inbox = self._inboxes.get(user, _Inbox())
-        waiting = (one for one in inbox.inbox_messages if one.seq > after and not _expired(one, now))
+        inbox = self._inboxes.get(user)
+        waiting = (
+            one
+            for one in (inbox.inbox_messages if inbox is not None else ())
+            if one.seq > after and not _expired(one, now)
+        )
         return within(islice(waiting, limit), max_bytes)
 
     async def acknowledge(self, user: str, upto: int) -> None:
         await self._checkpoint()
         if (inbox := self._inboxes.get(user)) is not None:
-            self._inbox_bytes -= inbox.acknowledge(upto)
+            inbox.acknowledge(upto)
 
     async def sweep(self, now: float, inbox_age: float) -> None:
         await self._checkpoint()
@@ -235,7 +272,7 @@ class MemoryStore(Store):
     def _sweep_inbox(self, user: str, now: float, age: float) -> None:
         if (inbox := self._inboxes.get(user)) is None:
             return  # another sweep has forgotten it
-        self._inbox_bytes -= inbox.sweep(now, age)
+        inbox.sweep(now, age)
         if not inbox.inbox_messages and inbox.at < now - age - POSITION_TIME:
             self._forgotten_seq = max(self._forgotten_seq, inbox.last)
             del self._inboxes[user]
@@ -249,12 +286,15 @@ class MemoryStore(Store):
             raise trio.ClosedResourceError("the store was closed")
         await trio.lowlevel.checkpoint()
 
-    def _append(self, append: Append) -> Appended:
-        room = self._rooms.get(append.room)
-        if room is None:
-            room = self._rooms[append.room] = _Room(append.retention)
+    def _append(self, append: Append, total_bytes: int) -> Appended:
+        senders = self._room_senders
+        room = self._rooms.get(append.room) or _Room(append.retention, senders)
         if (known := self._room_keys.get(append.room, append.key)) is not None:
             return Appended(room.epoch, known, duplicate=True)
+        sender, size = append.sender, len(append.payload)
+        if (refused := refusal(sender, senders[sender], senders.total, size, total_bytes)) is not None:
+            return Appended(room.epoch, 0, duplicate=False, refusal=refused)
+        self._rooms[append.room] = room
         offset = room.append(append)
         self._room_keys.put(append.room, append.key, offset)
         return Appended(room.epoch, offset, duplicate=False)
@@ -262,19 +302,17 @@ class MemoryStore(Store):
     def _post(self, inbox_message: InboxMessage, limits: InboxLimits) -> InboxResult:
         if (known := self._inbox_keys.get(inbox_message.user, inbox_message.key)) is not None:
             return InboxResult(known, duplicate=True)
-        inbox = self._inboxes.get(inbox_message.user) or _Inbox(self._forgotten_seq)
-        fits = self._inbox_bytes + len(inbox_message.payload) <= limits.total_bytes
-        seq = inbox.post(inbox_message, limits) if fits else 0
-        if seq:
-            self._inboxes[inbox_message.user] = inbox
-            self._inbox_bytes += len(inbox_message.payload)
-            self._inbox_keys.put(inbox_message.user, inbox_message.key, seq)
+        inbox = self._inboxes.get(inbox_message.user) or _Inbox(self._inbox_senders, self._forgotten_seq)
+        senders, sender, size = self._inbox_senders, inbox_message.sender, len(inbox_message.payload)
+        if (refused := refusal(sender, senders[sender], senders.total, size, limits.total_bytes)) is not None:
+            return InboxResult(0, duplicate=False, refusal=refused)
+        seq = inbox.post(inbox_message, limits)
+        if not seq:
+            return InboxResult(0, duplicate=False, refusal=Refusal.INBOX)
+        self._inboxes[inbox_message.user] = inbox
+        self._inbox_keys.put(inbox_message.user, inbox_message.key, seq)
         return InboxResult(seq, duplicate=False)
 
 
 def _expired(one: Record | StoredInboxMessage, now: float) -> bool:
     return one.expires_at is not None and one.expires_at <= now
-
-
-def _bytes(inbox_messages: list[StoredInboxMessage]) -> int:
-    return sum([len(one.payload) for one in inbox_messages])

@@ -8,6 +8,7 @@ wall-clock seconds (`time.time()`), given by the caller. What expires at 5.0 is 
 """
 
 import abc
+import enum
 from collections.abc import Iterable, Sequence
 from typing import Final, TypeVar
 
@@ -16,6 +17,7 @@ import attrs
 __all__ = [
     "KEY_TIME",
     "POSITION_TIME",
+    "UNLIMITED",
     "Append",
     "Appended",
     "HistoryRecords",
@@ -23,12 +25,16 @@ __all__ = [
     "InboxMessage",
     "InboxResult",
     "Record",
+    "Refusal",
     "Retention",
     "Store",
     "StoredInboxMessage",
+    "refusal",
     "within",
 ]
 
+UNLIMITED: Final = 2**63 - 1
+"""Bytes: as many as there is space for."""
 KEY_TIME: Final = 600.0
 """Seconds after `at` that an idempotency key is remembered, at least; `sweep` forgets it some time later."""
 
@@ -56,6 +62,19 @@ class Append:
     key: str | None
     """The idempotency key: a second append to the room with the same key keeps nothing, and gets the first one's offset."""
     retention: Retention
+    sender: str = ""
+    """Who the bytes are counted for; empty: the server itself."""
+
+
+class Refusal(enum.Enum):
+    """Why a message was not kept."""
+
+    INBOX = "inbox"
+    """The inbox has no space for it."""
+    SENDER = "sender"
+    """The sender has more messages here than is left for all others."""
+    TOTAL = "total"
+    """There is no space at all."""
 
 
 @attrs.define
@@ -65,8 +84,10 @@ class Appended:
     epoch: str
     """A short string that is another one when the history of the room was lost."""
     offset: int
+    """0: it was not kept, for the reason `refusal`."""
     duplicate: bool
     """Whether it was there already; it may have been trimmed since."""
+    refusal: Refusal | None = None
 
 
 @attrs.frozen
@@ -104,6 +125,8 @@ class InboxMessage:
     expires_at: float | None
     key: str | None
     """As in `Append`, by user."""
+    sender: str = ""
+    """As in `Append`."""
 
 
 @attrs.frozen(kw_only=True)
@@ -115,7 +138,7 @@ class InboxLimits:
     bytes: int
     """In one inbox, likewise."""
     total_bytes: int
-    """In all inboxes together; here what has expired counts until it is swept."""
+    """In all inboxes together (`refusal`); here what has expired counts until it is swept."""
 
 
 @attrs.frozen
@@ -123,8 +146,9 @@ class InboxResult:
     """What became of a inbox message."""
 
     seq: int
-    """Its number in the inbox; 0: it did not fit, nothing was kept."""
+    """Its number in the inbox; 0: it was not kept, for the reason `refusal`."""
     duplicate: bool
+    refusal: Refusal | None = None
 
 
 @attrs.frozen
@@ -135,6 +159,18 @@ class StoredInboxMessage:
     payload: bytes
     at: float
     expires_at: float | None
+
+
+def refusal(sender: str, of_sender: int, of_all: int, size: int, total_bytes: int) -> Refusal | None:
+    """For engines: whether there is space for `size` bytes more; None: there is.
+
+    A sender may have as many bytes here as are free for all others. So one sender can take half of the space, two a third each,
+    and there is always some left for those who have little. The server itself may take all.
+    """
+    free = total_bytes - of_all
+    if size > free:
+        return Refusal.TOTAL
+    return Refusal.SENDER if sender and of_sender + size > free else None
 
 
 _Record = TypeVar("_Record", Record, StoredInboxMessage)
@@ -152,8 +188,12 @@ class Store(abc.ABC):
     """Whether what it has committed outlives the process."""
 
     @abc.abstractmethod
-    async def append(self, appends: Sequence[Append]) -> list[Appended]:
-        """Keep messages, in order, all or none of them: committed on return."""
+    async def append(self, appends: Sequence[Append], *, total_bytes: int = UNLIMITED) -> list[Appended]:
+        """Keep messages, in order, each for which there is space (`refusal`): committed on return.
+
+        `total_bytes` is what the messages of all rooms may take together. What has expired, or is beyond the retention, counts
+        until it is deleted, which may be at the next sweep.
+        """
 
     @abc.abstractmethod
     async def read(self, room: str, *, after: int, limit: int, max_bytes: int, now: float) -> HistoryRecords:

@@ -85,6 +85,7 @@ class Prepared:
         "on_outcome",
         "priority",
         "room",
+        "sender",
         "size",
     )  # fmt: skip
 
@@ -115,6 +116,8 @@ class Prepared:
         """What a retry of it has, too."""
         self.exclude = exclude
         """Ids of connections that do not get it."""
+        self.sender = ""
+        """Whose share of the store it takes, if it is stored; empty: the server itself sent it."""
         self.on_outcome = on_outcome
         """Called once with the receipt, or with the reason why it is not published."""
         self.size = size

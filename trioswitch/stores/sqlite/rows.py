@@ -26,7 +26,7 @@ class Rows:
         self._connection = connection
         self._last_ids: dict[str, int] = {}
 
-    def next_id(self, table: Literal["rooms", "inboxes"]) -> int:
+    def next_id(self, table: Literal["rooms", "inboxes", "senders"]) -> int:
         if table not in self._last_ids:
             (self._last_ids[table],) = self._connection.execute(f"SELECT ifnull(max(id), 0) FROM {table}").fetchone()
         self._last_ids[table] += 1

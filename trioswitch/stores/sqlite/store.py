@@ -19,10 +19,21 @@ from typing import Final
 import attrs
 import trio
 
-from ..port import Append, Appended, HistoryRecords, InboxLimits, InboxMessage, InboxResult, Store, StoredInboxMessage
+from ..port import (
+    UNLIMITED,
+    Append,
+    Appended,
+    HistoryRecords,
+    InboxLimits,
+    InboxMessage,
+    InboxResult,
+    Store,
+    StoredInboxMessage,
+)
+from .reading import InboxQuery, PageQuery, read_inbox, read_pages
 from .schema import Connections, explain, open_connections
-from .tables import InboxQuery, PageQuery, Writer, read_inbox, read_pages
 from .thread import SqliteThread, SqliteThreadStatistics
+from .writing import Writer
 
 __all__ = ["SqliteStatistics", "SqliteStore"]
 
@@ -66,8 +77,8 @@ class SqliteStore(Store):
         """Open a file, or make it; its directory must be there. Raises StoreError. Safe to cancel."""
         return cls(path, await trio.to_thread.run_sync(open_connections, path))
 
-    async def append(self, appends: Sequence[Append]) -> list[Appended]:
-        return await self._writes.run(self._writer.append, appends)
+    async def append(self, appends: Sequence[Append], *, total_bytes: int = UNLIMITED) -> list[Appended]:
+        return await self._writes.run(self._writer.append, [(append, total_bytes) for append in appends])
 
     async def read(self, room: str, *, after: int, limit: int, max_bytes: int, now: float) -> HistoryRecords:
         (page,) = await self._reads.run(self._pages, [PageQuery(room, after, limit, max_bytes, now)])

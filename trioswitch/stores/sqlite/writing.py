@@ -1,10 +1,8 @@
-"""What is read from and written to the tables: functions of many items each, called in a lane's thread and transaction."""
+"""What is written to the tables: methods of many items each, called in the writer's thread and transaction."""
 
 import secrets
 import sqlite3
 from collections.abc import Collection, Iterable, Sequence
-from contextlib import closing
-from math import inf
 from typing import Final, Literal
 
 import attrs
@@ -14,17 +12,16 @@ from ..port import (
     POSITION_TIME,
     Append,
     Appended,
-    HistoryRecords,
     InboxLimits,
     InboxMessage,
     InboxResult,
-    Record,
-    StoredInboxMessage,
-    within,
+    Refusal,
 )
+from .room_rows import SELECT_ROOM, RoomRow, first_kept
 from .rows import Row, Rows
+from .senders import Senders, forget_idle_senders
 
-__all__ = ["InboxQuery", "PageQuery", "Writer", "read_inbox", "read_pages"]
+__all__ = ["Writer"]
 
 CACHED_ROOMS: Final = 10_000
 """Rooms whose row the writer knows by heart; then it starts anew."""
@@ -39,57 +36,6 @@ SWEEP_WINDOW: Final = 1000
 GREATEST: Final = 2**63 - 1
 
 
-@attrs.frozen
-class PageQuery:
-    room: str
-    after: int | None
-    """None: the newest."""
-    limit: int
-    max_bytes: int
-    now: float
-
-
-@attrs.frozen
-class InboxQuery:
-    user: str
-    after: int
-    limit: int
-    max_bytes: int
-    now: float
-
-
-@attrs.define(eq=False)
-class _Room:
-    """A row of `rooms_now`."""
-
-    id: int
-    name: str
-    epoch: str
-    first: int
-    last: int
-    size: int
-    age: float | None
-    at: float
-    trimmed: int = 0
-    """Below it there are no messages in the table. Not in the row: 0 when nobody knows."""
-
-    def oldest(self, now: float) -> float:
-        return -inf if self.age is None else now - self.age
-
-    def add(self, append: Append) -> bool:
-        """Count a message. Returns whether the row must be written, as it will not follow from the newest message."""
-        retention = append.retention
-        same = append.at >= self.at and retention.size == self.size and retention.age == self.age
-        self.last += 1
-        self.size, self.age = retention.size, retention.age
-        self.first = max(self.first, self.last - self.size + 1)
-        self.at = max(self.at, append.at)
-        return not same
-
-
-_ROOM: Final = "SELECT id, name, epoch, first, last, size, age, at FROM rooms_now WHERE"
-
-
 @attrs.define(eq=False)
 class _Inbox:
     """A row of `inboxes`."""
@@ -101,15 +47,11 @@ class _Inbox:
     waiting: tuple[int, int] | None = None
     """How many inbox messages it has, and their bytes. Not in the row: None when nobody knows."""
 
-    def add(self, inbox_message: InboxMessage, all_bytes: int, limits: InboxLimits) -> bool:
+    def add(self, inbox_message: InboxMessage, limits: InboxLimits) -> bool:
         """Count a inbox message, if it fits."""
         assert self.waiting is not None
         count, size = self.waiting[0] + 1, self.waiting[1] + len(inbox_message.payload)
-        if (
-            count > limits.messages
-            or size > limits.bytes
-            or all_bytes + len(inbox_message.payload) > limits.total_bytes
-        ):
+        if count > limits.messages or size > limits.bytes:
             return False
         self.waiting = count, size
         self.last += 1
@@ -125,7 +67,7 @@ class Writer:
         self._connection = connection
         self._users = users
         self._rows = Rows(connection)
-        self._rooms: dict[str, _Room] = {}
+        self._rooms: dict[str, RoomRow] = {}
 
     def forget(self) -> None:
         """What was done since the last commit was undone."""
@@ -133,33 +75,41 @@ class Writer:
 
     # --- rooms
 
-    def append(self, appends: Sequence[Append]) -> list[Appended]:
+    def append(self, limited: Sequence[tuple[Append, int]]) -> list[Appended]:
+        """Each message with the bytes that those of all rooms may take."""
+        appends = [append for append, _total_bytes in limited]
         self._load({append.room for append in appends})
+        senders = Senders(self._connection, self._rows, [append.sender for append in appends], "rooms")
         known = self._rows.known(
             "room_keys", [(self._rooms[a.room].id, a.key) for a in appends if a.room in self._rooms]
         )
         appended: list[Appended] = []
-        touched: dict[int, _Room] = {}
-        changed: dict[int, _Room] = {}
+        touched: dict[int, RoomRow] = {}
+        changed: dict[int, RoomRow] = {}
         messages: list[Row] = []
         keys: list[Row] = []
-        for append in appends:
-            room = self._rooms.get(append.room)
+        for append, total_bytes in limited:
+            room, size = self._rooms.get(append.room), len(append.payload)
+            if room is not None and (offset := known.get((room.id, append.key))) is not None:
+                appended.append(Appended(room.epoch, offset, duplicate=True))
+                continue
+            if (refused := senders.refusal(append.sender, size, total_bytes)) is not None:
+                appended.append(Appended(room.epoch if room is not None else "", 0, duplicate=False, refusal=refused))
+                continue
             if room is None:
                 room = self._make_room(append)
                 changed[room.id] = room
-            if (offset := known.get((room.id, append.key))) is not None:
-                appended.append(Appended(room.epoch, offset, duplicate=True))
-                continue
             if room.add(append):
                 changed[room.id] = room
             touched[room.id] = room
             offset = room.last
-            messages.append((room.id, offset, append.at, append.expires_at, append.payload))
+            sender = senders.add(append.sender, size)
+            messages.append((room.id, offset, append.at, append.expires_at, append.payload, sender))
             if append.key is not None:
                 known[room.id, append.key] = offset
                 keys.append((room.id, append.key, offset, append.at))
             appended.append(Appended(room.epoch, offset, duplicate=False))
+        senders.save()
         self._rows.insert("messages", messages)
         self._rows.insert("room_keys", keys)
         self._save(changed.values())
@@ -169,16 +119,16 @@ class Writer:
     def _load(self, names: Collection[str]) -> None:
         if len(self._rooms) > CACHED_ROOMS:
             self._rooms.clear()
-        for row in self._rows.select(f"{_ROOM} name IN", [name for name in names if name not in self._rooms]):
-            self._rooms[row[1]] = _Room(*row)
+        for row in self._rows.select(f"{SELECT_ROOM} name IN", [name for name in names if name not in self._rooms]):
+            self._rooms[row[1]] = RoomRow(*row)
 
-    def _make_room(self, append: Append) -> _Room:
+    def _make_room(self, append: Append) -> RoomRow:
         retention, epoch = append.retention, secrets.token_urlsafe(6)
-        room = _Room(self._rows.next_id("rooms"), append.room, epoch, 1, 0, retention.size, retention.age, append.at)
+        room = RoomRow(self._rows.next_id("rooms"), append.room, epoch, 1, 0, retention.size, retention.age, append.at)
         self._rooms[append.room] = room
         return room
 
-    def _save(self, rooms: Iterable[_Room]) -> None:
+    def _save(self, rooms: Iterable[RoomRow]) -> None:
         self._rows.insert(
             "rooms",
             [(room.id, room.name, room.epoch, room.first, room.last, room.size, room.age, room.at) for room in rooms],
@@ -186,7 +136,7 @@ class Writer:
             " age = excluded.age, at = excluded.at",
         )
 
-    def _trim(self, rooms: Iterable[_Room]) -> None:
+    def _trim(self, rooms: Iterable[RoomRow]) -> None:
         for room in rooms:
             self._connection.execute("DELETE FROM messages WHERE room = ? AND offset < ?", (room.id, room.first))
             room.trimmed = room.first
@@ -201,7 +151,8 @@ class Writer:
         known = self._rows.known(
             "inbox_keys", [(inboxes[one.user].id, one.key) for one, _ in inbox_messages if one.user in inboxes]
         )
-        all_bytes, forgotten = self._connection.execute("SELECT bytes, forgotten FROM all_inboxes").fetchone()
+        (forgotten,) = self._connection.execute("SELECT forgotten FROM all_inboxes").fetchone()
+        senders = Senders(self._connection, self._rows, [one.sender for one, _ in inbox_messages], "inboxes")
         posted: list[InboxResult] = []
         touched: dict[int, _Inbox] = {}
         kept: list[Row] = []
@@ -216,12 +167,18 @@ class Writer:
                 continue
             if inbox.waiting is None:
                 inbox.waiting = self._waiting(inbox.id, inbox_message.at)
-            if not inbox.add(inbox_message, all_bytes, limits):
-                posted.append(InboxResult(0, duplicate=False))
+            size = len(inbox_message.payload)
+            refused = senders.refusal(inbox_message.sender, size, limits.total_bytes)
+            if refused is None and not inbox.add(inbox_message, limits):
+                refused = Refusal.INBOX
+            if refused is not None:
+                posted.append(InboxResult(0, duplicate=False, refusal=refused))
                 continue
-            all_bytes += len(inbox_message.payload)
+            sender = senders.add(inbox_message.sender, size)
             touched[inbox.id] = inbox
-            kept.append((inbox.id, inbox.last, inbox_message.at, inbox_message.expires_at, inbox_message.payload))
+            kept.append(
+                (inbox.id, inbox.last, inbox_message.at, inbox_message.expires_at, inbox_message.payload, sender)
+            )
             if inbox_message.key is not None:
                 known[inbox.id, inbox_message.key] = inbox.last
                 keys.append((inbox.id, inbox_message.key, inbox.last, inbox_message.at))
@@ -229,6 +186,7 @@ class Writer:
         saved = [(inbox.id, inbox.user, inbox.last, inbox.at) for inbox in touched.values()]
         self._users.update(inbox.user for inbox in touched.values())
         self._rows.insert("inboxes", saved, "ON CONFLICT (id) DO UPDATE SET last = excluded.last, at = excluded.at")
+        senders.save()
         self._rows.insert("letters", kept)
         self._rows.insert("inbox_keys", keys)
         return posted
@@ -264,6 +222,7 @@ class Writer:
                 self._delete_before("room_keys", "at", now - KEY_TIME),
                 self._delete_before("inbox_keys", "at", now - KEY_TIME),
                 self._forget_inboxes(now - inbox_age - POSITION_TIME),
+                forget_idle_senders(self._connection, SWEEP_STEP),
             ]
         )
 
@@ -308,15 +267,15 @@ class Writer:
         """Trim rooms by age, and forget those that have been empty for long."""
         sql = "SELECT max(id) FROM (SELECT id FROM rooms WHERE id > ? ORDER BY id LIMIT ?)"
         upto: int | None = self._connection.execute(sql, (after, SWEEP_WINDOW)).fetchone()[0]
-        sql = f"{_ROOM} id > ? AND id <= ? AND (age IS NOT NULL OR first > last) ORDER BY id LIMIT ?"
+        sql = f"{SELECT_ROOM} id > ? AND id <= ? AND (age IS NOT NULL OR first > last) ORDER BY id LIMIT ?"
         rows = self._connection.execute(sql, (after, upto, SWEEP_ROOMS)).fetchall()
         budget = SWEEP_STEP
         for row in rows:
-            room = self._rooms.get(row[1]) or _Room(*row)
+            room = self._rooms.get(row[1]) or RoomRow(*row)
             if room.first > room.last:
                 if room.at + (room.age or 0.0) < now - POSITION_TIME:
                     self._forget_room(room)
-            elif (first := _first_kept(self._connection, room, now)) > room.first:
+            elif (first := first_kept(self._connection, room, now)) > room.first:
                 room.first, budget = min(first, room.first + budget), budget - (first - room.first)
                 self._save([room])
                 self._trim([room])
@@ -324,7 +283,7 @@ class Writer:
                     return room.id - 1
         return int(rows[-1][0]) if len(rows) == SWEEP_ROOMS else upto
 
-    def _forget_room(self, room: _Room) -> None:
+    def _forget_room(self, room: RoomRow) -> None:
         self._rooms.pop(room.name, None)
         for table, column in (("rooms", "id"), ("messages", "room"), ("room_keys", "owner")):
             self._connection.execute(f"DELETE FROM {table} WHERE {column} = ?", (room.id,))
@@ -339,55 +298,3 @@ def _lowest(table: str, column: str) -> str:
         f"+{column} < :before AND {column} <= ifnull("
         f"(SELECT {column} FROM {table} WHERE {column} IS NOT NULL ORDER BY {column} LIMIT 1 OFFSET :step), :before)"
     )
-
-
-def read_pages(connection: sqlite3.Connection, queries: Sequence[PageQuery]) -> list[HistoryRecords]:
-    return [_read_page(connection, query) for query in queries]
-
-
-def _read_page(connection: sqlite3.Connection, query: PageQuery) -> HistoryRecords:
-    row = connection.execute(f"{_ROOM} name = ?", (query.room,)).fetchone()
-    if row is None:
-        return HistoryRecords("", 1, 0, [])
-    room = _Room(*row)
-    first = _first_kept(connection, room, query.now)
-    after = first - 1 if query.after is None else max(first - 1, min(query.after, room.last))
-    rows = connection.execute(
-        "SELECT offset, payload, at, expires_at FROM messages WHERE room = ? AND offset > ? AND at >= ?"
-        f" AND (expires_at IS NULL OR expires_at > ?) ORDER BY offset {'DESC' if query.after is None else ''} LIMIT ?",
-        (room.id, after, room.oldest(query.now), query.now, query.limit),
-    )
-    with closing(rows):
-        records = within((Record(*row) for row in rows), query.max_bytes)
-    if query.after is None:
-        records.reverse()
-    return HistoryRecords(room.epoch, first, room.last, records)
-
-
-def _first_kept(connection: sqlite3.Connection, room: _Room, now: float) -> int:
-    """The oldest offset within the retention: the one after the last of those that are too old in a row."""
-    oldest = room.oldest(now)
-    if room.age is None or room.first > room.last:
-        return room.first
-    if room.at < oldest:
-        return room.last + 1
-    sql = "SELECT offset FROM messages WHERE room = ? AND offset >= ? AND at >= ? ORDER BY offset LIMIT 1"
-    young = connection.execute(sql, (room.id, room.first, oldest)).fetchone()
-    below = room.last + 1 if young is None else young[0]
-    if below == room.first:
-        return below
-    sql = "SELECT max(offset) FROM messages WHERE room = ? AND offset >= ? AND offset < ?"
-    (old,) = connection.execute(sql, (room.id, room.first, below)).fetchone()
-    return room.first if old is None else int(old) + 1
-
-
-def read_inbox(connection: sqlite3.Connection, queries: Sequence[InboxQuery]) -> list[list[StoredInboxMessage]]:
-    sql = (
-        "SELECT seq, payload, letters.at, expires_at FROM inboxes JOIN letters ON inbox = id"
-        " WHERE user = ? AND seq > ? AND (expires_at IS NULL OR expires_at > ?) ORDER BY seq LIMIT ?"
-    )
-    found: list[list[StoredInboxMessage]] = []
-    for query in queries:
-        with closing(connection.execute(sql, (query.user, query.after, query.now, query.limit))) as rows:
-            found.append(within((StoredInboxMessage(*row) for row in rows), query.max_bytes))
-    return found

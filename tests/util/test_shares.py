@@ -22,11 +22,13 @@ def test_amounts_add_up_and_the_largest_is_within_a_factor_of_two(steps: list[tu
             assert held[shares.largest()] * 2 > max(held.values())
 
 
-def test_of_equal_holders_the_one_that_changed_last_is_spared() -> None:
+def test_of_equal_holders_the_newest_is_spared() -> None:
     shares = Shares[str]()
     for holder in "abc":
         shares.add(holder, 5)
-    shares.add("a", 1)
+    assert shares.largest() == "a"
+    shares.add("a", -4)
+    shares.add("a", 4)
     assert shares.largest() == "b"
 
 

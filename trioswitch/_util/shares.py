@@ -20,9 +20,7 @@ class Shares(Generic[H]):
     def __init__(self) -> None:
         self.total = 0
         self._held: dict[H, int] = {}
-        self._levels: dict[
-            int, dict[H, None]
-        ] = {}  # holders by bit length of what they hold, in the order of their last change
+        self._levels: dict[int, dict[H, None]] = {}  # holders by bit length of what they hold
 
     def __len__(self) -> int:
         return len(self._held)
@@ -35,19 +33,23 @@ class Shares(Generic[H]):
         before = self._held.get(holder, 0)
         after = before + amount
         self.total += amount
-        if before:
-            level = self._levels[before.bit_length()]
-            del level[holder]
-            if not level:
-                del self._levels[before.bit_length()]
         if after:
             self._held[holder] = after
-            self._levels.setdefault(after.bit_length(), {})[holder] = None
         elif before:
             del self._held[holder]
+        old, new = before.bit_length(), after.bit_length()
+        if old == new:
+            return
+        if old:
+            level = self._levels[old]
+            del level[holder]
+            if not level:
+                del self._levels[old]
+        if new:
+            self._levels.setdefault(new, {})[holder] = None
 
     def largest(self) -> H:
-        """A holder with more than half of what any holds: of several, the one whose share has not changed for longest.
+        """A holder with more than half of what any holds: of several, the one for which that has been so for longest.
 
         Raises ValueError when nobody holds anything.
         """

@@ -118,6 +118,11 @@ class ConnectionDriver:
         return public
 
     @property
+    def publishes_as_member(self) -> bool:
+        """Whether its identity lets it publish to the rooms that it has joined, where members may publish."""
+        return self.identity is not None and self.identity.publish is None
+
+    @property
     def rooms(self) -> Set[str]:
         """Names of the rooms that it is a member of."""
         return self._rooms

@@ -48,7 +48,7 @@ def _owner(key: _ScopedKey) -> str:
 
 def _weight(key: _ScopedKey) -> int:
     """Bytes that it takes, at most: a character may take four."""
-    return OVERHEAD + sum([len(part) if part.isascii() else 4 * len(part) for part in key])
+    return OVERHEAD + 4 * (len(key[1]) + len(key[2]))
 
 
 class _First:

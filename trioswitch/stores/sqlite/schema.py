@@ -78,24 +78,20 @@ MIGRATIONS: Final = (
                 ifnull((SELECT at FROM messages WHERE room = id ORDER BY offset DESC LIMIT 1), 0) AS latest
             FROM rooms)""",
     ),
-    (  # 5: whose bytes they are; 0 is the server itself
+    (  # 5: whose bytes they are. The sender 0 is the server itself, and counts the bytes of all
         """CREATE TABLE senders (
             id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, room_bytes INTEGER NOT NULL, inbox_bytes INTEGER NOT NULL
         )""",
-        "CREATE TABLE all_rooms (bytes INTEGER NOT NULL)",  # one row: of the payloads in `messages`
-        "INSERT INTO all_rooms SELECT ifnull(sum(length(payload)), 0) FROM messages",
+        "INSERT INTO senders SELECT 0, '', ifnull(sum(length(payload)), 0), (SELECT bytes FROM all_inboxes) FROM messages",
+        "DROP TRIGGER letters_added",
+        "DROP TRIGGER letters_gone",
+        "ALTER TABLE all_inboxes DROP COLUMN bytes",
         "ALTER TABLE messages ADD COLUMN sender INTEGER NOT NULL DEFAULT 0",
         "ALTER TABLE letters ADD COLUMN sender INTEGER NOT NULL DEFAULT 0",
-        """CREATE TRIGGER messages_added AFTER INSERT ON messages BEGIN
-            UPDATE all_rooms SET bytes = bytes + length(new.payload);
-            UPDATE senders SET room_bytes = room_bytes + length(new.payload) WHERE id = new.sender; END""",
-        """CREATE TRIGGER messages_gone AFTER DELETE ON messages BEGIN
-            UPDATE all_rooms SET bytes = bytes - length(old.payload);
-            UPDATE senders SET room_bytes = room_bytes - length(old.payload) WHERE id = old.sender; END""",
-        """CREATE TRIGGER letters_of_sender_added AFTER INSERT ON letters BEGIN
-            UPDATE senders SET inbox_bytes = inbox_bytes + length(new.payload) WHERE id = new.sender; END""",
-        """CREATE TRIGGER letters_of_sender_gone AFTER DELETE ON letters BEGIN
-            UPDATE senders SET inbox_bytes = inbox_bytes - length(old.payload) WHERE id = old.sender; END""",
+        """CREATE TRIGGER letters_added AFTER INSERT ON letters BEGIN
+            UPDATE senders SET inbox_bytes = inbox_bytes + length(new.payload) WHERE id IN (0, new.sender); END""",
+        """CREATE TRIGGER letters_gone AFTER DELETE ON letters BEGIN
+            UPDATE senders SET inbox_bytes = inbox_bytes - length(old.payload) WHERE id IN (0, old.sender); END""",
     ),
 )
 """The statements that lead from each version to the next. What has been released is never changed."""

@@ -19,7 +19,7 @@ from ..port import (
 )
 from .room_rows import SELECT_ROOM, RoomRow, first_kept
 from .rows import Row, Rows
-from .senders import Senders, forget_idle_senders
+from .senders import InboxSenders, RoomSenders
 
 __all__ = ["Writer"]
 
@@ -68,10 +68,14 @@ class Writer:
         self._users = users
         self._rows = Rows(connection)
         self._rooms: dict[str, RoomRow] = {}
+        self._room_senders = RoomSenders(connection, self._rows)
+        self._inbox_senders = InboxSenders(connection, self._rows)
 
     def forget(self) -> None:
         """What was done since the last commit was undone."""
         self._rooms.clear()
+        self._room_senders.forget()
+        self._inbox_senders.forget()
 
     # --- rooms
 
@@ -79,7 +83,8 @@ class Writer:
         """Each message with the bytes that those of all rooms may take."""
         appends = [append for append, _total_bytes in limited]
         self._load({append.room for append in appends})
-        senders = Senders(self._connection, self._rows, [append.sender for append in appends], "rooms")
+        senders = self._room_senders
+        senders.load([append.sender for append in appends])
         known = self._rows.known(
             "room_keys", [(self._rooms[a.room].id, a.key) for a in appends if a.room in self._rooms]
         )
@@ -138,7 +143,7 @@ class Writer:
 
     def _trim(self, rooms: Iterable[RoomRow]) -> None:
         for room in rooms:
-            self._connection.execute("DELETE FROM messages WHERE room = ? AND offset < ?", (room.id, room.first))
+            self._room_senders.delete_messages("room = ? AND offset < ?", (room.id, room.first))
             room.trimmed = room.first
 
     # --- inboxes
@@ -152,7 +157,8 @@ class Writer:
             "inbox_keys", [(inboxes[one.user].id, one.key) for one, _ in inbox_messages if one.user in inboxes]
         )
         (forgotten,) = self._connection.execute("SELECT forgotten FROM all_inboxes").fetchone()
-        senders = Senders(self._connection, self._rows, [one.sender for one, _ in inbox_messages], "inboxes")
+        senders = self._inbox_senders
+        senders.load([one.sender for one, _ in inbox_messages])
         posted: list[InboxResult] = []
         touched: dict[int, _Inbox] = {}
         kept: list[Row] = []
@@ -222,7 +228,7 @@ class Writer:
                 self._delete_before("room_keys", "at", now - KEY_TIME),
                 self._delete_before("inbox_keys", "at", now - KEY_TIME),
                 self._forget_inboxes(now - inbox_age - POSITION_TIME),
-                forget_idle_senders(self._connection, SWEEP_STEP),
+                self._room_senders.forget_idle(SWEEP_STEP),
             ]
         )
 
@@ -233,7 +239,8 @@ class Writer:
             f" (SELECT room FROM messages WHERE {_lowest('messages', 'expires_at')})"
         )
         self._connection.execute(sql, {"before": now, "step": SWEEP_STEP})
-        return self._delete_before("messages", "expires_at", now)
+        values = {"before": now, "step": SWEEP_STEP}
+        return self._room_senders.delete_messages(_lowest("messages", "expires_at"), values) > SWEEP_STEP
 
     def _forget_inboxes(self, before: float) -> bool:
         """Those that have no inbox messages. What else is theirs goes first, for after a restart their ids may be given again."""
@@ -251,7 +258,7 @@ class Writer:
 
     def _delete_before(
         self,
-        table: Literal["messages", "letters", "room_keys", "inbox_keys"],
+        table: Literal["letters", "room_keys", "inbox_keys"],
         column: Literal["at", "expires_at"],
         before: float,
     ) -> bool:
@@ -285,7 +292,8 @@ class Writer:
 
     def _forget_room(self, room: RoomRow) -> None:
         self._rooms.pop(room.name, None)
-        for table, column in (("rooms", "id"), ("messages", "room"), ("room_keys", "owner")):
+        self._room_senders.delete_messages("room = ?", (room.id,))
+        for table, column in (("rooms", "id"), ("room_keys", "owner")):
             self._connection.execute(f"DELETE FROM {table} WHERE {column} = ?", (room.id,))
 
 

@@ -238,7 +238,7 @@ class Commands:
         assert message.room is not None
         is_stored = self._rooms.is_stored(message.room)
         if is_stored:
-            message.sender = _sender(connection)
+            message.sender = connection.sender
         if request_id is not None or is_stored:
             message.on_outcome = Acknowledge(connection, request_id)
         return self._publisher.publish(message.room, message)
@@ -255,7 +255,7 @@ class Commands:
             on_outcome=Acknowledge(connection, command.id),
             size=size,
         )
-        message.sender = _sender(connection)
+        message.sender = connection.sender
         if not (self._options.inbox_messages or self._connections.of_user(command.to)):
             raise Refused(f"{command.to!r} is not here, and messages are not kept", code="not_available")
         return self._publisher.send_to_user(command.to, message)
@@ -369,13 +369,6 @@ def _first(users: Iterable[str]) -> Iterator[str]:
         if size > MAX_USERS_SIZE:
             return
         yield user
-
-
-def _sender(connection: ConnectionDriver) -> str:
-    """Whose share of the store a message takes: a user's, or that of all guests together, who can have any number of names."""
-    identity = connection.identity
-    assert identity is not None
-    return "guests" if identity.user is None else f"user {identity.user}"
 
 
 def _body(command: SendDirect | SendGroup) -> dict[str, Any]:

@@ -52,6 +52,11 @@ REPLY_PRIORITY: Final = 6
 """Answers to the client's own commands are urgent: a linger is for what is sent to many."""
 
 
+def _sender(identity: Identity) -> str:
+    """A user, or all guests together, who can have any number of names."""
+    return "guests" if identity.user is None else f"user {identity.user}"
+
+
 class ConnectionDriver:
     """One client. `close` ends it from outside; `cause` says why it ended, once it does.
 
@@ -59,10 +64,32 @@ class ConnectionDriver:
     """
 
     __slots__ = (
-        "_answered", "_answered_at",
-        "_code", "_errors", "_handler_scope", "_handlers", "_heard", "_nursery", "_options", "_paused", "_pending", "_public",
-        "_reading_over", "_reason", "_rooms", "_services", "cause", "has_declared_name", "id", "identity", "opened_at", "outbox",
-        "request", "transport", "user",
+        "_answered",
+        "_answered_at",
+        "_code",
+        "_errors",
+        "_handler_scope",
+        "_handlers",
+        "_heard",
+        "_nursery",
+        "_options",
+        "_paused",
+        "_pending",
+        "_public",
+        "_reading_over",
+        "_reason",
+        "_rooms",
+        "_services",
+        "cause",
+        "has_declared_name",
+        "id",
+        "identity",
+        "opened_at",
+        "outbox",
+        "request",
+        "sender",
+        "transport",
+        "user",
     )  # fmt: skip
 
     def __init__(
@@ -83,6 +110,8 @@ class ConnectionDriver:
         """Its user: from its identity, or what the client called itself; the connection's id before that."""
         self.has_declared_name = identity is not None and identity.user is not None
         """Whether `user` is a name rather than the id of this connection, or of the one whose session it resumed."""
+        self.sender = "" if identity is None else _sender(identity)
+        """Whose share of a store its messages take."""
         self.cause: CloseCause | None = None
         self.opened_at = trio.current_time()
         self._rooms: set[str] = set()
@@ -143,6 +172,7 @@ class ConnectionDriver:
     def authenticate(self, identity: Identity) -> None:
         """Its client has proven who it is."""
         self.identity = identity
+        self.sender = _sender(identity)
 
     # --- to the client
 

@@ -112,7 +112,8 @@ class History:
         kept.append((offset, at, message))
         if len(kept) - self._gone > self._size:
             size -= self._remove_first()
-        self._budget.charge(self, size)
+        if size:  # often one message takes the place of another of the same size
+            self._budget.charge(self, size)
 
     def pass_over(self, messages: Sequence[Prepared]) -> None:
         """These were numbered by the store, and have expired before they were delivered."""

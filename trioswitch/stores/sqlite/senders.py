@@ -54,22 +54,19 @@ class _Senders:
         self._known.clear()
         self._changed.clear()
 
-    def refusal(self, sender: str, size: int, total_bytes: int) -> Refusal | None:
-        """Whether there is space for a message; None: there is."""
-        known = self._known.get(sender)
-        return refusal(sender, 0 if known is None else known.size, self._known[ALL].size, size, total_bytes)
-
-    def add(self, name: str, size: int) -> int:
-        """Count a message that is added. Returns the id of its sender."""
-        sender = self._known.get(name)
-        if sender is None:
-            sender = self._known[name] = _Sender(self._rows.next_id("senders"), name, 0)
-        everybody = self._known[ALL]
+    def add(self, name: str, size: int, total_bytes: int) -> int | Refusal:
+        """Count a message if there is space for it. Returns the id of its sender, or why there is none."""
+        known, everybody = self._known.get(name), self._known[ALL]
+        refused = refusal(name, 0 if known is None else known.size, everybody.size, size, total_bytes)
+        if refused is not None:
+            return refused
+        if known is None:
+            known = self._known[name] = _Sender(self._rows.next_id("senders"), name, 0)
         everybody.size += size
-        if sender is not everybody:
-            sender.size += size
-            self._changed[name] = sender
-        return sender.id
+        if known is not everybody:
+            known.size += size
+            self._changed[name] = known
+        return known.id
 
 
 class InboxSenders(_Senders):

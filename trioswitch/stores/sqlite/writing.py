@@ -47,16 +47,17 @@ class _Inbox:
     waiting: tuple[int, int] | None = None
     """How many inbox messages it has, and their bytes. Not in the row: None when nobody knows."""
 
-    def add(self, inbox_message: InboxMessage, limits: InboxLimits) -> bool:
-        """Count a inbox message, if it fits."""
+    def has_space(self, inbox_message: InboxMessage, limits: InboxLimits) -> bool:
         assert self.waiting is not None
-        count, size = self.waiting[0] + 1, self.waiting[1] + len(inbox_message.payload)
-        if count > limits.messages or size > limits.bytes:
-            return False
-        self.waiting = count, size
+        count, size = self.waiting
+        return count < limits.messages and size + len(inbox_message.payload) <= limits.bytes
+
+    def add(self, inbox_message: InboxMessage) -> None:
+        """Count an inbox message."""
+        assert self.waiting is not None
+        self.waiting = self.waiting[0] + 1, self.waiting[1] + len(inbox_message.payload)
         self.last += 1
         self.at = max(self.at, inbox_message.at)
-        return True
 
 
 class Writer:
@@ -94,12 +95,13 @@ class Writer:
         messages: list[Row] = []
         keys: list[Row] = []
         for append, total_bytes in limited:
-            room, size = self._rooms.get(append.room), len(append.payload)
+            room = self._rooms.get(append.room)
             if room is not None and (offset := known.get((room.id, append.key))) is not None:
                 appended.append(Appended(room.epoch, offset, duplicate=True))
                 continue
-            if (refused := senders.refusal(append.sender, size, total_bytes)) is not None:
-                appended.append(Appended(room.epoch if room is not None else "", 0, duplicate=False, refusal=refused))
+            sender = senders.add(append.sender, len(append.payload), total_bytes)
+            if isinstance(sender, Refusal):
+                appended.append(Appended(room.epoch if room is not None else "", 0, duplicate=False, refusal=sender))
                 continue
             if room is None:
                 room = self._make_room(append)
@@ -108,7 +110,6 @@ class Writer:
                 changed[room.id] = room
             touched[room.id] = room
             offset = room.last
-            sender = senders.add(append.sender, size)
             messages.append((room.id, offset, append.at, append.expires_at, append.payload, sender))
             if append.key is not None:
                 known[room.id, append.key] = offset
@@ -173,14 +174,14 @@ class Writer:
                 continue
             if inbox.waiting is None:
                 inbox.waiting = self._waiting(inbox.id, inbox_message.at)
-            size = len(inbox_message.payload)
-            refused = senders.refusal(inbox_message.sender, size, limits.total_bytes)
-            if refused is None and not inbox.add(inbox_message, limits):
-                refused = Refusal.INBOX
-            if refused is not None:
-                posted.append(InboxResult(0, duplicate=False, refusal=refused))
+            if not inbox.has_space(inbox_message, limits):
+                posted.append(InboxResult(0, duplicate=False, refusal=Refusal.INBOX))
                 continue
-            sender = senders.add(inbox_message.sender, size)
+            sender = senders.add(inbox_message.sender, len(inbox_message.payload), limits.total_bytes)
+            if isinstance(sender, Refusal):
+                posted.append(InboxResult(0, duplicate=False, refusal=sender))
+                continue
+            inbox.add(inbox_message)
             touched[inbox.id] = inbox
             kept.append(
                 (inbox.id, inbox.last, inbox_message.at, inbox_message.expires_at, inbox_message.payload, sender)

@@ -8,7 +8,7 @@ from trio.testing import MockClock
 
 from trioswitch import Receipt, StoreError, TooManyRetries
 from trioswitch.durability import idempotency as retries
-from trioswitch.durability.idempotency import MAX_WAITING, IdempotencyKeys
+from trioswitch.durability.idempotency import MAX_WAITING, IdempotencyKeys, scoped_key
 from trioswitch.stores.port import KEY_TIME
 from trioswitch.wire.messages import Message
 from trioswitch.wire.prepared import Outcome, Prepared
@@ -40,6 +40,19 @@ async def test_what_is_under_way_is_not_forgotten_for_others(clock: MockClock, m
     ]
     assert publish(known, "0")[0]  # the oldest gave way
     assert not publish(known, "4")[0]
+
+
+async def test_the_user_with_most_keys_loses_its_own_first(clock: MockClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retries, "MAX_BYTES", 20 * (retries.OVERHEAD + 100))
+    known = IdempotencyKeys()
+    report(publish(known, scoped_key("ann", "k"))[1], Receipt())
+    for number in range(100):
+        report(publish(known, scoped_key("eve", str(number)))[1], Receipt())
+    assert not publish(known, scoped_key("ann", "k"))[0], "it is still known"
+    assert publish(known, scoped_key("eve", "0"))[0]
+    assert not publish(known, scoped_key("eve", "99"))[0]
+    await trio.sleep(KEY_TIME + 1)
+    assert publish(known, scoped_key("ann", "k"))[0]
 
 
 @pytest.mark.parametrize("outcome", [Receipt(), StoreError("no")])

@@ -238,6 +238,26 @@ async def test_sessions_are_bounded(clock: MockClock) -> None:
         assert (await back.ask("resume", session=sessions[1]))["type"] == "ack"
 
 
+async def test_sessions_are_bounded_in_bytes_and_the_largest_ends(clock: MockClock) -> None:
+    async with running(Options(total_session_bytes=40_000, max_rooms=1000)) as app:
+        ann, session = await arrive(app, "ann", "r")
+        await vanish(ann)
+        sessions = []
+        for number in range(4):
+            eve, one = await arrive(app, f"eve{number}")
+            for room in range(30):
+                app.switch.join(eve.connection_id, f"{number} {room}")
+            sessions.append(one)
+            await vanish(eve)
+        back, _ = await arrive(app)
+        assert (await back.ask("resume", session=session))["rooms"].keys() == {"r"}
+        answers = [(await (await app.connect()).ask("resume", session=one))["type"] for one in sessions]
+        assert answers.count("error") > 0
+        assert app.switch.statistics().sessions < 4
+        await trio.sleep(1000)
+        assert app.switch.statistics().sessions == 0
+
+
 async def test_a_user_is_counted_once(clock: MockClock) -> None:
     async with running() as app:
         bob, _ = await arrive(app, "bob", "r")

@@ -50,6 +50,8 @@ class Talk:
     def hear(self, *chunks: bytes) -> "Talk":
         for chunk in chunks:
             self.messages += self.codec.feed(chunk)
+            while self.codec.has_more:
+                self.messages += self.codec.feed(b"")
             if self.codec.ended is None:
                 self.written += self.codec.replies
                 self.codec.replies = b""
@@ -576,3 +578,33 @@ class TestMadeLate:
     )
     def test_a_pong_that_is_none_is_a_fault(self, pong: bytes) -> None:
         check_failed(talk(pong), CloseCause.PROTOCOL_ERROR)
+
+
+class TestTurns:
+    """64 KiB of compressed frames may hold 60 MiB: they are inflated piece by piece, and others get a turn in between."""
+
+    def test_each_feed_inflates_a_bounded_number_of_bytes(self) -> None:
+        size = 200 * KIB
+        frame = client_frame(TEXT, deflated(b"x" * size), rsv=4)
+        codec = connect(extensions=DEFLATE)
+        messages = codec.feed(frame * 50)
+        turns = [messages]
+        while codec.has_more:
+            turns.append(codec.feed(b""))
+        assert [len(turn) for turn in turns] == [2] * 25
+        assert all(len(message) == size for turn in turns for message in turn)
+
+    def test_what_arrives_meanwhile_comes_after_it(self) -> None:
+        frame = client_frame(TEXT, deflated(b"x" * 300 * KIB), rsv=4)
+        codec = connect(extensions=DEFLATE)
+        got = codec.feed(frame * 3)
+        assert codec.has_more
+        got += codec.feed(client_frame(TEXT, b"last"))
+        while codec.has_more:
+            got += codec.feed(b"")
+        assert [len(message) for message in got] == [300 * KIB] * 3 + [4]
+
+    def test_ordinary_frames_come_all_at_once(self) -> None:
+        codec = connect()
+        assert len(codec.feed(client_frame(TEXT, b"x" * 1000) * 600)) == 600
+        assert not codec.has_more

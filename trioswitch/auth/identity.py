@@ -8,7 +8,7 @@ import attrs
 
 from .._util.checks import check_text
 
-__all__ = ["ANONYMOUS", "GUEST", "Identity"]
+__all__ = ["ANONYMOUS", "GUEST", "Identity", "share_of"]
 
 MAX_NAME: Final = 255
 
@@ -73,3 +73,8 @@ GUEST = Identity(user=None)
 """A client that no hook has named, on a server where hooks name clients."""
 ANONYMOUS = Identity(user=None, may_choose_name=True)
 """Every client of a server without hooks: it is believed who it says that it is."""
+
+
+def share_of(identity: Identity) -> str:
+    """The name under which the bytes that it stores are counted: a user's own, or one for all guests, who can have many names."""
+    return "guests" if identity.user is None else f"user {identity.user}"

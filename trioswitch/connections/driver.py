@@ -10,7 +10,7 @@ from typing import Any, Final, Protocol
 
 import trio
 
-from ..auth.identity import Identity
+from ..auth.identity import Identity, share_of
 from ..auth.request import ConnectRequest
 from ..config import Options
 from ..errors import BadInput, CloseCause, DeliveryError, PeerGone, Refused, StoreError, UnencodableData, code_of
@@ -19,6 +19,7 @@ from ..transport.port import Transport
 from ..wire.commands import Command, Custom
 from ..wire.messages import Ack, Error, Event
 from ..wire.prepared import Prepared
+from .allowance import Allowance
 from .connection import Connection, Services
 from .outbox import Outbox
 
@@ -43,18 +44,8 @@ MakeTransport = Callable[["ConnectionDriver"], Transport]
 
 COMMAND_TIME_SLICE: Final = 0.005
 """Seconds for which the commands of one client may run before other tasks do: 64 KiB can hold 1,500 commands."""
-ANSWER_RATE: Final = 4 * 1024 * 1024
-"""Bytes of long answers a second that a client may ask for: presence, histories, what it missed. A question of 40 bytes may ask
-for 256 KiB. A client that has asked for more waits before its next command is executed, at most a second."""
-ANSWER_BURST: Final = 16 * 1024 * 1024
-"""Bytes of such answers that it may ask for before it has to wait."""
 REPLY_PRIORITY: Final = 6
 """Answers to the client's own commands are urgent: a linger is for what is sent to many."""
-
-
-def _sender(identity: Identity) -> str:
-    """A user, or all guests together, who can have any number of names."""
-    return "guests" if identity.user is None else f"user {identity.user}"
 
 
 class ConnectionDriver:
@@ -64,32 +55,9 @@ class ConnectionDriver:
     """
 
     __slots__ = (
-        "_answered",
-        "_answered_at",
-        "_code",
-        "_errors",
-        "_handler_scope",
-        "_handlers",
-        "_heard",
-        "_nursery",
-        "_options",
-        "_paused",
-        "_pending",
-        "_public",
-        "_reading_over",
-        "_reason",
-        "_rooms",
-        "_services",
-        "cause",
-        "has_declared_name",
-        "id",
-        "identity",
-        "opened_at",
-        "outbox",
-        "request",
-        "sender",
-        "transport",
-        "user",
+        "_code", "_errors", "_handler_scope", "_handlers", "_heard", "_nursery", "_options", "_paused", "_pending",
+        "_public", "_reading_over", "_reason", "_rooms", "_services", "allowance", "cause", "has_declared_name", "id",
+        "identity", "opened_at", "outbox", "request", "sender", "transport", "user",
     )  # fmt: skip
 
     def __init__(
@@ -110,7 +78,7 @@ class ConnectionDriver:
         """Its user: from its identity, or what the client called itself; the connection's id before that."""
         self.has_declared_name = identity is not None and identity.user is not None
         """Whether `user` is a name rather than the id of this connection, or of the one whose session it resumed."""
-        self.sender = "" if identity is None else _sender(identity)
+        self.sender = "" if identity is None else share_of(identity)
         """Whose share of a store its messages take."""
         self.cause: CloseCause | None = None
         self.opened_at = trio.current_time()
@@ -122,10 +90,8 @@ class ConnectionDriver:
         self._public: Connection | None = None
         self._code, self._reason = 0, ""
         self._errors = 0
-        self._answered, self._answered_at = (
-            0,
-            self.opened_at,
-        )  # bytes of long answers, less what it may have had since then
+        self.allowance = Allowance()
+        """For long answers."""
         self._pending: Pending | None = None  # what the last command left to be awaited
         self._nursery: trio.Nursery | None = None
         self._handlers: trio.MemorySendChannel[tuple[Handler, Custom]] | None = None
@@ -172,7 +138,7 @@ class ConnectionDriver:
     def authenticate(self, identity: Identity) -> None:
         """Its client has proven who it is."""
         self.identity = identity
-        self.sender = _sender(identity)
+        self.sender = share_of(identity)
 
     # --- to the client
 
@@ -184,11 +150,7 @@ class ConnectionDriver:
         """As `reply`, with an answer that may be much longer than the question: it is charged."""
         message = Prepared(event, priority=REPLY_PRIORITY)
         self.outbox.reply(message)
-        self.charge(message.weight(self.transport.format.framing))
-
-    def charge(self, size: int) -> None:
-        """Count bytes that this client has asked for. When it has got too many, its next command waits."""
-        self._answered += size
+        self.allowance.charge(message.weight(self.transport.format.framing))
 
     def reply_error(self, code: str, message: str, request_id: str | int | None = None) -> None:
         error = Error(code=code, message=message)
@@ -259,7 +221,7 @@ class ConnectionDriver:
     def _execute(self, messages: list[bytes], execute: Execute) -> list[bytes] | None:
         """Carry out commands in order, up to one that has to wait (`_await_pending`). Returns what is left then, else None."""
         self._heard = True
-        transport, outbox = self.transport, self.outbox
+        transport, outbox, allowance = self.transport, self.outbox, self.allowance
         if pongs := transport.pongs():
             outbox.control(pongs)
         decode, enough = transport.format.protocol.decode, time.monotonic() + COMMAND_TIME_SLICE
@@ -273,7 +235,7 @@ class ConnectionDriver:
             else:
                 self._errors = 0
                 self._pending = execute(self, command, len(payload))
-            if self._pending is not None or outbox.full or self._answered > ANSWER_BURST:
+            if self._pending is not None or outbox.full or allowance.exceeded:
                 return messages[index + 1 :]
             if time.monotonic() > enough:
                 self._pending = trio.lowlevel.checkpoint()  # noqa: ASYNC105  # the others get their turn
@@ -288,17 +250,10 @@ class ConnectionDriver:
             await waiting
             self._paused = False
         await self.outbox.wait_space()
-        if self._answered > ANSWER_BURST:
-            await self._wait_for_answers()
-
-    async def _wait_for_answers(self) -> None:
-        """Wait until the client may ask again."""
-        now = trio.current_time()
-        left = max(0, self._answered - int((now - self._answered_at) * ANSWER_RATE))
-        self._answered, self._answered_at = min(left, ANSWER_BURST + ANSWER_RATE), now
-        self._paused = True
-        await trio.sleep((self._answered - ANSWER_BURST) / ANSWER_RATE)
-        self._paused = False
+        if self.allowance.exceeded:
+            self._paused = True
+            await self.allowance.wait()
+            self._paused = False
 
     def _answer(self, bad: BadInput) -> None:
         self.reply_error(bad.code, bad.message, bad.request_id)

@@ -298,7 +298,7 @@ class _CatchUp:
 
     async def put(self, message: Prepared) -> None:
         await self.connection.outbox.put(message)
-        self.connection.charge(message.size)
+        self.connection.allowance.charge(message.size)
         self.at, self._knows = _offset(message), True
 
     def replay(self) -> bool:
@@ -307,7 +307,7 @@ class _CatchUp:
         window = self.history.replay(self.at, timestamp)
         if window is None:
             return False
-        self.connection.charge(sum([message.size for message in window.messages]))
+        self.connection.allowance.charge(sum([message.size for message in window.messages]))
         if not window.messages or outbox.deliver(window) is not None:
             return True
         for message in window.messages:

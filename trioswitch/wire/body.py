@@ -109,12 +109,15 @@ def check_json_values(json: bytes | Raw) -> None:
     if len(memoryview(json)) <= MAX_VALUES:
         return
     data = bytes(json)
-    if _count(data) > MAX_VALUES and _count(_STRING.sub(b"", data)) > MAX_VALUES:
+    if _count(data) <= MAX_VALUES:
+        return
+    data = _STRING.sub(b"", data)
+    if _count(data) - data.count(b"[]") - data.count(b"{}") > MAX_VALUES:
         raise ValueError(f"a message may have {MAX_VALUES} values")
 
 
 def _count(json: bytes) -> int:
-    """The number of values, or more: commas and brackets in strings are counted as well."""
+    """The number of values, or more: an empty array or object counts twice, and so do commas and brackets in strings."""
     return json.count(b",") + json.count(b"[") + json.count(b"{")
 
 

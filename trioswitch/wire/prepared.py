@@ -200,5 +200,5 @@ class Prepared:
             return codec.encode(instead)
 
     def weight(self, framing: Framing) -> int:
-        """What it counts against a connection's bounds, in bytes."""
-        return len(self.frame(framing)) if framing.framed else len(self.payload(framing.codec))
+        """Bytes that it counts against a connection's limits: its frame, or the body in memory where that is more."""
+        return max(self.size, len(self.frame(framing)) if framing.framed else len(self.payload(framing.codec)))

@@ -1,7 +1,7 @@
 """One hostile client costs only itself: attacks on a real server, with default limits unless they say otherwise.
 
-The bound is 100 ms on a quiet machine (`benchmarks/attacks.py` measures it). These tests run beside others, on any machine: a server
-that stops answering for two seconds has a fault.
+The bound is 100 ms on a quiet machine (`benchmarks/attacks.py` measures it). These tests run beside others, on any machine: a
+server that stops answering for two seconds has a fault.
 """
 
 import pytest

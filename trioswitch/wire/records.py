@@ -3,11 +3,10 @@
 The first byte tells them apart: `{` begins an object of JSON, and no map of MessagePack.
 """
 
-from collections.abc import Callable
 from typing import Any, Final
 
 import msgspec
-from msgspec import Raw
+from msgspec import UNSET, Raw, UnsetType
 
 from .body import Body, Packed
 from .messages import ChatMessage, DirectMessage, Message, Published
@@ -15,16 +14,27 @@ from .protocols import JSON_CODEC, MSGPACK_CODEC
 
 __all__ = ["decode_record", "encode_record"]
 
-_KEPT: Final[dict[str, Callable[..., Published]]] = {
+
+class _Record(msgspec.Struct, forbid_unknown_fields=True):
+    """The fields of all events that are kept."""
+
+    type: str
+    timestamp: str
+    room: str | UnsetType = UNSET
+    to: str | UnsetType = UNSET
+    user_id: str | UnsetType | None = UNSET
+    key: str | UnsetType = UNSET
+    content: Raw | UnsetType = UNSET
+    data: Raw | UnsetType = UNSET
+
+
+_KEPT: Final[dict[str, type[Published]]] = {
     "chat_message": ChatMessage,
     "message": Message,
     "direct_message": DirectMessage,
 }
-_BODIES: Final = {"content", "data"}
-_decode_json: Final = msgspec.json.Decoder(dict[str, Raw]).decode
-_decode_json_value: Final = msgspec.json.Decoder().decode
-_decode_msgpack: Final = msgspec.msgpack.Decoder(dict[str, Raw]).decode
-_decode_msgpack_value: Final = msgspec.msgpack.Decoder().decode
+_decode_json: Final = msgspec.json.Decoder(_Record).decode
+_decode_msgpack: Final = msgspec.msgpack.Decoder(_Record).decode
 
 
 def encode_record(event: Published) -> bytes:
@@ -37,18 +47,21 @@ def encode_record(event: Published) -> bytes:
 
 def decode_record(payload: bytes) -> Published:
     """The event that was kept. Raises ValueError for bytes that no `encode_record` has made."""
-    body: Callable[[Raw], Body]
-    value: Callable[[Raw], Any]
-    values: dict[str, Any]
-    if payload[:1] == b"{":
-        fields, body, value = _decode_json(payload), Raw.copy, _decode_json_value
-    else:
-        fields, body, value = _decode_msgpack(payload), lambda raw: Packed(raw.copy()), _decode_msgpack_value
-    values = {name: body(raw) if name in _BODIES else value(raw) for name, raw in fields.items()}
-    make = _KEPT.get(values.pop("type", ""))
+    in_json = payload[:1] == b"{"
+    record = (_decode_json if in_json else _decode_msgpack)(payload)
+    values: dict[str, Any] = msgspec.structs.asdict(record)
+    make = _KEPT.get(values.pop("type"))
     if make is None:
         raise ValueError(f"not an event that is kept: {payload[:80]!r}")
+    given = {name: value for name, value in values.items() if value is not UNSET}
+    for name in given.keys() & {"content", "data"}:
+        given[name] = _body(given[name], in_json)
     try:
-        return make(**values)
+        return make(**given)
     except TypeError as error:
         raise ValueError(f"not an event that is kept: {error}") from None
+
+
+def _body(raw: Raw, in_json: bool) -> Body:
+    """A copy: the record's other bytes are not kept."""
+    return raw.copy() if in_json else Packed(raw.copy())

@@ -19,10 +19,10 @@ _decode_fields: Final = msgspec.json.Decoder(dict[str, Any]).decode
 _decode_scalar: Final = msgspec.json.Decoder(str | int | None).decode
 _encode: Final = msgspec.json.Encoder(enc_hook=as_json).encode
 
-# An escaped surrogate that is not half of a pair: a high one without a low one behind it, or a low one without a high one before
-# it. An even number of backslashes before it are escaped themselves.
+# An escaped surrogate that is not half of a pair: a high one without a low one behind it, or a low one without a high one
+# before it.
 _HIGH, _LOW = rb"u[dD][89abAB][0-9a-fA-F]{2}", rb"u[dD][c-fC-F][0-9a-fA-F]{2}"
-_LONE_SURROGATE: Final = re.compile(rb"(?<!\\)((?:\\\\)*)\\(?:%b(?!\\%b)|(?<!\\%b\\)%b)" % (_HIGH, _LOW, _HIGH, _LOW))
+_LONE_SURROGATE: Final = re.compile(rb"\\(?:%b(?!\\%b)|(?<!\\%b\\)%b)" % (_HIGH, _LOW, _HIGH, _LOW))
 # The `id` of an object whose other fields are nested too deeply for the decoder: the first field, or the last one.
 _ID: Final = rb'"id"\s*:\s*("[^"\\]{0,255}"|-?\d{1,19})\s*'
 _FIRST_ID, _LAST_ID = (
@@ -91,10 +91,11 @@ def _mend(payload: bytes) -> bytes:
 
     They are what `JSON.stringify` makes of a text that was cut inside of an emoji.
     """
-    if rb"\u" not in payload:
+    if rb"\u" not in payload or b"\0" in payload:
         return payload
-    mended, count = _LONE_SURROGATE.subn(rb"\1\\ufffd", payload)
-    return mended if count else payload
+    # What follows an escaped backslash is not an escape. JSON has no NUL, so that it can stand for that backslash meanwhile.
+    mended, count = _LONE_SURROGATE.subn(rb"\\ufffd", payload.replace(rb"\\", b"\0"))
+    return mended.replace(b"\0", rb"\\") if count else payload
 
 
 def _scalar(raw: Raw) -> str | int | Raw | None:

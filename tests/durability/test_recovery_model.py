@@ -45,7 +45,7 @@ from trioswitch.stores.port import (
     InboxResult,
     StoredInboxMessage,
 )
-from trioswitch.wire.messages import DirectMessage, Message
+from trioswitch.wire.messages import DirectMessage, Message, thawed
 from trioswitch.wire.records import decode_record
 
 pytestmark = pytest.mark.slow
@@ -293,7 +293,7 @@ class Ledger(MemoryStore):
         await trio.sleep(self.seconds)
         appended = await super().append(appends)
         for append, place in zip(appends, appended, strict=True):
-            event = decode_record(append.payload)
+            event = thawed(decode_record(append.payload))
             assert isinstance(event, Message)
             if append.room == "stored":
                 self.log.learn(place.epoch, place.offset, event.data)
@@ -304,7 +304,7 @@ class Ledger(MemoryStore):
         await trio.sleep(self.seconds)
         posted = await super().add_to_inboxes(inbox_messages, limits=limits)
         for inbox_message, place in zip(inbox_messages, posted, strict=True):
-            event = decode_record(inbox_message.payload)
+            event = thawed(decode_record(inbox_message.payload))
             assert isinstance(event, DirectMessage)
             kept = self.inbox_of[inbox_message.user]
             if place.seq and not place.duplicate:

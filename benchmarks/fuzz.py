@@ -75,8 +75,8 @@ def json_value(rng: random.Random, size: int) -> bytes:
     """A value of about so many bytes."""
     unit = rng.choice(
         [
-            b"{}", b"[]", b"1", b'""', b"null", b'"\u0041\ud83d"', b'"\ud83d\ude00"', b"1e308", b"-0.1e-300", b'{"a":1}',
-            b"[[]]", b'{"":{}}', b'"\\\""', b"9" * 300, b"0." + b"1" * 300, b'"' + b"\n" * 50 + b'"', b" 1 ", b"1e999",
+            b"{}", b"[]", b"1", b'""', b"null", b'"\\u0041\\ud83d"', b'"\\ud83d\\ude00"', b"1e308", b"-0.1e-300", b'{"a":1}',
+            b"[[]]", b'{"":{}}', b'"\\\\\\""', b"9" * 300, b"0." + b"1" * 300, b'"' + b"\\n" * 50 + b'"', b" 1 ", b"1e999",
             b'"' + "é😀".encode() * 20 + b'"', b"[" * 50 + b"]" * 50,
         ]
     )  # fmt: skip

@@ -83,7 +83,7 @@ def rate(what: str, connection: sqlite3.Connection, batch: int) -> float:
         with timed(times):
             connection.execute("BEGIN IMMEDIATE")
             rows = [(n % 20, offset + n, NOW, None, PAYLOAD) for n in range(batch)]
-            connection.executemany("INSERT INTO messages VALUES (?, ?, ?, ?, ?)", rows)
+            connection.executemany("INSERT INTO messages VALUES (?, ?, ?, ?, ?, 0)", rows)
             connection.execute("COMMIT")
         offset += batch
     show(what, f"{offset / sum(times):,.0f} rows/s", times)

@@ -36,7 +36,7 @@ from .transport.streams import ByteStream, PrefixedStream, address
 from .transport.trio_websocket import TrioWebsocketTransport
 from .version import __version__
 from .wire.formats import Formats
-from .wire.handshake import Handshake, Rejected, is_upgrade, response
+from .wire.handshake import Handshake, Rejected, is_upgrade, joined, response
 from .wire.messages import Connected
 from .wire.prepared import Prepared
 from .wire.protocols import choose
@@ -51,7 +51,6 @@ HttpHandler = Callable[[ByteStream, bytes], Awaitable[None]]
 """Answers a request that is no WebSocket upgrade: gets the channel, which is closed afterwards, and the bytes read from it."""
 TransportName = Literal["native", "trio-websocket"]
 
-PATHS: Final = frozenset({"/", "/ws"})
 WELCOME_PRIORITY: Final = 10
 FILE_RESERVE: Final = 64
 """Open files that are kept for everything but connections."""
@@ -121,7 +120,7 @@ class Admission:
         """
         deadline = trio.current_time() + self.options.handshake_timeout
         with trio.fail_at(deadline):
-            head, rest = await read_head(channel)
+            head, rest = await read_head(channel, self.options.max_head_bytes)
             if is_upgrade(head):
                 return await self._shake_hands(channel, head, rest, transport, deadline)
         if http_handler is None:
@@ -142,8 +141,8 @@ class Admission:
         )
         handshake.receive(head)
         is_endpoint = handshake.path in self.endpoints
-        if handshake.path not in PATHS and not is_endpoint:
-            raise Rejected(404, f"there is no WebSocket at {handshake.path!r}: it is at /ws")
+        if handshake.path not in ("/", options.path) and not is_endpoint:
+            raise Rejected(404, f"there is no WebSocket at {handshake.path!r}: it is at {options.path}")
         request = _connect_request(handshake.path, handshake.query, handshake.headers, channel.remote)
         self._check_origin(request, lambda: channel.is_loopback)
         try:
@@ -199,7 +198,7 @@ class Admission:
 
     async def _serve_request(self, request: trio_websocket.WebSocketRequest, where: str) -> None:
         path, _, query = request.path.partition("?")
-        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in request.headers}
+        headers = joined((name.decode("latin-1"), value.decode("latin-1")) for name, value in request.headers)
         connect = _connect_request(path, dict(parse_qsl(query)), headers, where)
         with trio.fail_after(self.options.handshake_timeout):
             try:

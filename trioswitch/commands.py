@@ -10,6 +10,7 @@ import trio
 from msgspec import UNSET
 
 from ._util.clock import timestamp
+from ._util.nurseries import without_group
 from .config import Options
 from .connections.directory import ConnectionDirectory
 from .connections.driver import ConnectionDriver, Pending
@@ -131,7 +132,7 @@ class Commands:
 
     async def _join_if_allowed(self, on_join: OnJoin, connection: ConnectionDriver, command: JoinRoom) -> None:
         request = JoinRequest(command.room, command.history or 0)
-        await on_join(connection.public, request)
+        await without_group(on_join(connection.public, request))
         command.history = request.history
         await self._join_later(connection, command)
 
@@ -227,7 +228,7 @@ class Commands:
     async def _publish_if_allowed(
         self, on_publish: OnPublish, connection: ConnectionDriver, command: SendChat | SendMessage, message: Prepared
     ) -> None:
-        await on_publish(connection.public, PublishRequest(message))
+        await without_group(on_publish(connection.public, PublishRequest(message)))
         pending = self._publish_now(connection, command.id, message)
         if pending is not None:
             await pending

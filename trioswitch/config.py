@@ -92,6 +92,13 @@ def _origins(origins: Iterable[str] | str) -> tuple[str, ...]:
     return several
 
 
+def _path(_options: Any, _field: object, path: object) -> None:
+    if not isinstance(path, str):
+        raise TypeError(f"'path' must be a str: {path!r}")
+    if not re.fullmatch("/[!-~]{0,254}", path) or "?" in path or "#" in path:
+        raise ValueError(f"'path' must be a path such as /ws, in ASCII and without a query: {path!r}")
+
+
 def _whole(_options: Any, field: "attrs.Attribute[Any]", value: object) -> None:
     if not isinstance(value, int) or isinstance(value, bool):
         raise TypeError(f"'{field.name}' must be a whole number: {value!r}")
@@ -174,6 +181,12 @@ class Options:
     """Policies for rooms by name pattern: the first that matches holds, `RoomPolicy()` where none does."""
     allow_origins: tuple[str, ...] = attrs.field(default=(), converter=_origins)
     """Origins of web pages that may connect beside those of the server's own host, such as `https://example.com`; `*`: any."""
+    path: str = attrs.field(
+        default="/ws", validator=_path, metadata={"help": "path of the WebSocket; it is at / as well"}
+    )
+    max_head_bytes: int = option(
+        16 * KIB, "bytes in the head of a request, of a WebSocket or a page; a longer one gets 431", ge(512)
+    )
     max_message_bytes: int = option(
         1 * MIB, "bytes in one message from a client; a larger one closes with 1009", ge(125)
     )

@@ -7,7 +7,8 @@ from typing import Any
 import attrs
 import trio
 
-from ._util.checks import check_async
+from ._util.checks import check_async, check_integer, check_seconds
+from ._util.nurseries import without_group
 from .auth.authentication import Authentication, Authenticator, OnConnect
 from .connections.connection import Connection
 from .connections.driver import ConnectionDriver
@@ -69,8 +70,7 @@ class PublishRequest:
 
     @priority.setter
     def priority(self, priority: int) -> None:
-        if type(priority) is not int or not 0 <= priority <= 10:
-            raise ValueError(f"priority must be an integer from 0 to 10, not {priority!r}")
+        check_integer("priority", priority, 0, 10)
         self._message.priority = priority
 
     @property
@@ -81,8 +81,8 @@ class PublishRequest:
 
     @expires.setter
     def expires(self, seconds: float | None) -> None:
-        if seconds is not None and not seconds >= 0:
-            raise ValueError(f"expires must be a number of seconds, 0 or more, not {seconds!r}")
+        if seconds is not None:
+            check_seconds("expires", seconds)
         self._message.expires_at = None if seconds is None else trio.current_time() + seconds
 
 
@@ -119,7 +119,7 @@ class Hooks:
 
         async def is_allowed(connection: ConnectionDriver, room: str) -> bool:
             try:
-                await on_join(connection.public, JoinRequest(room, 0))
+                await without_group(on_join(connection.public, JoinRequest(room, 0)))
             except Refused:
                 return False
             except Exception:

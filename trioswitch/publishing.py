@@ -15,7 +15,7 @@ from typing import Any
 import trio
 from msgspec import UNSET
 
-from ._util.checks import check_text
+from ._util.checks import check_integer, check_iterable, check_seconds, check_text
 from .connections.connection import Connection
 from .durability.idempotency import IdempotencyKeys, scoped_key
 from .durability.inbox import Inbox
@@ -168,6 +168,10 @@ def frozen(event: Event) -> Event:
     """
     if not isinstance(event, Published):
         return copy.deepcopy(event)
+    for field in ("room", "to", "group", "user_id", "key", "action"):
+        value = getattr(event, field, None)
+        if not (value is None or value is UNSET or isinstance(value, str)):
+            raise TypeError(f"{field} of a {type(event).__name__} must be a str, not {value!r}")
     event = copy.copy(event)
     event.replace_body(encoded)
     return event
@@ -188,11 +192,14 @@ def prepare(
     if room is not None:
         check_name("room", room)
     now = trio.current_time()
-    if type(priority) is not int or not 0 <= priority <= 10:
-        raise ValueError(f"priority must be an integer from 0 to 10, not {priority!r}")
+    check_integer("priority", priority, 0, 10)
     for name, seconds in (("max_delay", max_delay), ("expires", expires)):
-        if seconds is not None and not seconds >= 0:
-            raise ValueError(f"{name} must be a number of seconds, 0 or more, not {seconds!r}")
+        if seconds is not None:
+            check_seconds(name, seconds)
+    if key is not None and not isinstance(key, str):
+        raise TypeError(f"key must be a str, not {key!r}")
+    exclude = tuple(exclude) if not isinstance(exclude, str) and isinstance(exclude, Iterable) else exclude
+    check_iterable("exclude", exclude, "connections or their ids", Connection, str)
     if idempotency_key is not None:
         idempotency_key = scoped_key("", idempotency_key)  # no user has an empty name
     event = frozen(event)

@@ -4,6 +4,7 @@ import errno
 import logging
 import math
 import os
+import shutil
 import signal
 import socket
 import ssl
@@ -67,9 +68,11 @@ class Server:
 async def serve(
     switch: Switch,
     *,
-    host: str = "127.0.0.1",
+    host: str | Sequence[str] = "127.0.0.1",
     port: int = 8765,
     uds: str | os.PathLike[str] | None = None,
+    uds_mode: int | None = None,
+    uds_group: str | int | None = None,
     ssl_context: ssl.SSLContext | None = None,
     transport: TransportName = "native",
     pages: Pages | None = None,
@@ -77,6 +80,8 @@ async def serve(
 ) -> None:
     """Accept clients for a switch, on a TCP port (0: any free one) or a Unix socket, until cancelled or stopped.
 
+    `host` is one address or several; `::` is all addresses of the machine, those of IPv4 included. A Unix socket gets the
+    permissions `uds_mode` and the group `uds_group`: whoever may write to it may connect, such as a proxy of another user.
     `server = await nursery.start(serve, switch)` returns when it listens. `pages` are served to whatever is no WebSocket.
     Cancelling closes the listeners and every connection at once; for an orderly end use `Server.stop` and `Switch.drain`.
     Raises ServeError when it cannot listen.
@@ -84,9 +89,12 @@ async def serve(
     if not 0 <= port <= 65535:
         raise ServeError(f"{port} is not a valid port (0 to 65535)")
     path = None if uds is None else os.fspath(uds)
-    listeners = [_unix_listener(path)] if path is not None else await _tcp_listeners(host, port)
+    if path is not None:
+        listeners = [_unix_listener(path, uds_mode, uds_group)]
+    else:
+        listeners = await _tcp_listeners([host] if isinstance(host, str) else host, port)
     made = None if path is None else os.stat(path)
-    site = Site(pages or {})
+    site = Site(pages or {}, websocket_path=switch.options.path)
 
     def serve_one(accepted: socket.socket) -> Coroutine[Any, Any, None]:
         return switch.serve_byte_stream(_channel(accepted, ssl_context), http_handler=site, transport=transport)
@@ -98,7 +106,9 @@ async def serve(
                 for listener in listeners:
                     accepting.start_soon(acceptor.run, listener)
                 scope = accepting.cancel_scope
-                task_status.started(_server(listeners, tls=ssl_context is not None, uds=path, scope=scope))
+                task_status.started(
+                    _server(listeners, tls=ssl_context is not None, uds=path, scope=scope, at=switch.options.path)
+                )
         finally:
             if path is not None and made is not None:
                 _remove(path, made)
@@ -109,9 +119,11 @@ async def serve(
 async def serve_until_signal(
     switch: Switch,
     *,
-    host: str = "127.0.0.1",
+    host: str | Sequence[str] = "127.0.0.1",
     port: int = 8765,
     uds: str | os.PathLike[str] | None = None,
+    uds_mode: int | None = None,
+    uds_group: str | int | None = None,
     ssl_context: ssl.SSLContext | None = None,
     transport: TransportName = "native",
     pages: Pages | None = None,
@@ -137,6 +149,8 @@ async def serve_until_signal(
                     host=host,
                     port=port,
                     uds=uds,
+                    uds_mode=uds_mode,
+                    uds_group=uds_group,
                     ssl_context=ssl_context,
                     transport=transport,
                     pages=pages,
@@ -251,11 +265,31 @@ def _channel(accepted: socket.socket, ssl_context: ssl.SSLContext | None) -> Byt
     return SocketByteStream(accepted) if ssl_context is None else TlsByteStream(accepted, ssl_context)
 
 
-async def _tcp_listeners(host: str, port: int) -> list[socket.socket]:
+async def _tcp_listeners(hosts: Sequence[str], port: int) -> list[socket.socket]:
+    """Listeners for all addresses of these hosts. A free port (0) is the same for all hosts, on one address of each."""
+    listeners: list[socket.socket] = []
+    try:
+        for host in hosts:
+            wildcard_only = host == "::" and "0.0.0.0" not in hosts  # it is compared, not listened on
+            found = await _listeners_of(host, port, both_families=wildcard_only)
+            listeners += found
+            port = port or found[0].getsockname()[1]
+    except ServeError:
+        for listener in listeners:
+            listener.close()
+        raise
+    if not listeners:
+        raise ServeError("there is no address to listen on")
+    return listeners
+
+
+async def _listeners_of(host: str, port: int, *, both_families: bool) -> list[socket.socket]:
+    """`both_families`: an IPv6 socket takes clients of IPv4 as well."""
     try:
         found = await trio.socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    except OSError as error:
-        raise ServeError(f"cannot listen on {host!r}: {error.strerror or error}") from None
+    except (OSError, UnicodeError) as error:
+        unknown = (error.strerror or str(error)) if isinstance(error, OSError) else "it is not a host name"
+        raise ServeError(f"cannot listen on {host!r}: {unknown}") from None
     listeners: list[socket.socket] = []
     missing: OSError | None = None
     try:
@@ -263,7 +297,7 @@ async def _tcp_listeners(host: str, port: int) -> list[socket.socket]:
             if listeners and not port:
                 break  # a free port of one address may be taken on the next
             try:
-                listeners.append(_tcp_listener(family, name))
+                listeners.append(_tcp_listener(family, name, v6_only=not both_families))
             except OSError as error:
                 if error.errno not in _NO_ADDRESS:
                     raise
@@ -278,12 +312,12 @@ async def _tcp_listeners(host: str, port: int) -> list[socket.socket]:
     return listeners
 
 
-def _tcp_listener(family: int, name: Any) -> socket.socket:
+def _tcp_listener(family: int, name: Any, *, v6_only: bool) -> socket.socket:
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
-            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, v6_only)
         if hasattr(socket, "TCP_DEFER_ACCEPT"):
             listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, DEFER_ACCEPT)
         listener.bind(name)
@@ -295,12 +329,21 @@ def _tcp_listener(family: int, name: Any) -> socket.socket:
     return listener
 
 
-def _unix_listener(path: str) -> socket.socket:
+def _unix_listener(path: str, mode: int | None, group: str | int | None) -> socket.socket:
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         if os.path.exists(path):
             _make_way(path)
         listener.bind(path)
+        try:
+            if group is not None:
+                shutil.chown(path, group=group)
+            if mode is not None:
+                os.chmod(path, mode)
+        except (OSError, LookupError) as error:
+            os.unlink(path)
+            reason = f"there is no group {group!r}" if isinstance(error, LookupError) else error.strerror or error
+            raise ServeError(f"cannot set the permissions of the Unix socket {path!r}: {reason}") from None
         listener.listen(BACKLOG)
         listener.setblocking(False)
     except OSError as error:
@@ -342,11 +385,13 @@ def _answers(path: str) -> bool:
     return True
 
 
-def _server(listeners: Sequence[socket.socket], *, tls: bool, uds: str | None, scope: trio.CancelScope) -> Server:
+def _server(
+    listeners: Sequence[socket.socket], *, tls: bool, uds: str | None, scope: trio.CancelScope, at: str
+) -> Server:
     if uds is not None:
         return Server((f"ws+unix:{uds}",), (), None, scope)
     names = [listener.getsockname() for listener in listeners]
     scheme = "wss" if tls else "ws"
-    urls = tuple(f"{scheme}://{address(name)}/ws" for name in names)
+    urls = tuple(f"{scheme}://{address(name)}{at}" for name in names)
     pages = tuple(f"http{scheme[2:]}://{address(name)}/" for name in names)
     return Server(urls, pages, names[0][1], scope)

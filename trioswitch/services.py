@@ -55,4 +55,6 @@ class ConnectionServices:
         self._presence.leave(self._connections.get(connection), room)
 
     def kick(self, connection: Connection | str, reason: str = "") -> None:
+        if not isinstance(reason, str):
+            raise TypeError(f"the reason must be a str, not {reason!r}")
         self._connections.get(connection).close(CloseCause.KICKED, reason or None)

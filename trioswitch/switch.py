@@ -9,6 +9,7 @@ from typing import Any, Final
 import trio
 import trio_websocket
 
+from ._util.checks import check_integer, check_iterable, check_seconds
 from .admission import HttpHandler, TransportName
 from .config import Options
 from .connections.connection import Connection
@@ -211,6 +212,9 @@ class Switch:
         exclude: Iterable[Connection | str] = (),
     ) -> Receipt:
         """Send to all connections, as `message`, or to the given ones; those that have ended are left out."""
+        if connections is not None:
+            connections = tuple(connections) if not isinstance(connections, str) else connections
+            check_iterable("connections", connections, "connections or their ids", Connection, str)
         event = event_of(data, None, key)
         message = prepare(event, priority=priority, max_delay=max_delay, expires=expires, key=key, exclude=exclude)
         known = self._parts.connections
@@ -261,6 +265,8 @@ class Switch:
     def connections(self, user: str | None = None) -> list[str]:
         """Ids of all connections, or of a user's."""
         known = self._parts.connections
+        if user is not None:
+            check_name("user", user)
         return list(known.ids) if user is None else [connection.id for connection in known.of_user(user)]
 
     def connection(self, id: str) -> Connection:
@@ -273,6 +279,7 @@ class Switch:
 
     def users_in(self, room: str) -> list[str]:
         """The users in a room, each once, sorted; those who may come back within `leave_grace` included."""
+        check_name("room", room)
         return sorted(self._parts.presence.users(room))
 
     async def history(self, room: str, *, since: Position | None = None, limit: int = 100) -> HistoryPage:
@@ -282,8 +289,9 @@ class Switch:
         cannot be read.
         """
         check_name("room", room)
-        if not 1 <= limit <= MAX_PAGE:
-            raise ValueError(f"limit must be 1 to {MAX_PAGE}, not {limit!r}")
+        check_integer("limit", limit, 1, MAX_PAGE)
+        if since is not None and not isinstance(since, Position):
+            raise TypeError(f"since must be a Position, not {since!r}")
         page = self._parts.recovery.page_nowait(room, since, limit)
         return (page if page is not None else await self._parts.recovery.page(room, since, limit)).thawed()
 
@@ -333,6 +341,7 @@ class Switch:
 
         What is still open after `timeout` seconds stays so: cancel the nursery in which it is served.
         """
+        check_seconds("timeout", timeout)
         connections, endpoints = self._parts.connections, self._parts.endpoints.connections
         connections.begin_drain()
         with trio.move_on_after(timeout):
@@ -367,6 +376,7 @@ class Switch:
 
     def room_statistics(self, room: str) -> RoomStatistics | None:
         """None for a room that is not open: it has no members, and nothing is kept of it."""
+        check_name("room", room)
         known = self._parts.rooms.get(room)
         return known.statistics() if known is not None else None
 

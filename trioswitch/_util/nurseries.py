@@ -1,11 +1,28 @@
 """Nurseries whose body may fail without a group around its exception."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
+from typing import TypeVar
 
 import trio
 
-__all__ = ["open_nursery"]
+__all__ = ["open_nursery", "without_group"]
+
+
+Result = TypeVar("Result")
+
+
+async def without_group(work: Awaitable[Result]) -> Result:
+    """Await the application's code. An exception that it raised in a nursery, alone, comes out without the groups around it."""
+    try:
+        return await work
+    except BaseExceptionGroup as group:
+        error: BaseException = group
+        while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+            (error,) = error.exceptions
+        if isinstance(error, BaseExceptionGroup):
+            raise
+        raise error from group
 
 
 @asynccontextmanager

@@ -4,6 +4,7 @@ from collections.abc import Awaitable, Callable
 
 import attrs
 
+from .._util.nurseries import without_group
 from ..errors import Refused
 from .identity import ANONYMOUS, GUEST, Identity
 from .request import ConnectRequest
@@ -40,7 +41,7 @@ class Authentication:
             identity = await self._check_token(self._authenticate, request.token)
             request = attrs.evolve(request, identity=identity)
         if self._on_connect is not None:
-            answer = await self._on_connect(request)
+            answer = await without_group(self._on_connect(request))
             if answer is not None:
                 identity = _checked("on_connect", answer)
         return identity
@@ -48,7 +49,7 @@ class Authentication:
     @staticmethod
     async def _check_token(authenticate: Authenticator, token: str) -> Identity:
         try:
-            return _checked("authenticate", await authenticate(token))
+            return _checked("authenticate", await without_group(authenticate(token)))
         except Refused as refused:
             raise Refused(refused.message, code="unauthorised") from None
 

@@ -4,6 +4,7 @@ import argparse
 import enum
 import logging
 import os
+import re
 import resource
 import signal
 import ssl
@@ -17,6 +18,7 @@ import attrs
 import trio
 
 from .._util import interrupts
+from .._util.logs import NonBlockingHandler
 from .._util.process import collect_rarely, keep_freed_memory
 from ..admission import TransportName
 from ..assembly import open_switch
@@ -63,14 +65,19 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         chosen.parser.error(str(error))
     keep_freed_memory()
     collect_rarely()
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=chosen.log_level.upper())
+    log = NonBlockingHandler()
+    logging.basicConfig(
+        handlers=[log], format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=chosen.log_level.upper()
+    )
     try:
         interrupts.restore()
         trio.run(_serve, options, chosen, context, strict_exception_groups=True)
     except (Exception, KeyboardInterrupt, BaseExceptionGroup) as failure:
         logging.getLogger(__name__).debug("it ends with", exc_info=failure)
+        log.close()
         _say(f"trioswitch: {_sentence(failure)}")
         sys.exit(FAILED)
+    log.close()
     _say("", end="")  # a log line that could not be written must not become the exit status
     sys.exit(OK)
 
@@ -139,9 +146,11 @@ async def _serve_on(
 ) -> None:
     await serve(
         switch,
-        host=chosen.host,
+        host=chosen.host or "127.0.0.1",
         port=chosen.port,
         uds=chosen.uds,
+        uds_mode=chosen.uds_mode,
+        uds_group=chosen.uds_group,
         ssl_context=context,
         transport=chosen.transport,
         pages=pages,
@@ -187,9 +196,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     serve_command.set_defaults(run=None, parser=serve_command, port_given=False)
     add = serve_command.add_argument
-    add("--host", default="127.0.0.1", help="address to listen on")
+    add(
+        "--host", action="append", default=None, metavar="ADDRESS",
+        help="address to listen on, may be given several times; ::: all, IPv4 as well; default: 127.0.0.1",
+    )  # fmt: skip
     add("--port", type=_port, default=8765, action=_StorePort, help="TCP port; 0 takes a free one")
     add("--uds", metavar="PATH", help="listen on a Unix socket instead of a TCP port")
+    add("--uds-mode", metavar="MODE", type=_mode, help="permissions of the Unix socket, in octal, e.g. 660")
+    add("--uds-group", metavar="GROUP", help="group of the Unix socket, e.g. that of the proxy which connects to it")
     add("--tls-cert", metavar="FILE", help="certificate chain (PEM): speak TLS")
     add("--tls-key", metavar="FILE", help="private key (PEM), if it is not in the certificate's file")
     add("--transport", choices=get_args(TransportName), default="native", help="what carries the WebSockets")
@@ -228,6 +242,8 @@ def _flag(field: "attrs.Attribute[Any]") -> dict[str, Any]:
     if isinstance(default, enum.Enum):
         choices = [choice.value for choice in type(default) if choice in field.metadata.get("choices", type(default))]
         return {"choices": choices, "default": default.value, "help": text}
+    if isinstance(default, str):
+        return {"default": default, "help": text, "metavar": "PATH"}
     kind = float if isinstance(default, float) else int
     return {"type": kind, "default": default, "help": text, "metavar": "SECONDS" if kind is float else "N"}
 
@@ -292,6 +308,12 @@ def _yes_or_no(text: str) -> bool:
     if text not in ("yes", "no"):
         raise ValueError(f"{text!r} is not yes or no")
     return text == "yes"
+
+
+def _mode(text: str) -> int:
+    if not re.fullmatch("0?[0-7]{3}", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not permissions in octal, such as 660")
+    return int(text, 8)
 
 
 def _whole(text: str) -> int:

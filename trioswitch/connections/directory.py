@@ -118,6 +118,8 @@ class ConnectionDirectory:
     def get(self, connection: Connection | str) -> ConnectionDriver:
         """By its public object or its id. Raises UnknownConnection when there is none, or none any more."""
         id = connection.id if isinstance(connection, Connection) else connection
+        if not isinstance(id, str):
+            raise TypeError(f"a connection must be a Connection or its id, not {connection!r}")
         try:
             return self._connections[id]
         except KeyError:

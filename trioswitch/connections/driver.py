@@ -10,6 +10,8 @@ from typing import Any, Final, Protocol
 
 import trio
 
+from .._util.checks import carried_text
+from .._util.nurseries import without_group
 from ..auth.identity import Identity, share_of
 from ..auth.request import ConnectRequest
 from ..config import Options
@@ -153,7 +155,7 @@ class ConnectionDriver:
         self.allowance.charge(message.weight(self.transport.format.framing))
 
     def reply_error(self, code: str, message: str, request_id: str | int | None = None) -> None:
-        error = Error(code=code, message=message)
+        error = Error(code=carried_text(code), message=carried_text(message))
         if request_id is not None:
             error.id = request_id
         self.reply(error)
@@ -289,7 +291,9 @@ class ConnectionDriver:
         """
         if self.cause is not None or self._nursery is None:
             return
-        self.cause, self._reason = cause, cause.reason if reason is None else reason
+        self.cause = cause
+        # RFC 6455, section 5.5: a control frame has 125 bytes, two of which are the code.
+        self._reason = carried_text(cause.reason if reason is None else reason).encode()[:123].decode(errors="ignore")
         self._code = cause.code if code is None else code
         self._reading_over = trio.Event()
         self._nursery.start_soon(self._close, flush, self._nursery.cancel_scope, self._reading_over)
@@ -356,7 +360,7 @@ class ConnectionDriver:
 
     async def _handle_one(self, handler: Handler, command: Custom) -> None:
         try:
-            answer = await handler(self.public, command.fields())
+            answer = await without_group(handler(self.public, command.fields()))
         except BadInput as bad:
             self.reply_error(bad.code, bad.message, bad.request_id)
         except (Refused, DeliveryError, StoreError, UnencodableData) as error:

@@ -9,7 +9,7 @@ import trio
 from ..errors import CloseCause, PeerGone
 from ..wire.formats import Chunk, Format
 from ..wire.frames import PING, frame
-from ..wire.handshake import MAX_HEAD, Rejected
+from ..wire.handshake import Rejected
 from ..wire.websocket import WebSocketCodec
 from .port import Receiver, Transport
 from .reactor import Reactor
@@ -22,7 +22,7 @@ SILENCE: Final = 0.5
 _PING = frame(PING, b"")
 
 
-async def read_head(channel: ByteStream) -> tuple[bytes, bytes]:
+async def read_head(channel: ByteStream, max_bytes: int) -> tuple[bytes, bytes]:
     """The head of an HTTP request, up to and with its empty line, and what came after it.
 
     Raises PeerGone when the peer leaves before that, Rejected when the head is too long (431) or no HTTP at all (400).
@@ -33,10 +33,10 @@ async def read_head(channel: ByteStream) -> tuple[bytes, bytes]:
         if data and not _may_be_http(data):
             raise Rejected(400, "this is an HTTP server")
         end = data.find(b"\r\n\r\n") + 4
-        if 4 <= end <= MAX_HEAD:
+        if 4 <= end <= max_bytes:
             return data[:end], data[end:]
-        if len(data) > MAX_HEAD:
-            raise Rejected(431, f"the head of a request may have {MAX_HEAD} bytes")
+        if len(data) > max_bytes:
+            raise Rejected(431, f"the head of a request may have {max_bytes} bytes")
         more = await channel.read()
         if not more:
             raise PeerGone(CloseCause.VANISHED)

@@ -8,7 +8,7 @@ Where both can read a request, they agree on it.
 import http
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from urllib.parse import parse_qsl, urlsplit
 
@@ -26,10 +26,9 @@ from .protocols import JSON, PROTOCOLS
 from .protocols.port import ClientProtocol
 from .websocket import Deflate, WebSocketCodec
 
-__all__ = ["DEFLATE_BITS", "MAX_HEAD", "Handshake", "Rejected", "is_upgrade", "response"]
+__all__ = ["DEFLATE_BITS", "Handshake", "Rejected", "is_upgrade", "joined", "response"]
 
-MAX_HEAD = 16 * 1024
-"""Bytes in the head of a request at most; above it the answer is 431. Browsers send up to 8 KiB of cookies."""
+_ESSENTIAL = {"host", "connection", "upgrade"}
 DEFLATE_BITS = 12
 """The compression window that is asked for: 4 KiB cost less memory than 32 and lose little on small messages."""
 
@@ -41,6 +40,7 @@ _ORDINARY = re.compile(
     rb"GET (/(?!/)[!\"$-~]*) HTTP/1\.1\r\n"  # the path of a URL, and its query: `#` is in neither
     rb"((?:[-!#$%&'*+.^_`|~0-9A-Za-z]+:[\t -~\x80-\xff]*\r\n)+)\r\n"
 )
+_NAME = re.compile("[-!#$%&'*+.^_`|~0-9A-Za-z]+")
 _KEY = re.compile("[A-Za-z0-9+/]{21}[AQgw]==")
 _CONNECTION = {"upgrade", "keep-alive, upgrade"}
 _BODY = {"content-length", "transfer-encoding"}
@@ -102,7 +102,7 @@ class Handshake:
 
     path: str
     headers: dict[str, str]
-    """Header fields by lower-case name; the last one where a name is repeated."""
+    """Header fields by lower-case name (`joined`)."""
     _query: str
     _accept: str
     _extensions: str | None
@@ -120,7 +120,7 @@ class Handshake:
 
     def _read(self, head: bytes) -> bool:
         """Take an ordinary request. Returns False for any other, good or bad, of which nothing is to be used then."""
-        ordinary = _ORDINARY.fullmatch(head) if len(head) <= MAX_LINE_LENGTH else None
+        ordinary = _ORDINARY.fullmatch(head)
         if ordinary is None:
             return False
         lines = ordinary[2].decode("latin-1").split("\r\n")[:-1]
@@ -153,6 +153,7 @@ class Handshake:
         """Have websockets take the request. Raises Rejected."""
         offered = [] if self._offer is None else [self._offer]
         protocol = ServerProtocol(extensions=offered, select_subprotocol=_select, logger=_quiet)
+        head, long = _without_long_lines(head)
         protocol.receive_data(head)
         events = protocol.events_received()
         if not events or not isinstance(events[0], Request):
@@ -173,7 +174,7 @@ class Handshake:
             fields = [(name, accepted.headers[name]) for name in ("Allow", "Upgrade") if name in accepted.headers]
             raise Rejected(accepted.status_code, str(error), fields)
         self.path, self._query = url.path, url.query
-        self.headers = {name.lower(): value for name, value in request.headers.raw_items()}
+        self.headers = joined([*request.headers.raw_items(), *long])
         self._accept = accepted.headers["Sec-WebSocket-Accept"]
         self._extensions = accepted.headers.get("Sec-WebSocket-Extensions")
         self._deflate = _agreed(protocol)
@@ -199,6 +200,36 @@ class Handshake:
         if self._subprotocol is not None and not raw:
             answer += f"Sec-WebSocket-Protocol: {self._subprotocol}\r\n"
         return f"{answer}\r\n".encode(), WebSocketCodec(self._max_message_bytes, max_fragments, self._deflate, raw=raw)
+
+
+def joined(fields: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Header fields by lower-case name. The values of a repeated one are joined: those of `cookie` by `; `, others by `, `.
+
+    See RFC 9110, section 5.3, and RFC 6265, section 5.4.
+    """
+    headers: dict[str, str] = {}
+    for name, value in fields:
+        name = name.lower()
+        before = headers.get(name)
+        headers[name] = value if before is None else f"{before}{'; ' if name == 'cookie' else ', '}{value}"
+    return headers
+
+
+def _without_long_lines(head: bytes) -> tuple[bytes, list[tuple[str, str]]]:
+    """The head without the fields that are too long for websockets, such as a long cookie; and these fields.
+
+    What belongs to the handshake stays, so that websockets refuses it.
+    """
+    lines, long = head.split(b"\r\n"), list[tuple[str, str]]()
+    kept = lines[:1]
+    for line in lines[1:]:
+        name, colon, value = line.decode("latin-1").partition(":")
+        belongs = name.lower() in _ESSENTIAL or name.lower().startswith("sec-websocket-") or not _NAME.fullmatch(name)
+        if len(line) < MAX_LINE_LENGTH - 2 or not colon or belongs:
+            kept.append(line)
+        else:
+            long.append((name, value.strip(" \t")))
+    return b"\r\n".join(kept), long
 
 
 def _first_known(proposed: Sequence[Subprotocol]) -> Subprotocol | None:

@@ -14,6 +14,7 @@ from websockets.http11 import Request, Response
 from websockets.protocol import Protocol, Side
 from websockets.speedups import apply_mask
 
+from .._util.checks import carried_text
 from ..errors import CloseCause, PeerGone
 
 __all__ = ["Deflate", "TextBytes", "WebSocketCodec"]
@@ -235,7 +236,7 @@ class WebSocketCodec:
         if self.ended is not None or protocol.close_sent is not None:
             replies, self.replies = self.replies, b""
             return replies
-        protocol.send_close(code, reason.encode()[:123].decode(errors="ignore"))
+        protocol.send_close(code, carried_text(reason).encode()[:123].decode(errors="ignore"))
         return b"".join(protocol.data_to_send())
 
     def _end(self, protocol: Protocol) -> None:

@@ -15,7 +15,7 @@ import attrs
 
 from ...errors import StoreError
 
-__all__ = ["VERSION", "Connections", "explain", "open_connections"]
+__all__ = ["VERSION", "Connections", "explain", "identify", "open_connections"]
 
 APPLICATION_ID: Final = int.from_bytes(b"tsw1")
 CHECKPOINT_PAGES: Final = 4000
@@ -154,8 +154,19 @@ def open_connections(path: Path) -> Connections:
         return Connections(reader, writer, lock, users)
 
 
+def identify(path: Path) -> tuple[int, int]:
+    """What identifies the file at a path. Raises StoreError when there is none."""
+    try:
+        found = os.stat(path)
+    except OSError as error:
+        raise StoreError(f"the store {path} was deleted while the server ran: {error.strerror}") from None
+    return found.st_dev, found.st_ino
+
+
 def explain(path: Path | str, error: Exception) -> str:
     """One sentence for a person."""
+    if isinstance(error, StoreError):
+        return str(error)
     if isinstance(error, sqlite3.Error):
         sentence = SENTENCES.get(_primary(error), "the store {path} failed: {error}")
         return sentence.format(path=path, error=error)

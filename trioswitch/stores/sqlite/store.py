@@ -19,6 +19,7 @@ from typing import Final
 import attrs
 import trio
 
+from ...errors import StoreError
 from ..port import (
     UNLIMITED,
     Append,
@@ -31,7 +32,7 @@ from ..port import (
     StoredInboxMessage,
 )
 from .reading import InboxQuery, PageQuery, read_inbox, read_pages
-from .schema import Connections, explain, open_connections
+from .schema import Connections, explain, identify, open_connections
 from .thread import SqliteThread, SqliteThreadStatistics
 from .writing import Writer
 
@@ -49,6 +50,12 @@ class SqliteStatistics:
     reads: SqliteThreadStatistics
 
 
+def _check_file(path: Path, opened: tuple[int, int]) -> None:
+    """Raises StoreError when the file that was opened is not there any more: what is committed to it would be lost."""
+    if identify(path) != opened:
+        raise StoreError(f"the store {path} was replaced while the server ran: restart the server")
+
+
 class SqliteStore(Store):
     """Made by `SqliteStore.open`, closed by `aclose`; belongs to its Trio thread."""
 
@@ -56,7 +63,8 @@ class SqliteStore(Store):
 
     def __init__(self, path: Path, connections: Connections) -> None:
         self._users = connections.users
-        self._writer = Writer(connections.writer, connections.users)
+        path = path.resolve()
+        self._writer = Writer(connections.writer, connections.users, partial(_check_file, path, identify(path)))
         self._pages = partial(read_pages, connections.reader)
         self._read_inbox = partial(read_inbox, connections.reader)
         explained = partial(explain, path)

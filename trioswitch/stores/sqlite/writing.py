@@ -2,7 +2,7 @@
 
 import secrets
 import sqlite3
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Final, Literal
 
 import attrs
@@ -63,8 +63,12 @@ class _Inbox:
 class Writer:
     """Writes. It alone does (the lock beside the file sees to that), so it may know rooms by heart."""
 
-    def __init__(self, connection: sqlite3.Connection, users: set[str]) -> None:
-        """`users` is kept up to date: all who have inbox messages are in it before that is committed, and hardly anybody else."""
+    def __init__(self, connection: sqlite3.Connection, users: set[str], check: Callable[[], None]) -> None:
+        """`users` is kept up to date: all who have inbox messages are in it before that is committed, and hardly anybody else.
+
+        `check` raises StoreError when the file is not there any more.
+        """
+        self._check = check
         self._connection = connection
         self._users = users
         self._rows = Rows(connection)
@@ -82,6 +86,7 @@ class Writer:
 
     def append(self, limited: Sequence[tuple[Append, int]]) -> list[Appended]:
         """Each message with the bytes that those of all rooms may take."""
+        self._check()
         appends = [append for append, _total_bytes in limited]
         self._load({append.room for append in appends})
         senders = self._room_senders
@@ -151,6 +156,7 @@ class Writer:
 
     def post(self, inbox_messages: Sequence[tuple[InboxMessage, InboxLimits]]) -> list[InboxResult]:
         """Each inbox message with what its inbox takes."""
+        self._check()
         users = {inbox_message.user for inbox_message, _limits in inbox_messages}
         rows = self._rows.select("SELECT id, user, last, at FROM inboxes WHERE user IN", list(users))
         inboxes = {row[1]: _Inbox(*row) for row in rows}
@@ -269,6 +275,7 @@ class Writer:
 
     def sweep_rooms(self, steps: Sequence[tuple[int, float]]) -> list[int | None]:
         """Each with the room after which to go on and the time that is now. Returns where to go on next, None: it is done."""
+        self._check()
         return [self._sweep_rooms(after, now) for after, now in steps]
 
     def _sweep_rooms(self, after: int, now: float) -> int | None:

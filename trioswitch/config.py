@@ -180,7 +180,7 @@ class Options:
     policies: tuple[RoomPolicy, ...] = attrs.field(default=(), converter=_policies)
     """Policies for rooms by name pattern: the first that matches holds, `RoomPolicy()` where none does."""
     allow_origins: tuple[str, ...] = attrs.field(default=(), converter=_origins)
-    """Origins of web pages that may connect beside those of the server's own host, such as `https://example.com`; `*`: any."""
+    """Origins of web pages that may connect beside those of the server's own host; a star allows any."""
     path: str = attrs.field(
         default="/ws", validator=_path, metadata={"help": "path of the WebSocket; it is at / as well"}
     )

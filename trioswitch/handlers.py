@@ -12,7 +12,7 @@ __all__ = ["Handlers"]
 
 
 class Handlers:
-    """A table of handlers, made at module level and given to `open_switch(handlers=...)`.
+    """A table of handlers, made at module level and given to `open_switch(handlers=...)`::
 
         handlers = Handlers()
 

@@ -11,16 +11,16 @@ __all__ = ["ConnectRequest"]
 class ConnectRequest:
     """What is known of a client before it is admitted.
 
-    `headers` has lower-case names. The values of a field that was repeated are joined: those of `cookie` by `; ` (RFC 6265,
-    section 5.4), others by `, ` (RFC 9110, section 5.3).
+    `headers` has lower-case names. The values of a field that was repeated are joined: those of `cookie` by a semicolon
+    and a space (RFC 6265, section 5.4), others by a comma and a space (RFC 9110, section 5.3).
     """
 
     path: str
     query: dict[str, str]
     headers: dict[str, str]
     remote: str
-    """Where it comes from: `host:port`, or a name for what is not a TCP socket."""
+    """Address and port of the client, or a name for what is not a TCP socket."""
     token: str | None
-    """From `Authorization: Bearer`, from `?token=`, or from the client's first message."""
+    """From the header `Authorization`, from `?token=`, or from the client's first message."""
     identity: Identity | None = None
     """Who `authenticate` says that it is; None on a server that has no such hook."""

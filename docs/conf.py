@@ -11,7 +11,10 @@ html_title = f"trioswitch {version}"
 source_suffix = {".md": "markdown"}
 myst_heading_anchors = 4
 # Links to files outside of docs/ (README, tests, examples) lead to the repository.
-suppress_warnings = ["myst.xref_missing"]
+suppress_warnings = [
+    "myst.xref_missing",
+    "ref.python",  # a field that is called `bytes` is not the type
+]
 # Example configurations of nginx, and messages, are not highlighted by their language.
 highlight_language = "none"
 autodoc_member_order = "bysource"

@@ -18,7 +18,7 @@ from trioswitch.wire.body import (
     Packed,
     as_json,
     as_msgpack,
-    check_json_values,
+    check_json_cost,
     checked_json,
     checked_msgpack,
     decoded,
@@ -151,14 +151,22 @@ class TestOfClients:
 
     def test_json_values_are_counted_where_there_may_be_too_many(self) -> None:
         many, few = b"[" + b"{}," * MAX_VALUES + b"1]", b"[" + b"{}," * (MAX_VALUES - 2) + b"1]"
-        check_json_values(few)
+        check_json_cost(few)
         with pytest.raises(ValueError, match=f"a message may have {MAX_VALUES} values"):
-            check_json_values(many)
+            check_json_cost(many)
         with pytest.raises(ValueError, match="values"):
             checked_json(Raw(many))
         text = json.dumps(['",[{' * MAX_VALUES])
-        check_json_values(text.encode())
+        check_json_cost(text.encode())
         assert decoded(checked_json(Raw(text))) == json.loads(text)
+
+    def test_numbers_that_take_long_to_decode_are_counted(self) -> None:
+        for number in (b"1e308", b"1E+308", b"-1e-0308", b"0.1e100"):
+            check_json_cost(b"[" + b",".join([number] * 1000) + b"]")
+            with pytest.raises(ValueError, match="1000 numbers with an exponent of three digits"):
+                check_json_cost(b"[" + b",".join([number] * 1001) + b"]")
+        check_json_cost(b"[" + b",".join([b'"1e308"'] * 5000) + b"]")
+        check_json_cost(b"[" + b",".join([b"1e-05"] * 5000) + b"]")
 
     @pytest.mark.parametrize("data", [b"1e999", b"[-1e999]", b'{"a":' + b"9" * 5000 + b"}", b"[" * 5000 + b"]" * 5000])
     def test_json_that_receivers_could_not_decode_is_refused(self, data: bytes) -> None:

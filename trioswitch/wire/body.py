@@ -20,16 +20,22 @@ from ..errors import UnencodableData
 from .packed import check_packed, is_plain
 
 __all__ = [
-    "MAX_VALUES", "UNENCODABLE", "Body", "Packed", "as_json", "as_msgpack", "check_json_values", "checked_json",
+    "MAX_VALUES", "UNENCODABLE", "Body", "Packed", "as_json", "as_msgpack", "check_json_cost", "checked_json",
     "checked_msgpack", "decoded", "encoded",
 ]  # fmt: skip
 
 MAX_VALUES: Final = 100_000
-"""Values in one message of a client (the elements of arrays and the members of objects): 100,000 empty objects take 7 MB."""
+"""Values and keys in one message of a client: 100,000 empty objects take 7 MB, 50,000 numbers with different keys 8 MB."""
 UNENCODABLE: Final = (TypeError, ValueError, OverflowError, RecursionError)
 """What msgspec raises for data that it cannot encode: a foreign type, an integer of more than 64 bits (MessagePack), a lone
 surrogate, a structure that is nested too deeply."""
 
+MAX_LONG_EXPONENTS: Final = 1000
+"""Numbers with an exponent of three digits in one message of a client: to decode `1e308` takes 9 us, and `1e30` 0.03 us."""
+SMALL: Final = 4 * 1024
+"""Bytes of JSON that need no such check."""
+
+_LONG_EXPONENT: Final = re.compile(rb"[eE][+-]?0*[1-9]\d\d")
 _STRING: Final = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 _decode_json: Final = msgspec.json.Decoder().decode
 _decode_msgpack: Final = msgspec.msgpack.Decoder().decode
@@ -95,30 +101,34 @@ def as_msgpack(body: object) -> Raw:
 def checked_json(raw: Raw) -> Raw:
     """Valid JSON of a client as a body. Raises ValueError or RecursionError for what receivers could not decode.
 
-    The decoder that found it has checked its syntax. What is left are more than MAX_VALUES values, numbers such as `1e999`, and
-    deep nesting. A string has none of these.
+    The decoder that found it has checked its syntax. What is left are too many values, numbers such as `1e999`, and deep
+    nesting. A string has none of these.
     """
     if bytes(memoryview(raw)[:1]) != b'"':
-        check_json_values(raw)
+        check_json_cost(raw)
         _decode_json(raw)
     return raw
 
 
-def check_json_values(json: bytes | Raw) -> None:
-    """Raises ValueError for valid JSON with more than MAX_VALUES values."""
-    if len(memoryview(json)) <= MAX_VALUES:
+def check_json_cost(json: bytes | Raw) -> None:
+    """Raises ValueError for valid JSON that takes much more time or memory to decode than its size says."""
+    size = len(memoryview(json))
+    if size <= SMALL:
         return
     data = bytes(json)
-    if _count(data) <= MAX_VALUES:
-        return
-    data = _STRING.sub(b"", data)
-    if _count(data) - data.count(b"[]") - data.count(b"{}") > MAX_VALUES:
-        raise ValueError(f"a message may have {MAX_VALUES} values")
+    if size > MAX_VALUES and _count(data) > MAX_VALUES:
+        data = _STRING.sub(b"", data)
+        if _count(data) - data.count(b"[]") - data.count(b"{}") > MAX_VALUES:
+            raise ValueError(f"a message may have {MAX_VALUES} values")
+    if (b"e" in data or b"E" in data) and len(_LONG_EXPONENT.findall(data)) > MAX_LONG_EXPONENTS:
+        data = _STRING.sub(b"", data)
+        if len(_LONG_EXPONENT.findall(data)) > MAX_LONG_EXPONENTS:
+            raise ValueError(f"a message may have {MAX_LONG_EXPONENTS} numbers with an exponent of three digits")
 
 
 def _count(json: bytes) -> int:
-    """The number of values, or more: an empty array or object counts twice, and so do commas and brackets in strings."""
-    return json.count(b",") + json.count(b"[") + json.count(b"{")
+    """The number of values and keys, or more: an empty array or object counts twice, and what is in strings is counted, too."""
+    return json.count(b",") + json.count(b"[") + json.count(b"{") + json.count(b":")
 
 
 def checked_msgpack(raw: Raw) -> Packed:

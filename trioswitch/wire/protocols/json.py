@@ -7,7 +7,7 @@ from typing import Any, Final
 import msgspec
 from msgspec import Raw
 
-from ..body import Body, as_json, check_json_values, checked_json
+from ..body import Body, as_json, check_json_cost, checked_json
 from ..commands import ProtocolCommand
 from ..messages import Event
 from .port import PROTOCOL_COMMAND, ClientProtocol, Codec, Head
@@ -75,7 +75,7 @@ class JsonCodec(Codec):
         return None if isinstance(request_id, Raw) else request_id
 
     def fields(self, payload: bytes) -> dict[str, Any]:
-        check_json_values(payload)
+        check_json_cost(payload)
         return _decode_fields(_mend(payload))
 
     def encode_event(self, event: Event) -> bytes:

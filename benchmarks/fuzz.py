@@ -4,8 +4,8 @@
 
 Every decoder gets inputs of up to 1 MiB that are made of what is known to be expensive: nesting, keys with equal hashes, long
 numbers, escapes, many fields, compressed zeros. Sequences of commands go through a switch. One message, of whatever size,
-may take the CPU time in which msgspec decodes 20 MiB of ordinary JSON: 100 ms on the machine on which this was written. It prints what
-is above the bound, with the seed that makes it again, and its exit status is 1 then.
+may take the CPU time in which msgspec decodes 20 MiB of ordinary JSON: 100 ms on the machine on which this was written. It
+prints what is above the bound, with the seed that makes it again, and its exit status is 1 then.
 """
 
 import argparse

@@ -9,8 +9,7 @@ import resource
 import signal
 import ssl
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, get_args
 
@@ -24,13 +23,14 @@ from ..admission import TransportName
 from ..assembly import open_switch
 from ..bench.cli import add_bench
 from ..client.terminal import add_connect
-from ..config import HistoryStorage, Options, Overflow, RoomPolicy, one_of
+from ..config import HistoryStorage, Options, Overflow
 from ..errors import ServeError, StoreError
 from ..serve import serve
 from ..stores.open import check_url, open_store
 from ..switch import Switch
 from ..version import __version__
 from ..web import health, landing_page
+from .room_policy import room_policy
 
 __all__ = ["main"]
 
@@ -209,7 +209,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--transport", choices=get_args(TransportName), default="native", help="what carries the WebSockets")
     add("--drain-timeout", type=_seconds, default=10.0, metavar="SECONDS", help="time for an orderly end")
     add(
-        "--room", action="append", default=[], metavar="PATTERN:KEY=VALUE,...", type=_room_policy,
+        "--room", action="append", default=[], metavar="PATTERN:KEY=VALUE,...", type=room_policy,
         help="policy of rooms whose name matches, e.g. 'ticker.*:overflow=conflate,announce=no'; keys: overflow ("
         + ", ".join(policy.value for policy in Overflow)
         + "), block-timeout, members-publish, announce, announce-limit, history ("
@@ -266,68 +266,10 @@ def _options(chosen: argparse.Namespace) -> Options:
         raise ValueError(f"argument --allow-origin: {error.args[0].removeprefix(_ALLOW_ORIGINS)}") from None
 
 
-def _room_policy(text: str) -> RoomPolicy:
-    pattern, _, rest = text.rpartition(":")
-    values: dict[str, Any] = {}
-    spelled: dict[str, str] = {}
-    readers: dict[str, Callable[[str], Any]] = {
-        "overflow": partial(one_of, Overflow),
-        "block_timeout": _number,
-        "members_publish": _yes_or_no,
-        "announce": _yes_or_no,
-        "announce_limit": _whole,
-        "history": partial(one_of, HistoryStorage),
-        "history_size": _whole,
-        "history_age": _number,
-    }
-    for item in filter(None, rest.split(",")):
-        key, equals, value = item.partition("=")
-        name = key.strip().replace("-", "_")
-        if not equals:
-            raise argparse.ArgumentTypeError(f"{text!r} is not PATTERN:KEY=VALUE,...")
-        if name not in readers:
-            keys = ", ".join(readers).replace("_", "-")
-            raise argparse.ArgumentTypeError(f"unknown key {key!r} in {text!r}: there are {keys}")
-        if name in values:
-            raise argparse.ArgumentTypeError(f"{key} stands twice in {text!r}")
-        spelled[name] = key.strip()
-        try:
-            values[name] = readers[name](value.strip())
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(f"{key} in {text!r}: {error}") from None
-    if not pattern or not values:
-        raise argparse.ArgumentTypeError(f"{text!r} is not PATTERN:KEY=VALUE,...")
-    try:
-        return RoomPolicy(pattern=pattern, **values)
-    except ValueError as error:
-        name, sentence = error.args[0].split(" ", 1)  # see `config.option`
-        raise argparse.ArgumentTypeError(f"{spelled[name[1:-1]]} in {text!r}: {sentence}") from None
-
-
-def _yes_or_no(text: str) -> bool:
-    if text not in ("yes", "no"):
-        raise ValueError(f"{text!r} is not yes or no")
-    return text == "yes"
-
-
 def _mode(text: str) -> int:
     if not re.fullmatch("0?[0-7]{3}", text):
         raise argparse.ArgumentTypeError(f"{text!r} is not permissions in octal, such as 660")
     return int(text, 8)
-
-
-def _whole(text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise ValueError(f"{text!r} is not a whole number") from None
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise ValueError(f"{text!r} is not a number") from None
 
 
 def _port(text: str) -> int:

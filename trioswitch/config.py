@@ -92,6 +92,13 @@ def _origins(origins: Iterable[str] | str) -> tuple[str, ...]:
     return several
 
 
+def _pattern(_policy: Any, _field: object, pattern: object) -> None:
+    if not isinstance(pattern, str):
+        raise TypeError(f"'pattern' must be a str: {pattern!r}")
+    if not pattern or not pattern.isprintable():
+        raise ValueError(f"'pattern' must be a name or a pattern of names: {pattern!a}")
+
+
 def _path(_options: Any, _field: object, path: object) -> None:
     if not isinstance(path, str):
         raise TypeError(f"'path' must be a str: {path!r}")
@@ -127,7 +134,7 @@ def option(default: Any, help: str, *validators: Any) -> Any:
 class RoomPolicy:
     """How rooms whose name matches `pattern` (shell-style: `*`, `?`, `[a-z]`) treat slow members, announcements, history."""
 
-    pattern: str = "*"
+    pattern: str = attrs.field(default="*", validator=_pattern)
     overflow: Overflow = attrs.field(default=Overflow.DROP_OLDEST, converter=_overflow)
     block_timeout: float = option(1.0, "seconds that a room waits for its slowest members under `block`", gt(0))
     members_publish: bool = attrs.field(default=True, validator=_flag)

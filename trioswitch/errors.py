@@ -87,6 +87,9 @@ class Refused(TrioswitchError):
     """
 
     def __init__(self, message: str = "refused", *, code: str = "forbidden") -> None:
+        for name, text in (("message", message), ("code", code)):
+            if not isinstance(text, str):
+                raise TypeError(f"the {name} of Refused must be a str, not {text!r}")
         super().__init__(message)
         self.message = message
         self.code = code

@@ -24,6 +24,7 @@ from trioswitch import (
     JoinRequest,
     Options,
     Page,
+    Position,
     PublishRequest,
     Refused,
     RoomPolicy,
@@ -469,6 +470,48 @@ CALLS = [
     Call("user_id", lambda switch: switch.publish("r", Message(data=1, user_id=5))),  # type: ignore[arg-type]
     Call("timeout", lambda switch: switch.drain("5")),
 ]
+
+
+@pytest.mark.parametrize(
+    ("make", "named"),
+    [
+        (lambda: RoomPolicy(pattern=5), "pattern"),  # type: ignore[arg-type]
+        (lambda: RoomPolicy(pattern=""), "pattern"),
+        (lambda: RoomPolicy(pattern="\ud83d"), "pattern"),
+        (lambda: Position(5, 1), "epoch"),  # type: ignore[arg-type]
+        (lambda: Position("e", -1), "offset"),
+        (lambda: Position("e", "1"), "offset"),  # type: ignore[arg-type]
+        (lambda: Refused(5), "message"),  # type: ignore[arg-type]
+        (lambda: Refused("x", code=5), "code"),  # type: ignore[arg-type]
+        (lambda: Identity(user=42), "user"),  # type: ignore[arg-type]
+        (lambda: Identity(user="u", join=("r", 5)), "join"),  # type: ignore[arg-type]
+        (lambda: Identity(user="u", publish=("",)), "publish"),
+        (lambda: Identity(user="u", may_choose_name="yes"), "may_choose_name"),  # type: ignore[arg-type]
+    ],
+)
+def test_wrong_fields_are_named(make: Any, named: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=named):
+        make()
+
+
+def test_a_single_pattern_is_one_pattern() -> None:
+    """`join=("news.*")` is a str: its letters are no patterns, of which `*` would be one."""
+    identity = Identity(user="eve", join="news.*", publish="news.*")
+    assert identity.may_join("news.1")
+    assert not identity.may_join("admin")
+    assert not identity.may_publish("admin", as_member=True)
+
+
+@TRANSPORTS
+async def test_a_proxy_that_repeats_connection(clock: MockClock, transport: str) -> None:
+    """Some reverse proxies send two `Connection` fields: together they are a list."""
+    async with running(transport=transport) as app:
+        peer = RawPeer(await app.stream())
+        await peer.send(
+            upgrade("/ws", Connection="keep-alive").replace(b"\r\n\r\n", b"\r\nConnection: Upgrade\r\n\r\n")
+        )
+        assert (await peer.answer()).status == 101
+        await peer.aclose()
 
 
 @pytest.mark.parametrize("call", CALLS, ids=lambda call: call.name)

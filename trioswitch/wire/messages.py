@@ -12,6 +12,7 @@ from typing import Annotated, Any, ClassVar
 
 import attrs
 import msgspec
+from attrs.validators import ge, instance_of
 from msgspec import UNSET, Meta, UnsetType
 
 from .body import decoded
@@ -41,8 +42,8 @@ __all__ = [
 class Position:
     """A place in a room's history: everything up to `offset` within `epoch`."""
 
-    epoch: str
-    offset: Annotated[int, Meta(ge=0)]
+    epoch: str = attrs.field(validator=instance_of(str))
+    offset: Annotated[int, Meta(ge=0)] = attrs.field(validator=[instance_of(int), ge(0)])
 
 
 class Event:

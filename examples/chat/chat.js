@@ -8,6 +8,7 @@ const LINES = 500;  // lines of a conversation that are kept
 const NAMED = 100;  // people in a room up to which they are listed
 const TOGETHER = 5 * 60 * 1000;  // milliseconds within which messages of one person share a heading
 const GOLDEN_ANGLE = 137.508;  // degrees
+const SETTLE_TIME = 0.5;  // seconds after a change of the window's size in which a browser may still move what is scrolled
 const STORAGE = "trioswitch-chat";  // the key in the session storage: it lives as long as the tab
 const WORDS = { connecting: "connecting", connected: "connected", waiting: "reconnecting", ended: "closed" };
 const COMMANDS = `/join ROOM: join a room
@@ -32,7 +33,7 @@ function el(tag, attributes = {}, ...children) {
 /** A room, or the direct messages with one person: its tab, its lines, and who is there. */
 class Conversation {
   unread = 0; count = 0; people = []; told = false;
-  #atEnd = true; #size = "";
+  #atEnd = true; #box = ""; #resized = -Infinity;
   #asking = false; #askAgain = false; #expected = new Set(); #expecting = 0;
   // Lines have an order: in a room the offset, counted on from epoch to epoch. `newest` is the room's, not only ours.
   #epoch = null; #base = 0; #newest = 0; #shown = new Set();
@@ -45,7 +46,9 @@ class Conversation {
     this.log = el("div", { class: "log", role: "log", "aria-label": `Messages in ${this.title}`, tabindex: 0 });
     this.log.hidden = true;
     this.log.addEventListener("scroll", () => {
-      if (this.#size !== this.#measure()) return;  // the layout moved it, and `fit` will move it back
+      // The layout may have moved it away from its end, and not the person: then it goes back.
+      this.#measure();
+      if (this.#atEnd && performance.now() < this.#resized + SETTLE_TIME * 1000) return this.fit();
       this.#atEnd = this.log.scrollHeight - this.log.scrollTop - this.log.clientHeight < 60;
     });
     this.badge = el("span", { class: "unread" });
@@ -215,6 +218,7 @@ class Conversation {
 
   /** Our message is in the room. Our copy of it may have come already, or be on its way. */
   #published(line, { epoch, offset }) {
+    delete line.dataset.text;  // it is not sent again
     if (!line.classList.contains("sending")) return;
     line.classList.remove("sending");
     if (epoch === this.#epoch && this.#isNew(offset)) this.#insert(line, this.#base + offset);
@@ -222,6 +226,7 @@ class Conversation {
   }
 
   #sent(line, text, { kept, delivered, queued, duplicate }) {
+    delete line.dataset.text;
     line.classList.remove("sending");
     if (kept && !delivered && !queued && !duplicate) {
       line.append(el("span", { class: "waiting" }, `Delivered when ${this.name} comes online`));
@@ -281,7 +286,7 @@ class Conversation {
       this.log.firstElementChild.remove();
     }
     for (const moved of [line, line.nextElementSibling, follower, this.log.firstElementChild]) group(moved);
-    if (this.#atEnd) this.scroll();
+    this.fit();
   }
 
   /** To the end. */
@@ -292,11 +297,14 @@ class Conversation {
   /** The log has another size: it stays at the end where it was there. */
   fit() {
     if (this.#atEnd) this.scroll();
-    this.#size = this.#measure();
+    this.#measure();
   }
 
   #measure() {
-    return `${this.log.clientWidth} x ${this.log.clientHeight}`;
+    const box = `${this.log.clientWidth} x ${this.log.clientHeight}`;
+    if (box === this.#box) return;
+    this.#box = box;
+    this.#resized = performance.now();
   }
 
   #markUnread() {

@@ -339,7 +339,9 @@ async def test_a_server_that_forgets_everything(browser: Browser) -> None:
         for text in ("one", "two", "three"):
             await say(ada, text)
         await bo.wait_for_text(LOG, "three")
-        await ada.wait_for("!document.querySelector('[data-text]')")  # what is not acknowledged is sent again, to a server that forgot it
+        await ada.wait_for(
+            "!document.querySelector('[data-text]')"
+        )  # what is not acknowledged is sent again, to a server that forgot it
     await ada.wait_for_text("#state", "reconnecting")
     await say(ada, "four")
     async with run_chat_program(port=urlsplit(url).port):

@@ -56,7 +56,7 @@ async def test_publish_returns_the_receipt(clock: MockClock) -> None:
 
 async def test_concurrent_publishes_are_answered_in_any_order(clock: MockClock) -> None:
     async with connected() as (server, client, peer):
-        asked = [Later(server.nursery, lambda text=str(n): client.chat("r", text)) for n in range(20)]  # type: ignore[misc]
+        asked = [Later(server.nursery, lambda text=str(n): client.chat("r", text)) for n in range(20)]
         commands = [await peer.expect("chat_message") for _ in asked]
         for command in reversed(commands):
             await peer.ack(command, delivered=int(command["content"]))

@@ -59,7 +59,7 @@ class FakeConsole:
 @asynccontextmanager
 async def session(url: str, *rooms: str, user: str = "ann", **options: Any) -> AsyncIterator[FakeConsole]:
     console = FakeConsole()
-    terminal = TerminalSession(console, Renderer(), **options)
+    terminal = TerminalSession(console, Renderer(), **options)  # type: ignore[arg-type]
     with trio.fail_after(PATIENCE):
         async with open_client(url, user_id=user) as client, trio.open_nursery() as nursery:
             nursery.start_soon(terminal.run, client, list(rooms))
@@ -149,7 +149,7 @@ async def test_each_outcome_of_a_direct_message_is_said(
 
         server.nursery.start_soon(serve)
         async with server.client() as client, trio.open_nursery() as nursery:
-            nursery.start_soon(TerminalSession(console, Renderer()).run, client, [])
+            nursery.start_soon(TerminalSession(console, Renderer()).run, client, [])  # type: ignore[arg-type]
             await console.enter("/msg bob hi")
             await console.close()
     assert console.notes == ["* connected", note]
@@ -201,7 +201,7 @@ async def test_a_refused_message_is_not_taken_for_a_later_one(clock: trio.testin
 
         server.nursery.start_soon(serve)
         async with server.client() as client, trio.open_nursery() as nursery:
-            nursery.start_soon(TerminalSession(console, Renderer(), echoed=True).run, client, [])
+            nursery.start_soon(TerminalSession(console, Renderer(), echoed=True).run, client, [])  # type: ignore[arg-type]
             await console.enter("/join r", "hi", "lost")
             await trio.sleep(1)
             await console.close()
@@ -226,7 +226,7 @@ async def test_reconnecting_is_said_and_the_prompt_shows_it(clock: trio.testing.
 
         server.nursery.start_soon(serve)
         async with server.client() as client:
-            await TerminalSession(console, Renderer(), hint=lambda error: " (a hint)").run(client, [])
+            await TerminalSession(console, Renderer(), hint=lambda error: " (a hint)").run(client, [])  # type: ignore[arg-type]
         server.nursery.cancel_scope.cancel()
     assert console.notes == [
         "* connected",

@@ -25,21 +25,7 @@ async def test_who_does_not_answer_is_closed_in_time(clock: MockClock, transport
         client = await app.connect(pair=lockstep_stream_pair)
         await client.join("r")
         start = trio.current_time()
-
-        async def mute(event: object) -> None:
-            if not reads:
-                await trio.sleep_forever()
-
-        client.websocket._handle_ping_event = mute  # type: ignore[method-assign, assignment]
-        # trio-websocket looks its handlers up when its reader starts, so the wire itself is cut as well
-        client.websocket._reader_running = reads
-        real_send = client.websocket._send
-
-        async def send(event: object) -> None:
-            if type(event).__name__ != "Pong":
-                await real_send(event)
-
-        client.websocket._send = send  # type: ignore[method-assign, assignment]
+        client.stream.reads, client.stream.pongs = reads, False
         while client.connection_id in app.switch.connections():
             assert trio.current_time() - start < 60
             await trio.sleep(0.5)
@@ -52,17 +38,8 @@ async def test_answers_count_on_a_real_socket() -> None:
     """There it is the reactor that hears them."""
     async with listening(Options(ping_interval=0.1, ping_timeout=0.1)) as (switch, server):
         async with connected(server.urls[0]) as client:
-            pings = 0
-            answer = client.websocket._wsproto.receive_data
-
-            def count(data: bytes) -> None:
-                nonlocal pings
-                pings += bytes(data).count(b"\x89\x00")
-                answer(data)
-
-            client.websocket._wsproto.receive_data = count  # type: ignore[method-assign, assignment]
             with trio.fail_after(PATIENCE):
-                while pings < 5:
+                while client.stream.pings_seen < 5:
                     await trio.sleep(0.05)
             assert switch.connections() == [client.connection_id]
             await client.nothing_more()
@@ -71,13 +48,7 @@ async def test_answers_count_on_a_real_socket() -> None:
 async def test_any_sign_of_life_counts(clock: MockClock) -> None:
     async with running(Options(ping_interval=10, ping_timeout=5)) as app:
         client = await app.connect()
-        real_send = client.websocket._send
-
-        async def send(event: object) -> None:
-            if type(event).__name__ != "Pong":
-                await real_send(event)
-
-        client.websocket._send = send  # type: ignore[method-assign, assignment]
+        client.stream.pongs = False
         for _ in range(30):
             await trio.sleep(4)
             await client.nothing_more()

@@ -69,7 +69,7 @@ async def test_at_least_once_for_a_client_that_acknowledges(clock: MockClock) ->
         await bob.ask("inbox_ack", upto=0)
         receipt = await app.switch.send_to_user("bob", "after")
         assert (receipt.kept, receipt.seq) == (1, 1)
-        await trio.aclose_forcefully(bob.websocket._stream)
+        await bob.cut()
         back = await come(app, "bob")
         assert await inbox_messages(back, 1) == [(1, "after")]
 
@@ -136,7 +136,7 @@ async def test_nothing_is_lost_before_a_client_has_said_that_it_acknowledges(clo
         bob = await come(app, "bob")
         await settled()
         assert (await app.switch.send_to_user("bob", "x")).kept == 1
-        await trio.aclose_forcefully(bob.websocket._stream)
+        await bob.cut()
         assert await inbox_messages(await come(app, "bob"), 1) == [(1, "x")]
 
 

@@ -11,7 +11,7 @@ import pytest
 import trio
 import trio_websocket
 from chaos import Network, server_process
-from support import Client
+from support import Client, ClientStream
 
 pytestmark = pytest.mark.kill
 
@@ -24,12 +24,12 @@ GONE = (trio_websocket.ConnectionClosed, trio_websocket.HandshakeError, trio.Bro
 
 async def visit(port: int, talk: Callable[[Client], Awaitable[None]]) -> None:
     """Be a client, for as long as the connection lasts; it is left without goodbye, as if the network had failed."""
-    stream = await trio.open_tcp_stream("127.0.0.1", port)
+    stream = ClientStream(await trio.open_tcp_stream("127.0.0.1", port))
     try:
         async with trio.open_nursery() as nursery:
             with trio.fail_after(5):
-                websocket = await trio_websocket.wrap_client_stream(nursery, stream, "localhost", "/ws")
-            await talk(Client(websocket))
+                websocket = await trio_websocket.wrap_client_stream(nursery, stream, "localhost", "/ws")  # type: ignore[arg-type]
+            await talk(Client(websocket, stream))
             nursery.cancel_scope.cancel()
     finally:
         await trio.aclose_forcefully(stream)

@@ -456,7 +456,7 @@ class World:
         self.actors = [Actor(number, user) for number, user in enumerate(USERS)]
         self.wires: list[Wire] = []
         self.held: list[Held] = []
-        self.retries: dict[tuple[str, str, str], Published] = {}
+        self.retries: dict[tuple[str, str, str, str], Published] = {}
         self.acknowledged = dict.fromkeys(USERS, 0)
         self.perhaps_acknowledged = dict.fromkeys(USERS, 0)
         self.numbers = iter(range(1, 1_000_000))
@@ -474,17 +474,17 @@ class World:
         async def identify(request: ConnectRequest) -> Identity:
             return Identity(user=request.token)
 
-        self._stop = trio.Event()
+        self.stop = trio.Event()
         self._stopped = trio.Event()
         async with trioswitch.open_switch(self.options, store=self.store, on_connect=identify) as switch:
             async with trio.open_nursery() as self._connections:
                 task_status.started(switch)
-                await self._stop.wait()
+                await self.stop.wait()
                 self._connections.cancel_scope.cancel()
         self._stopped.set()
 
     async def restart(self) -> None:
-        self._stop.set()
+        self.stop.set()
         await self._stopped.wait()
         for actor in self.actors:
             self.look(actor)
@@ -606,7 +606,7 @@ class World:
                 idempotency_key=self.key(step),
             )
         except StoreError:
-            assert self._stopped.is_set() or self._stop.is_set()
+            assert self._stopped.is_set() or self.stop.is_set()
         else:
             if receipt.offset is not None:
                 fields = {"offset": receipt.offset, "epoch": receipt.epoch, "duplicate": receipt.duplicate}
@@ -636,7 +636,7 @@ class World:
         except InboxFull:
             return  # nothing was kept
         except StoreError:
-            assert self._stop.is_set()
+            assert self.stop.is_set()
         else:
             if receipt.kept:
                 self.sent(message, step.to, {"type": "ack", "kept": receipt.kept, "seq": receipt.seq})
@@ -1208,7 +1208,7 @@ async def run(setting: Setting, program: Sequence[Step]) -> None:
             await world.check_nothing_is_left()
             await world.restart()
             await world.check_histories()
-            world._stop.set()
+            world.stop.set()
 
 
 def execute(setting: Setting, program: Sequence[Step]) -> None:

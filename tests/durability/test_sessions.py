@@ -7,6 +7,7 @@ import trio
 from links import Link
 from support import App, Client, running, settled
 from trio.testing import MockClock
+from wire_support import client_frame
 
 from trioswitch import Connection, ConnectRequest, Identity, Options, Refused, RoomPolicy
 from trioswitch.stores.memory import MemoryStore
@@ -26,7 +27,7 @@ async def arrive(app: App, user: str | None = None, *rooms: str, **how: Any) -> 
 
 
 async def vanish(client: Client) -> None:
-    await trio.aclose_forcefully(client.websocket._stream)
+    await client.cut()
     await settled()
 
 
@@ -133,8 +134,7 @@ async def test_goodbye_ends_a_session_and_going_away_does_not(
         ann, session = await arrive(app, "ann", "r")
         await announced(bob)
         if code is None:
-            ann.websocket._connection_proposal = None
-            await ann.websocket._send(__import__("wsproto.events").events.CloseConnection(code=1000))
+            await ann.stream.send_all(client_frame(8, b""))
         else:
             await ann.websocket.aclose(code)
         await settled()

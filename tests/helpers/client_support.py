@@ -125,7 +125,7 @@ class FakeServer:
 
     async def _serve(self, stream: trio.abc.Stream) -> None:
         async with trio.open_nursery() as nursery:
-            request = await trio_websocket.wrap_server_stream(nursery, stream)  # type: ignore[arg-type]
+            request = await trio_websocket.wrap_server_stream(nursery, stream)
             if self.refuse is not None:
                 status, fields, body = self.refuse
                 await request.reject(status, extra_headers=fields, body=body)

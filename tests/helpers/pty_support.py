@@ -25,7 +25,7 @@ class Terminal:
     """The person's side of a program in a pseudo terminal."""
 
     process: trio.Process
-    _fd: int
+    fd: int
     _screen: pyte.Screen
     _stream: pyte.ByteStream
     output: bytes = b""
@@ -39,19 +39,19 @@ class Terminal:
     @property
     def settings(self) -> list[Any]:
         """The terminal's modes, such as whether it echoes."""
-        return termios.tcgetattr(self._fd)
+        return termios.tcgetattr(self.fd)
 
     def type(self, text: str) -> None:
-        os.write(self._fd, text.encode())
+        os.write(self.fd, text.encode())
 
     def resize(self, columns: int) -> None:
         self._screen.resize(ROWS, columns)
-        _set_size(self._fd, columns)
+        _set_size(self.fd, columns)
 
     def hang_up(self) -> None:
         """Close the terminal."""
-        os.close(self._fd)
-        self._fd = -1
+        os.close(self.fd)
+        self.fd = -1
 
     def colours(self, text: str) -> set[str]:
         """The colours of the cells that show this text, which is on the screen once."""
@@ -91,9 +91,9 @@ class Terminal:
         return status
 
     async def _read(self) -> bool:
-        await trio.lowlevel.wait_readable(self._fd)
+        await trio.lowlevel.wait_readable(self.fd)
         try:
-            data = os.read(self._fd, 65536)
+            data = os.read(self.fd, 65536)
         except OSError:  # the program has closed its side
             return False
         self.output += data
@@ -125,7 +125,7 @@ async def in_terminal(*arguments: str, **environment: str) -> AsyncIterator[Term
             os.killpg(process.pid, signal.SIGKILL)
         with trio.CancelScope(shield=True):
             await process.wait()
-        if terminal._fd >= 0:
+        if terminal.fd >= 0:
             os.close(ours)
 
 

@@ -122,7 +122,7 @@ class RawPeer:
 
     async def open(self, **changes: str | None) -> Answer:
         """Become a WebSocket, and read the welcome."""
-        await self.send(upgrade(**changes))
+        await self.send(upgrade(**changes))  # type: ignore[arg-type]
         answer = await self.answer()
         assert answer.status == 101, answer
         _opcode, payload = await self.receive()

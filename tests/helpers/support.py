@@ -1,9 +1,11 @@
 """What several tests use: a switch with clients on in-memory streams or real sockets, and raw peers."""
 
 import json
+import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
+from urllib.parse import urlsplit
 
 import attrs
 import msgspec
@@ -19,13 +21,48 @@ PATIENCE = 20.0
 
 
 @attrs.define(eq=False)
+class ClientStream(trio.abc.Stream):
+    """The stream of a client: a test stops its reads and its pongs here, and sees its pings."""
+
+    stream: trio.abc.Stream
+    reads: bool = True
+    """False: after what it waits for, the client reads no more."""
+    pongs: bool = True
+    pings_seen: int = 0
+    """Empty pings that came in a read of their own."""
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        if self.pongs or data[0] != 0x8A:
+            await self.stream.send_all(data)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self.stream.wait_send_all_might_not_block()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        data = await self.stream.receive_some(max_bytes)
+        if not self.reads:
+            await trio.sleep_forever()
+        self.pings_seen += bytes(data).count(b"\x89\x00")
+        return data
+
+    async def aclose(self) -> None:
+        await self.stream.aclose()
+
+
+@attrs.define(eq=False)
 class Client:
     """A client of the tests, on trio-websocket."""
 
     websocket: trio_websocket.WebSocketConnection
+    stream: ClientStream
     binary: bool = False
     connection_id: str = ""
-    _batched: list[dict[str, Any]] = attrs.field(factory=list)
+    batched: list[dict[str, Any]] = attrs.field(factory=list)
+    """What came in a batch and was not received yet."""
+
+    async def cut(self) -> None:
+        """Lose the connection without a close frame."""
+        await trio.aclose_forcefully(self.stream)
 
     async def send(self, type: str, **fields: Any) -> None:
         message = {"type": type, **fields}
@@ -41,14 +78,14 @@ class Client:
 
     async def receive(self) -> dict[str, Any]:
         """The next message, whether it came alone or in a batch."""
-        if not self._batched:
+        if not self.batched:
             payload = await self.receive_raw()
             message = msgspec.msgpack.decode(payload) if isinstance(payload, bytes) else json.loads(payload)
             if message["type"] != "batch":
                 return message
             assert message["count"] == len(message["messages"])
-            self._batched = message["messages"]
-        return self._batched.pop(0)
+            self.batched = message["messages"]
+        return self.batched.pop(0)
 
     async def receive_until(self, **wanted: Any) -> dict[str, Any]:
         """Skip to the first message that has these fields."""
@@ -96,7 +133,7 @@ class App:
         """The client's end of a new stream to the switch."""
         ours, theirs = pair()
         channel = TrioByteStream(theirs, "test")
-        self.nursery.start_soon(lambda: self.switch.serve_byte_stream(channel, transport=self.transport))
+        self.nursery.start_soon(lambda: self.switch.serve_byte_stream(channel, transport=self.transport))  # type: ignore[arg-type]
         return ours
 
     async def connect(
@@ -108,17 +145,17 @@ class App:
         welcome: bool = True,
         pair: Callable[[], Any] = trio.testing.memory_stream_pair,
     ) -> Client:
-        stream = await self.stream(pair)
+        stream = ClientStream(await self.stream(pair))
         with trio.fail_after(PATIENCE):
             websocket = await trio_websocket.wrap_client_stream(
                 self.nursery,
-                stream,
+                stream,  # type: ignore[arg-type]
                 "test",
                 path,
                 subprotocols=[subprotocol] if subprotocol else None,
                 extra_headers=headers or [],
             )
-        client = Client(websocket, binary=websocket.subprotocol == "trioswitch.v1.msgpack")
+        client = Client(websocket, stream, binary=websocket.subprotocol == "trioswitch.v1.msgpack")
         if welcome:
             first = await client.receive()
             assert first["type"] == "connected", first
@@ -148,18 +185,46 @@ async def listening(
 
 
 @asynccontextmanager
-async def connected(url: str, **how: Any) -> AsyncIterator[Client]:
+async def connected(
+    url: str, *, subprotocols: list[str] | None = None, ssl_context: ssl.SSLContext | None = None
+) -> AsyncIterator[Client]:
     """A client on a real socket."""
-    async with trio_websocket.open_websocket_url(
-        url, connect_timeout=PATIENCE, disconnect_timeout=2, **how
-    ) as websocket:
+    parts = urlsplit(url)
+    assert parts.hostname is not None
+    assert parts.port is not None
+    resource = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+    with trio.fail_after(PATIENCE):
+        raw: trio.abc.Stream = await trio.open_tcp_stream(parts.hostname, parts.port)
+    if ssl_context is not None:
+        raw = trio.SSLStream(raw, ssl_context, server_hostname=parts.hostname, https_compatible=True)
+    async with client_over(raw, parts.netloc, resource, subprotocols=subprotocols) as client:
+        yield client
+
+
+@asynccontextmanager
+async def client_over(
+    raw: trio.abc.Stream, host: str = "localhost", resource: str = "/ws", *, subprotocols: list[str] | None = None
+) -> AsyncIterator[Client]:
+    """A client on an open stream, which is closed at the end."""
+    stream = ClientStream(raw)
+    async with trio.open_nursery() as nursery:
         try:
-            client = Client(websocket, binary=websocket.subprotocol == "trioswitch.v1.msgpack")
+            with trio.fail_after(PATIENCE):
+                websocket = await trio_websocket.wrap_client_stream(
+                    nursery,
+                    stream,  # type: ignore[arg-type]
+                    host,
+                    resource,
+                    subprotocols=subprotocols,
+                )
+            client = Client(websocket, stream, binary=websocket.subprotocol == "trioswitch.v1.msgpack")
             client.connection_id = (await client.receive())["connection_id"]
             yield client
+            with trio.move_on_after(2):
+                await websocket.aclose()
         finally:
-            if websocket.closed:  # trio-websocket leaves its socket open when the server has closed first
-                await trio.aclose_forcefully(websocket._stream)
+            await trio.aclose_forcefully(stream)
+        nursery.cancel_scope.cancel()
 
 
 async def settled() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import attrs
 import pytest
 import trio
-from test_docs import code, examples, execute, rows, sections
+from markdown_pages import code, examples, execute, rows, sections
 
 from trioswitch.client import ClientOptions, errors
 

@@ -14,11 +14,12 @@ import attrs
 import msgspec
 import pytest
 import trio
+from markdown_pages import blocks, code, examples, execute, rows, sections
 from trio.testing import MockClock
 
 import trioswitch
 from trioswitch import CloseCause, HistoryStorage, Options, Overflow, RoomPolicy, errors
-from trioswitch.cli.main import _parser
+from trioswitch.cli.main import make_parser
 from trioswitch.wire import commands, messages
 from trioswitch.wire.protocols import JSON, JSON_CODEC, PROTOCOLS
 
@@ -47,35 +48,6 @@ def event_types() -> Iterator[tuple[str, type[messages.Event]]]:
 EVENTS = dict(event_types())
 
 
-# --- reading Markdown
-
-
-def blocks(text: str, language: str) -> list[str]:
-    """What stands in fences whose info string is this."""
-    return re.findall(rf"^[ ]*```{re.escape(language)}\n(.*?)^[ ]*```$", text, re.MULTILINE | re.DOTALL)
-
-
-def sections(text: str, level: int) -> dict[str, str]:
-    """Heading -> what follows it, down to the next heading of this level or above."""
-    parts = re.split(rf"^(#{{1,{level}}}) (.+)$", text, flags=re.MULTILINE)
-    return {title: body for marks, title, body in zip(*[iter(parts[1:])] * 3, strict=True) if len(marks) == level}
-
-
-def rows(text: str) -> list[list[str]]:
-    """The cells of all tables, without their heads."""
-    lines = [line for line in text.splitlines() if line.lstrip().startswith("|")]
-    cells = [[cell.strip() for cell in line.strip().strip("|").split("|")] for line in lines]
-    rules = {index for index, row in enumerate(cells) if set("".join(row)) <= set("-: ")}
-    return [row for index, row in enumerate(cells) if index not in rules and index + 1 not in rules]
-
-
-def code(cell: str) -> str:
-    """What stands between the first backticks of a cell."""
-    found = re.search(r"`([^`]*)`", cell)
-    assert found, f"nothing in backticks in {cell!r}"
-    return found[1]
-
-
 def slugs(text: str) -> set[str]:
     """The anchors that GitHub gives to the headings."""
     seen: dict[str, int] = {}
@@ -86,21 +58,6 @@ def slugs(text: str) -> set[str]:
         seen[slug] = count + 1
         found.add(f"{slug}-{count}" if count else slug)
     return found
-
-
-# --- examples that run
-
-
-def examples(text: str) -> Iterator[tuple[str, str, str]]:
-    """Each Python block: the heading that it stands under, its source, and the output that follows it."""
-    for title, body in sections(text, 2).items():
-        for source, output in re.findall(r"^```python\n(.*?)^```$(?:\n\n```text\n(.*?)^```$)?", body, re.M | re.S):
-            yield title, source, output
-
-
-def execute(source: str, monkeypatch: pytest.MonkeyPatch, run: Callable[..., Any]) -> None:
-    monkeypatch.setattr(trio, "run", run)
-    exec(compile(source, "example", "exec"), {"__name__": "__main__"})
 
 
 @pytest.mark.parametrize(
@@ -244,7 +201,7 @@ def fields_of(event: type[messages.Event]) -> Iterator[tuple[str, Any]]:
     if issubclass(event, msgspec.Struct):
         yield from ((field.encode_name, field.default) for field in msgspec.structs.fields(event))
     else:
-        yield from ((field.name, field.default) for field in attrs.fields(event) if field.name != "type")
+        yield from ((field.name, field.default) for field in attrs.fields(event) if field.name != "type")  # type: ignore[arg-type]
 
 
 def test_the_table_of_positions_is_complete() -> None:
@@ -344,13 +301,12 @@ def test_every_overflow_policy_is_explained() -> None:
     assert sorted(documented) == sorted(policy.value for policy in Overflow)
 
 
-def test_every_flag_is_listed_with_its_default() -> None:
-    (commands,) = [action for action in _parser()._actions if action.choices and "serve" in action.choices]
-    flags = {
-        action.option_strings[0]: action.default
-        for action in commands.choices["serve"]._actions  # type: ignore[call-overload, index]
-        if action.dest != "help"
-    }
+def test_every_flag_is_listed_with_its_default(capsys: pytest.CaptureFixture[str]) -> None:
+    defaults = vars(make_parser().parse_args(["serve"]))
+    with pytest.raises(SystemExit):
+        make_parser().parse_args(["serve", "--help"])
+    names = set(re.findall(r"^  (?:-\w, )?(--[\w-]+)", capsys.readouterr().out, re.MULTILINE)) - {"--help"}
+    flags = {name: defaults[name[2:].replace("-", "_")] for name in names}
     own = {code(row[0]): row[1].strip("`") for row in rows(sections(OPTIONS, 2)["The command line"])}
     of_options = {f"--{name.replace('_', '-')}" for name in option_rows()} - {"--policies", "--allow-origins"}
     assert set(flags) == set(own) | of_options
@@ -374,7 +330,7 @@ def test_commands_exist(line: str) -> None:
     for command in line.split("&&"):
         program, *arguments = shlex.split(command)
         if program.endswith("python") and arguments[:2] == ["-m", "trioswitch"]:
-            _parser().parse_args(arguments[2:])
+            make_parser().parse_args(arguments[2:])
         else:
             assert program in ("sh", ".venv/bin/python")
             assert (ROOT / arguments[0]).is_file()
@@ -448,3 +404,31 @@ def test_lines_are_not_too_long_to_read_in_a_terminal() -> None:
         prose = re.sub(r"<!-- (\w+) -->.*?<!-- /\1 -->", "", prose, flags=re.DOTALL)  # written by a program
         long = [line for line in prose.splitlines() if len(line) > 140 and not line.lstrip().startswith("|")]
         assert not long, (path.name, long)
+
+
+PUBLIC = {f"trioswitch{name}" for name in ("", ".client", ".messages", ".stores", ".testing", ".web")}
+"""The modules that applications import. Each has a page of the API reference."""
+
+
+def imported(source: str) -> set[str]:
+    """The modules of this project that a program imports."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {each.name for each in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            found.add(node.module)
+    return {name for name in found if name.partition(".")[0] == "trioswitch"}
+
+
+def test_docs_and_examples_import_public_modules_only() -> None:
+    programs = {f"{path}: {n}": source for path in DOCS for n, source in enumerate(blocks(path.read_text(), "python"))}
+    programs |= {str(path): path.read_text() for path in (ROOT / "examples").rglob("*.py")}
+    found = {name: imported(source) for name, source in programs.items()}
+    assert sum(map(bool, found.values())) > 20
+    assert {name: modules - PUBLIC for name, modules in found.items() if modules - PUBLIC} == {}
+
+
+def test_every_public_module_has_its_page_of_the_reference() -> None:
+    pages = {path.stem for path in (ROOT / "docs" / "api").glob("*.md")}
+    assert pages == {name.rpartition(".")[2] for name in PUBLIC}

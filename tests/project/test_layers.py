@@ -9,6 +9,7 @@ import pytest
 import trioswitch
 
 ROOT = Path(trioswitch.__file__).parent
+PROJECT = Path(__file__).parents[2]
 
 LAYERS = [
     ["errors", "config", "metrics", "version"],
@@ -90,3 +91,21 @@ def test_the_wire_does_no_io_and_reads_no_clock(module: str) -> None:
 
 def test_files_stay_small() -> None:
     assert {name: lines for name, path in MODULES.items() if (lines := len(path.read_text().splitlines())) > 400} == {}
+
+
+PRIVATE = {("os", "_exit"), ("sys", "_current_frames"), ("sys", "_getframe")}
+"""Names of the standard library with an underscore that are documented."""
+SCRIPTS = sorted(
+    [*PROJECT.glob("tests/**/*.py"), *PROJECT.glob("benchmarks/**/*.py"), *PROJECT.glob("examples/**/*.py")]
+)
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: str(path.relative_to(PROJECT)))
+def test_nothing_outside_the_package_uses_private_attributes(path: Path) -> None:
+    """Tests hold what a class promises: how it does it may change without them."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            assert not [each.name for each in node.names if each.name.startswith("_") and each.name[1] != "_"]
+        if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith("__"):
+            owner = ast.unparse(node.value)
+            assert owner in ("self", "cls") or (owner, node.attr) in PRIVATE, f"line {node.lineno}: {owner}.{node.attr}"

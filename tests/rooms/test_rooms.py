@@ -123,7 +123,7 @@ async def stalled(app: Any, room: str) -> Client:
     client = await app.connect(pair=lockstep_stream_pair)
     await client.join(room)
     await client.receive_until(action="user_joined")
-    client.websocket._reader_running = False  # trio-websocket's reader stops after what it is waiting for
+    client.stream.reads = False  # trio-websocket's reader stops after what it is waiting for
     return client
 
 

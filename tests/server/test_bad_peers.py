@@ -382,7 +382,7 @@ async def test_what_breaks_the_websocket_protocol_ends_the_connection(
 ) -> None:
     data, cause = (FRAMES | NATIVE_FRAMES)[name]
     async with running(SMALL, transport=channel) as app, good_neighbours(app) as neighbours:
-        peer = await peer_in(app, **DEFLATE if "compressed" in name or "inflated" in name or "bomb" in name else {})
+        peer = await peer_in(app, **DEFLATE if "compressed" in name or "inflated" in name or "bomb" in name else {})  # type: ignore[arg-type]
         await peer.send(data)
         assert await peer.close_code() == cause.code
         await neighbours.chat()
@@ -947,9 +947,9 @@ async def test_on_real_sockets_nobody_holds_up_the_others() -> None:
                 await peer.join("r")
             await garbage.send(bytes(range(256)) * 100)
             assert (await garbage.answer()).status == 400
-            resetting.stream.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
+            resetting.stream.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")  # type: ignore[attr-defined]
             await resetting.aclose()
-            await half_closing.stream.send_eof()
+            await half_closing.stream.send_eof()  # type: ignore[attr-defined]
             assert await half_closing.end() is not None
             for number in range(300):  # 30 MB: no buffer of the kernel holds that
                 await ann.send("message", room="r", data=f"{number}:" + "x" * 100_000)

@@ -91,7 +91,7 @@ async def test_every_command_with_an_id_gets_one_answer(clock: MockClock, transp
             ("no_such_type", {}, {"type": "error", "code": "unknown_type"}),
         ]
         for number, (kind, fields, _answer) in enumerate(wanted):
-            await client.send(kind, id=number, **fields)
+            await client.send(kind, id=number, **fields)  # type: ignore[arg-type]
         answers: dict[int, dict[str, object]] = {}
         while len(answers) < len(wanted):
             message = await client.receive()
@@ -99,7 +99,7 @@ async def test_every_command_with_an_id_gets_one_answer(clock: MockClock, transp
                 assert message["id"] not in answers, "answered twice"
                 answers[message["id"]] = message
         for number, (kind, fields, answer) in enumerate(wanted):
-            assert answer.items() <= answers[number].items(), (kind, fields, answers[number])
+            assert answer.items() <= answers[number].items(), (kind, fields, answers[number])  # type: ignore[attr-defined]
         await client.nothing_more()
 
 
@@ -262,7 +262,7 @@ async def test_identity_and_permissions(clock: MockClock, transport: str) -> Non
         assert (await ann.ask("chat_message", room="a.1", content="x", user_id="bob"))["code"] == "forbidden"
         async with app.switch.subscribe("news") as news:
             assert (await ann.ask("chat_message", room="news", content="x"))["type"] == "ack"
-            assert (await anext(news)).user_id == "ann"
+            assert (await anext(news)).user_id == "ann"  # type: ignore[attr-defined]
         late = await app.connect()
         assert len(app.switch.connections()) == 2
         assert (await late.ask("authenticate", token="good"))["user_id"] == "ann"

@@ -40,7 +40,7 @@ async def test_a_drain_ends_in_time_whoever_does_not_read(clock: MockClock, tran
         good = await app.connect()
         stuck = await app.connect(pair=lockstep_stream_pair)
         await stuck.join("r")
-        stuck.websocket._reader_running = False
+        stuck.stream.reads = False
         start = trio.current_time()
         app.switch.publish_nowait("r", "x" * 1000)
         async with trio.open_nursery() as nursery:

@@ -12,7 +12,7 @@ import pytest
 import trio
 import trio_websocket
 from raw import RawPeer, upgrade
-from support import PATIENCE, App, running, settled
+from support import PATIENCE, App, Client, running, settled
 from trio.testing import MockClock
 from wire_support import client_frame
 
@@ -27,8 +27,11 @@ async def echo(websocket: WebSocket) -> None:
 
 
 async def connect(app: App, path: str = "/echo", **how: Any) -> trio_websocket.WebSocketConnection:
-    client = await app.connect(path=path, welcome=False, **how)
-    return client.websocket
+    return (await connect_client(app, path, **how)).websocket
+
+
+async def connect_client(app: App, path: str = "/echo", **how: Any) -> Client:
+    return await app.connect(path=path, welcome=False, **how)
 
 
 async def status(app: App, path: str) -> int:
@@ -83,20 +86,22 @@ async def test_a_path_without_an_endpoint_is_answered_with_404(clock: MockClock)
 )
 async def test_text_that_is_not_utf_8_closes_with_1007(clock: MockClock, frames: list[bytes]) -> None:
     async with running(endpoints={"/echo": echo}) as app:
-        websocket = await connect(app)
+        client = await connect_client(app)
+        websocket = client.websocket
         await websocket.send_message("before")
         assert await websocket.get_message() == "before"
         for frame in frames:
-            await websocket._stream.send_all(frame)
+            await client.stream.send_all(frame)
         assert (await closed(websocket))[0] == 1007
 
 
 async def test_text_may_be_cut_anywhere(clock: MockClock) -> None:
     async with running(endpoints={"/echo": echo}) as app:
-        websocket = await connect(app)
+        client = await connect_client(app)
+        websocket = client.websocket
         text = "\u00e9\N{SNOWMAN}\N{PILE OF POO}".encode()
         for cut in range(len(text) + 1):
-            await websocket._stream.send_all(client_frame(1, text[:cut], fin=False) + client_frame(0, text[cut:]))
+            await client.stream.send_all(client_frame(1, text[:cut], fin=False) + client_frame(0, text[cut:]))
             assert await websocket.get_message() == text.decode()
 
 
@@ -128,8 +133,9 @@ async def test_the_end_is_seen_by_both_sides(clock: MockClock) -> None:
         websocket = await connect(app, "/ws2")
         await websocket.send_message("close")
         assert await closed(websocket) == (3000, "as you say")
-        websocket = await connect(app, "/ws2")
-        await trio.aclose_forcefully(websocket._stream)
+        client = await connect_client(app, "/ws2")
+        websocket = client.websocket
+        await client.cut()
         await settled()
         assert ends == [(4001, "that is all"), (3000, "as you say"), (1006, "the connection was lost")]
         websocket = await connect(app, "/short")
@@ -156,8 +162,8 @@ async def test_an_endpoint_may_finish_when_its_client_has_gone_but_not_forever(c
             done.append(f"cancelled after {trio.current_time()} s")
 
     async with running(Options(hook_timeout=3), endpoints={"/e": endpoint}) as app:
-        websocket = await connect(app, "/e")
-        await trio.aclose_forcefully(websocket._stream)
+        client = await connect_client(app, "/e")
+        await client.cut()
         await trio.sleep(10)
     assert done == ["a second of work", "cancelled after 3.0 s"]
 
@@ -205,10 +211,11 @@ async def test_a_slow_client_pushes_back_on_its_endpoint_only(clock: MockClock) 
 async def test_limits_heartbeats_and_compression_are_those_of_the_switch(clock: MockClock) -> None:
     options = Options(max_message_bytes=1000, ping_interval=5, ping_timeout=5, max_connections=2)
     async with running(options, endpoints={"/echo": echo}) as app:
-        websocket = await connect(app)
+        client = await connect_client(app)
+        websocket = client.websocket
         await websocket.send_message("x" * 1001)
         assert (await closed(websocket))[0] == 1009
-        await trio.aclose_forcefully(websocket._stream)
+        await client.cut()
         await settled()
         silent, _other = await app.stream(), await connect(app)
         await silent.send_all(upgrade("/echo"))
@@ -221,8 +228,9 @@ async def test_limits_heartbeats_and_compression_are_those_of_the_switch(clock: 
 
 async def test_a_message_may_be_left_incomplete_by_a_close(clock: MockClock) -> None:
     async with running(endpoints={"/echo": echo}) as app:
-        websocket = await connect(app)
-        await websocket._stream.send_all(
+        client = await connect_client(app)
+        websocket = client.websocket
+        await client.stream.send_all(
             client_frame(1, b"first", fin=False) + client_frame(8, b"\x03\xe8") + client_frame(0, b"last")
         )
         assert (await closed(websocket))[0] == 1000
@@ -268,7 +276,7 @@ async def test_what_is_not_a_message_is_an_error_of_the_caller(clock: MockClock)
         for code, reason in ((1005, ""), (1006, ""), (999, ""), (2000, ""), (5000, ""), (1000, "x" * 124)):
             with pytest.raises(ValueError, match=str(code) if not reason else "123 bytes"):
                 websocket.close(code, reason)
-        await websocket.send(bytearray(b"still open"))
+        await websocket.send(bytearray(b"still open"))  # type: ignore[arg-type]
 
     async with running(endpoints={"/e": endpoint}) as app:
         assert await (await connect(app, "/e")).get_message() == b"still open"

@@ -19,7 +19,7 @@ from trioswitch.transport.native import NativeTransport
 async def test_the_commands_of_one_client_give_way_to_others(clock: MockClock, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each command takes as long as the time slice, so that others run after each, though all arrived in one read."""
     ticks = itertools.count()
-    monkeypatch.setattr(driver.time, "monotonic", lambda: next(ticks) * driver.COMMAND_TIME_SLICE)
+    monkeypatch.setattr("trioswitch.connections.driver.time.monotonic", lambda: next(ticks) * driver.COMMAND_TIME_SLICE)
     async with running() as app:
         link = Link.open(app.switch, app.nursery)
         await settled()
@@ -76,7 +76,7 @@ async def test_a_connection_closes_its_transport_at_the_end(clock: MockClock, mo
         if end == "the client closes":
             await client.websocket.aclose()
         elif end == "the client is gone":
-            await trio.aclose_forcefully(client.websocket._stream)
+            await client.cut()
         elif end == "it is kicked":
             app.switch.kick(client.connection_id)
             await client.closed()

@@ -21,8 +21,8 @@ import trio_websocket
 import trustme
 import websockets.asyncio.client
 from raw import CLOSE, RawPeer, frame, upgrade
-from support import Client, connected
-from test_cli import GENEROUS, served
+from served import GENEROUS, served
+from support import Client, client_over, connected
 
 import trioswitch
 from trioswitch import ConnectRequest, Options, Refused, ServeError, Server, Switch, serve
@@ -174,7 +174,7 @@ async def test_health_during_a_drain() -> None:
 async def test_a_port_that_is_taken_is_told_in_a_sentence() -> None:
     async with listening() as (switch, server):
         with pytest.raises(ServeError, match=f"cannot listen on 127.0.0.1 port {server.port}: Address already in use"):
-            await serve(switch, port=server.port)
+            await serve(switch, port=server.port or 0)
 
 
 async def test_the_port_is_free_again_when_the_server_has_stopped() -> None:
@@ -252,7 +252,7 @@ async def test_the_application_is_told_where_a_client_comes_from(transport: str,
     async with listening(transport=transport, hooks=hooks) as (_switch, server):
         peer = await dial(server)
         await peer.open()
-        host, port = peer.stream.socket.getsockname()
+        host, port = peer.stream.socket.getsockname()  # type: ignore[attr-defined]
         await peer.aclose()
     async with listening(transport=transport, hooks=hooks, uds=tmp_path / "s") as (_switch, server):
         peer = RawPeer(await trio.open_unix_socket(str(tmp_path / "s")))
@@ -266,16 +266,8 @@ async def test_the_application_is_told_where_a_client_comes_from(transport: str,
 
 @asynccontextmanager
 async def client_on(path: Path) -> AsyncIterator[Client]:
-    stream = await trio.open_unix_socket(str(path))
-    async with trio.open_nursery() as nursery:
-        websocket = await trio_websocket.wrap_client_stream(nursery, stream, "localhost", "/ws")
-        client = Client(websocket)
-        assert (await client.receive())["type"] == "connected"
+    async with client_over(await trio.open_unix_socket(str(path))) as client:
         yield client
-        with trio.move_on_after(2):
-            await websocket.aclose()
-        nursery.cancel_scope.cancel()
-    await trio.aclose_forcefully(stream)
 
 
 @pytest.mark.parametrize("transport", ["native", "trio-websocket"])

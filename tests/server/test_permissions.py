@@ -150,7 +150,7 @@ async def test_a_hook_that_returns_no_identity_refuses_the_client(
         return answer
 
     hooks = {"authenticate": by_token, hook: returns}
-    async with running(transport=transport, **hooks) as app:
+    async with running(transport=transport, **hooks) as app:  # type: ignore[arg-type]
         if late:
             client = await app.connect()
             assert (await client.ask("authenticate", token="ann"))["code"] == "internal"
@@ -320,7 +320,7 @@ async def test_a_page_whose_name_leads_to_loopback_may_not_connect(transport: An
     """DNS rebinding: Origin and Host are both the page's, and the socket is on 127.0.0.1."""
     for allow_origins, wanted in (((), 403), (("http://evil.example",), 101)):
         async with listening(Options(allow_origins=allow_origins), transport=transport) as (_switch, server):
-            peer = RawPeer(await trio.open_tcp_stream("127.0.0.1", server.port))
+            peer = RawPeer(await trio.open_tcp_stream("127.0.0.1", server.port or 0))
             await peer.send(
                 upgrade("/ws").replace(b"Host: test\r\n", b"Host: evil.example\r\nOrigin: http://evil.example\r\n")
             )
@@ -426,7 +426,7 @@ async def test_on_join_is_asked_again_when_a_session_is_resumed(clock: MockClock
         session = (await client.receive())["session"]
         for room in ("a", "b"):
             await client.join(room)
-        await client.websocket._stream.aclose()
+        await client.stream.aclose()
         await settled()
         closed.add("a")
         again = await app.connect()
@@ -488,7 +488,7 @@ async def test_a_message_is_changed_only_to_what_can_be_sent(clock: MockClock) -
         attempt(lambda: setattr(request, "data", 5))
         attempt(lambda: setattr(request, "data", object()))
         for priority in (11, -1, True, "5"):
-            attempt(lambda priority=priority: setattr(request, "priority", priority))  # type: ignore[misc]
+            attempt(lambda priority=priority: setattr(request, "priority", priority))
         attempt(lambda: setattr(request, "expires", -1))
         attempt(lambda: setattr(request, "room", "other"))
 

@@ -62,7 +62,7 @@ async def test_a_client_that_is_lost_before_its_publish_found_space_frees_its_ke
                 await settled()
             await client.send("message", room="r", data=1, id=1, idempotency_key="k")
             await settled()
-            await trio.aclose_forcefully(client.websocket._stream)
+            await client.cut()
             await settled()
             await other.send("message", room="r", data=1, id=2, idempotency_key="k")
             with trio.move_on_after(100):

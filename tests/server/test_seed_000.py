@@ -25,8 +25,8 @@ async def batches(client: Client, messages: int) -> list[list[Any]]:
     got: list[list[Any]] = []
     while sum(map(len, got)) < messages:
         first = await client.receive()
-        whole = [first, *client._batched]
-        client._batched = []
+        whole = [first, *client.batched]
+        client.batched = []
         got.append([m["data"] for m in whole if m["type"] == "message"])
     return [batch for batch in got if batch]
 
@@ -133,7 +133,7 @@ async def test_a_broken_connection_leaves_a_trace_of_everything(clock: MockClock
         sent = app.switch.statistics().messages_sent
         for number in range(7):
             await app.switch.send(client.connection_id, number)
-        app.nursery.start_soon(trio.aclose_forcefully, client.websocket._stream)
+        app.nursery.start_soon(client.cut)
         await trio.sleep(1)
         statistics = app.switch.statistics()
         assert statistics.active_connections == 0

@@ -85,9 +85,9 @@ async def test_ten_of_them_run_the_simulation_to_the_end(fast_clock: MockClock) 
             while switch.connections():
                 await trio.sleep(0.1)
             nursery.cancel_scope.cancel()
-    lines = [(event.user_id, event.content) for event in seen if event.type == "chat_message"]
+    lines = [(event.user_id, event.content) for event in seen if event.type == "chat_message"]  # type: ignore[attr-defined]
     assert lines == [(f"user_{i}", f"这是来自 user_{i} 的第 {j + 1} 条消息") for i in range(10) for j in range(5)]
-    counts = [event.online_count for event in seen if event.type == "system"]
+    counts = [event.online_count for event in seen if event.type == "system"]  # type: ignore[attr-defined]
     assert sorted(counts) == sorted([*range(1, 11), *range(10)])
     statistics = switch.statistics()
     assert statistics.closes == {"client_left": 10}

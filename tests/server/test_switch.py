@@ -142,7 +142,7 @@ async def test_bad_arguments_are_the_callers_error(clock: MockClock) -> None:
         with pytest.raises(ValueError):
             Options(linger=-1)
         with pytest.raises(ValueError):
-            RoomPolicy(overflow="no such policy")  # type: ignore[arg-type]
+            RoomPolicy(overflow="no such policy")
         await app.switch.publish("r", "still fine")
         assert (await client.receive_until(type="message"))["data"] == "still fine"
 
@@ -474,10 +474,10 @@ async def test_names_that_nobody_could_say_are_refused_at_once(clock: MockClock)
         for name in (None, 7, b"x"):
             with pytest.raises(TypeError, match="must be a str, not"):
                 await app.switch.send_to_user(name, 1)  # type: ignore[arg-type]
-        for name in ("", "x" * 256, "\ud800"):
+        for name in ("", "x" * 256, "\ud800"):  # type: ignore[assignment]
             with pytest.raises(ValueError, match="the name of a user"):
-                await app.switch.send_to_user(name, 1)
+                await app.switch.send_to_user(name, 1)  # type: ignore[arg-type]
             with pytest.raises(ValueError, match="the name of a room"):
-                await app.switch.publish(name, 1)
+                await app.switch.publish(name, 1)  # type: ignore[arg-type]
         with pytest.raises(ValueError, match="limit"):
             await app.switch.history("r", limit=-1)

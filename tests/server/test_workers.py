@@ -159,7 +159,7 @@ async def test_cancelling_a_job_that_runs_leaves_it_to_its_end(gate: Path) -> No
         worker = await workers.run(jobs.pid)
         with trio.CancelScope() as scope:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(workers.run, jobs.wait_for, gate)
+                nursery.start_soon(workers.run, jobs.wait_for, gate)  # type: ignore[arg-type]
                 await began(gate)
                 scope.cancel()
         statistics = workers.statistics()
@@ -227,7 +227,7 @@ async def test_a_job_that_takes_too_long_is_killed(gate: Path) -> None:
 async def test_leaving_the_block_waits_for_what_was_accepted(gate: Path) -> None:
     answers: list[object] = []
     async with open_workers(1) as workers:
-        await workers.submit(jobs.wait_for, gate, 1, then=answers.append)
+        await workers.submit(jobs.wait_for, gate, 1, then=answers.append)  # type: ignore[arg-type]
         await workers.submit(jobs.echo, 2, then=answers.append)
         release(gate)
     assert answers == [1, 2]
@@ -288,5 +288,5 @@ async def test_without_trio_parallel_the_extra_is_named(monkeypatch: pytest.Monk
 )
 async def test_numbers_that_make_no_sense(numbers: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="no pool of"):
-        async with open_workers(**numbers):
+        async with open_workers(**numbers):  # type: ignore[arg-type]
             pytest.fail("it was opened")

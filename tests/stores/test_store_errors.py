@@ -224,7 +224,7 @@ async def test_a_full_disk(path: Path) -> None:
 
 def limit_pages(store: SqliteStore, pages: int) -> None:
     """Let the file not grow beyond this: what SQLite says then is what it says when the disk is full."""
-    store._writes._connections[0].execute(f"PRAGMA max_page_count = {pages or 1}")
+    store.writes.connection.execute(f"PRAGMA max_page_count = {pages or 1}")
 
 
 async def test_all_that_waited_for_a_full_disk_fail(path: Path) -> None:
@@ -250,12 +250,12 @@ async def test_all_that_waited_for_a_full_disk_fail(path: Path) -> None:
 async def test_a_file_that_becomes_read_only(path: Path) -> None:
     async with opened(path) as store:
         await fill(store, 1)
-        store._writes._connections[0].execute("PRAGMA query_only = ON")
+        store.writes.connection.execute("PRAGMA query_only = ON")
         with pytest.raises(StoreError, match="is read-only"):
             await fill(store, 1)
         with pytest.raises(StoreError, match="is read-only"):
             await store.acknowledge("ann", 1)
-        store._writes._connections[0].execute("PRAGMA query_only = OFF")
+        store.writes.connection.execute("PRAGMA query_only = OFF")
         await fill(store, 1)
         assert offsets(await newest(store)) == [1, 2]
 

@@ -62,7 +62,7 @@ async def held_up(store: SqliteStore) -> AsyncIterator[trio.Nursery]:
     """What is written within the block, by tasks of the nursery, waits until the block is left."""
     obstacle = Obstacle()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(store._writes.run, obstacle, [None])
+        nursery.start_soon(store.writes.run, obstacle, [None])
         try:
             await trio.to_thread.run_sync(obstacle.reached.wait, PATIENCE)
             yield nursery
@@ -233,7 +233,7 @@ async def test_the_table_holds_little_more_than_the_retention(path: Path) -> Non
             await fill(store, 10, retention=Retention(20, None))
     async with opened(path) as store:
         await fill(store, 1, retention=Retention(20, None))
-        (count,) = store._writes._connections[0].execute("SELECT count(*) FROM messages").fetchone()
+        (count,) = store.writes.connection.execute("SELECT count(*) FROM messages").fetchone()
         assert 20 <= count <= 20 + 64
 
 
@@ -244,7 +244,7 @@ async def test_where_a_room_stands_is_known_after_a_restart_though_its_row_is_no
         await store.append([message("late", at=90.0, retention=keep)])  # written: its time is not the greatest
         await store.append([message("short", expires_at=101.0, at=99.0, retention=keep)])
         await store.append([message("short", expires_at=101.0, retention=keep)])
-        assert store._writes._connections[0].execute("SELECT last FROM rooms").fetchall() == [(7,)]
+        assert store.writes.connection.execute("SELECT last FROM rooms").fetchall() == [(7,)]
         before = [await read(store, now=now) for now in (100.0, 145.0, 149.5, 151.0)]
         assert [(page.first, page.last, offsets(page)) for page in before[:1]] == [(6, 8, [6, 7, 8])]
     async with opened(path) as store:
@@ -267,9 +267,9 @@ async def test_a_step_of_a_sweep_costs_the_same_however_much_there_is_to_do(
         for messages in (200, 4000):
             await store.append([message(expires_at=101.0 + n / 1e6) for n in range(messages)])
             steps: list[None] = []
-            store._writes._connections[0].set_progress_handler(lambda steps=steps: steps.append(None), 100)
-            assert await store._writes.run(store._writer.sweep_rows, [(200.0, inf)]) == [True]
-            store._writes._connections[0].set_progress_handler(None, 0)
+            store.writes.connection.set_progress_handler(lambda steps=steps: steps.append(None), 100)
+            assert await store.writes.run(store.writer.sweep_rows, [(200.0, inf)]) == [True]
+            store.writes.connection.set_progress_handler(None, 0)
             costs.append(len(steps))
             await store.sweep(200.0, inf)
             assert offsets(await read(store)) == []
@@ -332,17 +332,17 @@ async def test_a_trio_that_ends_before_the_writer_does(path: Path) -> None:
         store = await SqliteStore.open(path)
         with trio.CancelScope() as scope:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(store._writes.run, obstacle, [None])
+                nursery.start_soon(store.writes.run, obstacle, [None])
                 await trio.to_thread.run_sync(obstacle.reached.wait, PATIENCE)
                 scope.cancel()
-        store._reads._waiting.put(None)  # for it has nothing to do, and so never finds out
+        await store.reads.aclose()  # for it has nothing to do, and so never finds out
         return store
 
     store = await trio.to_thread.run_sync(trio.run, leave)
     obstacle.released.set()
-    for lane in (store._reads, store._writes):
-        await trio.to_thread.run_sync(lane._thread.join, PATIENCE)
-        assert not lane._thread.is_alive()
+    for lane in (store.reads, store.writes):
+        await trio.to_thread.run_sync(lane.thread.join, PATIENCE)
+        assert not lane.thread.is_alive()
     async with opened(path):  # it has let go of the file
         pass
 

@@ -1,6 +1,7 @@
 """Server frames, judged by two clients that know nothing of each other; compression, judged by their inflaters."""
 
 import zlib
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
@@ -16,6 +17,7 @@ WINDOWS = list(range(9, 16))
 
 texts = st.text(st.characters(exclude_categories=["Cs"]))
 judges = pytest.mark.parametrize("judge", JUDGES)
+Judge = Callable[..., list[Seen]]
 
 
 def test_opcodes_are_those_of_the_rfc() -> None:
@@ -24,7 +26,7 @@ def test_opcodes_are_those_of_the_rfc() -> None:
 
 @judges
 @pytest.mark.parametrize("size", BORDERS)
-def test_a_frame_of_any_length_encoding_is_read_back(judge, size: int) -> None:
+def test_a_frame_of_any_length_encoding_is_read_back(judge: Judge, size: int) -> None:
     text, binary = b"t" * size, incompressible(size)
     assert judge(frame(TEXT, text)) == [Seen(TEXT, text)]
     assert judge(frame(BINARY, binary)) == [Seen(BINARY, binary)]
@@ -39,7 +41,7 @@ def test_the_shortest_length_encoding_is_used(size: int) -> None:
 
 @judges
 @given(st.lists(st.tuples(st.sampled_from([TEXT, BINARY, PING]), texts.map(str.encode)), max_size=5))
-def test_frames_that_are_joined_are_read_back_in_order(judge, sent: list[tuple[int, bytes]]) -> None:
+def test_frames_that_are_joined_are_read_back_in_order(judge: Judge, sent: list[tuple[int, bytes]]) -> None:
     sent = [(opcode, payload[:125] if opcode == PING else payload) for opcode, payload in sent]
     assert judge(b"".join(frame(*each) for each in sent)) == [Seen(*each) for each in sent]
 
@@ -48,7 +50,7 @@ class TestCompression:
     @judges
     @pytest.mark.parametrize("bits", WINDOWS)
     @pytest.mark.parametrize("level", [1, 6, 9])
-    def test_a_client_with_this_window_inflates_it(self, judge, bits: int, level: int) -> None:
+    def test_a_client_with_this_window_inflates_it(self, judge: Judge, bits: int, level: int) -> None:
         """Repeated 40,000 bytes apart and 300 bytes apart: a window larger than agreed would be found out."""
         far, near = incompressible(20_000).hex().encode(), incompressible(150).hex().encode()
         payload = far + near * 10 + far
@@ -62,7 +64,7 @@ class TestCompression:
         st.lists(st.tuples(texts, st.integers(1, 100), st.booleans()).map(lambda part: (part[0] * part[1], part[2]))),
         st.sampled_from(WINDOWS),
     )
-    def test_compressed_and_plain_frames_mix(self, judge, sent: list[tuple[str, bool]], bits: int) -> None:
+    def test_compressed_and_plain_frames_mix(self, judge: Judge, sent: list[tuple[str, bool]], bits: int) -> None:
         """No context is carried from message to message, so any receiver reads any of them."""
         compressor, data, expected = Compressor(1, 6), b"", []
         for text, compress in sent:

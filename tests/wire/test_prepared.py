@@ -27,12 +27,12 @@ PROTOCOLS = [JSON, JSON_BATCH, MSGPACK]
 def counted(codec: Codec, encoded: list[object]) -> Codec:
     """A codec that keeps what it encoded."""
 
-    class Counted(type(codec)):  # type: ignore[misc]
+    class Counted(type(codec)):
         def encode_event(self, event: Event) -> bytes:
             encoded.append(event)
             return bytes(super().encode_event(event))
 
-    return Counted()  # type: ignore[no-any-return]
+    return Counted()
 
 
 def make_format(
@@ -58,7 +58,7 @@ def unwrapped(payloads: Sequence[bytes | str], protocol: ClientProtocol) -> list
     read = json.loads if protocol.codec.text else msgspec.msgpack.decode
     frames = []
     for payload in payloads:
-        message = read(payload)
+        message = read(payload)  # type: ignore[arg-type]
         if message["type"] == "batch":
             assert protocol.batches
             assert message["timestamp"] == TIME
@@ -189,7 +189,7 @@ class TestUnencodable:
         chunk = pack(sent(1, object(), 3), format, TIME, shared=True)
         assert isinstance(chunk, tuple)
         read = json.loads if protocol.codec.text else msgspec.msgpack.decode
-        inner = [read(payload) for payload in chunk]
+        inner = [read(payload) for payload in chunk]  # type: ignore[arg-type]
         if protocol.batches:
             [batch] = inner
             inner = batch["messages"]
@@ -203,7 +203,7 @@ class TestPack:
             format = make_format(JSON, bits=bits, batch_messages=2, batch_bytes=10)
             for shared in (True, False):
                 chunk = pack(messages, format, TIME, shared=shared)
-                assert chunk == b"".join(message.frame(format.framing) for message in messages)  # type: ignore[misc]
+                assert chunk == b"".join(message.frame(format.framing) for message in messages)
 
     @pytest.mark.parametrize("protocol", [JSON_BATCH, MSGPACK])
     @pytest.mark.parametrize("shared", [True, False])

@@ -32,7 +32,7 @@ from ..version import __version__
 from ..web import health, landing_page
 from .room_policy import room_policy
 
-__all__ = ["main"]
+__all__ = ["main", "make_parser"]
 
 OK, FAILED, USAGE = 0, 1, 2
 
@@ -43,7 +43,7 @@ class _Interrupted(Exception):
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line, and exit: 0 after a drain, 2 for a usage error, 1 for anything else."""
-    parser = _parser()
+    parser = make_parser()
     chosen, unknown = parser.parse_known_args(arguments)
     if unknown:
         getattr(chosen, "parser", parser).error(f"unrecognized arguments: {' '.join(unknown)}")
@@ -181,7 +181,7 @@ class _StorePort(argparse.Action):
         chosen.port, chosen.port_given = port, True
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="trioswitch", description="A real-time push server on Trio.")
     parser.add_argument("--version", action="version", version=f"trioswitch {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")

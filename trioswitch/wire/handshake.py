@@ -115,10 +115,10 @@ class Handshake:
 
     def receive(self, head: bytes) -> None:
         """Take the head of a request that `is_upgrade`. Raises Rejected with the HTTP status that fits."""
-        if not self._read(head):
-            self._judge(head)
+        if not self.read_ordinary(head):
+            self.read_any(head)
 
-    def _read(self, head: bytes) -> bool:
+    def read_ordinary(self, head: bytes) -> bool:
         """Take an ordinary request. Returns False for any other, good or bad, of which nothing is to be used then."""
         ordinary = _ORDINARY.fullmatch(head)
         if ordinary is None:
@@ -149,7 +149,7 @@ class Handshake:
         self._accept = accept_key(headers["sec-websocket-key"])
         return True
 
-    def _judge(self, head: bytes) -> None:
+    def read_any(self, head: bytes) -> None:
         """Have websockets take the request. Raises Rejected."""
         offered = [] if self._offer is None else [self._offer]
         protocol = ServerProtocol(extensions=offered, select_subprotocol=_select, logger=_quiet)

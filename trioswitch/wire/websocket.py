@@ -74,8 +74,8 @@ class WebSocketCodec:
     """
 
     __slots__ = (
-        "_decoder", "_deflate", "_foreign", "_fragments", "_fragments_are_text", "_max_fragments", "_max_message_bytes",
-        "_most", "_protocol", "_rest", "_takes_all", "ended", "has_more", "replies",
+        "_decoder", "_foreign", "_fragments", "_fragments_are_text", "_max_fragments", "_max_message_bytes",
+        "_most", "_protocol", "_rest", "_takes_all", "deflate", "ended", "has_more", "replies",
     )  # fmt: skip
 
     def __init__(
@@ -87,7 +87,7 @@ class WebSocketCodec:
         self._fragments_are_text = False
         self._max_message_bytes = max_message_bytes
         self._max_fragments = max_fragments
-        self._deflate = deflate
+        self.deflate = deflate
         self._protocol: Protocol | None = None  # see `_websockets`
         self._fragments: list[bytes] | None = None
         self._most = min(max_message_bytes, 65535)  # in an ordinary frame, bytes
@@ -102,13 +102,13 @@ class WebSocketCodec:
     @property
     def deflate_bits(self) -> int:
         """The window for compressed messages to the client; 0: it takes none."""
-        return 0 if self._deflate is None else self._deflate.local_max_window_bits
+        return 0 if self.deflate is None else self.deflate.local_max_window_bits
 
     def _websockets(self) -> Protocol:
         if self._protocol is None:
             self._protocol = Protocol(Side.SERVER, max_size=self._max_message_bytes, logger=_quiet)
-            if self._deflate is not None:
-                self._protocol.extensions = [PerMessageDeflate(*self._deflate)]
+            if self.deflate is not None:
+                self._protocol.extensions = [PerMessageDeflate(*self.deflate)]
         return self._protocol
 
     def feed(self, data: bytes) -> list[bytes]:

@@ -64,20 +64,20 @@ class SqliteStore(Store):
     def __init__(self, path: Path, connections: Connections) -> None:
         self._users = connections.users
         path = path.resolve()
-        self._writer = Writer(connections.writer, connections.users, partial(_check_file, path, identify(path)))
+        self.writer: Writer = Writer(connections.writer, connections.users, partial(_check_file, path, identify(path)))
         self._pages = partial(read_pages, connections.reader)
         self._read_inbox = partial(read_inbox, connections.reader)
         explained = partial(explain, path)
-        self._reads = SqliteThread(
+        self.reads: SqliteThread = SqliteThread(
             [connections.reader], name=f"reader of {path}", begin="BEGIN", most=READS, explain=explained
         )
-        self._writes = SqliteThread(
+        self.writes: SqliteThread = SqliteThread(
             [connections.writer, connections.lock],
             name=f"writer of {path}",
             begin="BEGIN IMMEDIATE",
             most=WRITES,
             explain=explained,
-            forget=self._writer.forget,
+            forget=self.writer.forget,
         )
 
     @classmethod
@@ -86,18 +86,18 @@ class SqliteStore(Store):
         return cls(path, await trio.to_thread.run_sync(open_connections, path))
 
     async def append(self, appends: Sequence[Append], *, total_bytes: int = UNLIMITED) -> list[Appended]:
-        return await self._writes.run(self._writer.append, [(append, total_bytes) for append in appends])
+        return await self.writes.run(self.writer.append, [(append, total_bytes) for append in appends])
 
     async def read(self, room: str, *, after: int, limit: int, max_bytes: int, now: float) -> HistoryRecords:
-        (page,) = await self._reads.run(self._pages, [PageQuery(room, after, limit, max_bytes, now)])
+        (page,) = await self.reads.run(self._pages, [PageQuery(room, after, limit, max_bytes, now)])
         return page
 
     async def read_newest(self, room: str, *, limit: int, max_bytes: int, now: float) -> HistoryRecords:
-        (page,) = await self._reads.run(self._pages, [PageQuery(room, None, limit, max_bytes, now)])
+        (page,) = await self.reads.run(self._pages, [PageQuery(room, None, limit, max_bytes, now)])
         return page
 
     async def add_to_inboxes(self, inbox_messages: Sequence[InboxMessage], *, limits: InboxLimits) -> list[InboxResult]:
-        return await self._writes.run(self._writer.post, [(inbox_message, limits) for inbox_message in inbox_messages])
+        return await self.writes.run(self.writer.post, [(inbox_message, limits) for inbox_message in inbox_messages])
 
     def may_have_inbox_messages(self, user: str) -> bool:
         return user in self._users
@@ -105,24 +105,24 @@ class SqliteStore(Store):
     async def read_inbox(
         self, user: str, *, after: int, limit: int, max_bytes: int, now: float
     ) -> list[StoredInboxMessage]:
-        (kept,) = await self._reads.run(self._read_inbox, [InboxQuery(user, after, limit, max_bytes, now)])
+        (kept,) = await self.reads.run(self._read_inbox, [InboxQuery(user, after, limit, max_bytes, now)])
         return kept
 
     async def acknowledge(self, user: str, upto: int) -> None:
-        await self._writes.run(self._writer.acknowledge, [(user, upto)])
+        await self.writes.run(self.writer.acknowledge, [(user, upto)])
 
     async def sweep(self, now: float, inbox_age: float) -> None:
         after: int | None = 0
         while after is not None:
-            (after,) = await self._writes.run(self._writer.sweep_rooms, [(after, now)])
-        while any(await self._writes.run(self._writer.sweep_rows, [(now, inbox_age)])):
+            (after,) = await self.writes.run(self.writer.sweep_rooms, [(after, now)])
+        while any(await self.writes.run(self.writer.sweep_rows, [(now, inbox_age)])):
             pass
 
     def statistics(self) -> SqliteStatistics:
-        return SqliteStatistics(self._writes.statistics(), self._reads.statistics())
+        return SqliteStatistics(self.writes.statistics(), self.reads.statistics())
 
     async def aclose(self) -> None:
         try:
-            await self._reads.aclose()
+            await self.reads.aclose()
         finally:
-            await self._writes.aclose()
+            await self.writes.aclose()

@@ -81,6 +81,8 @@ class SqliteThread:
         At most `most` requests are done in one transaction, which starts with the statement `begin`.
         """
         self._connections = connections
+        self.connection = connections[0]
+        """The one that is worked with: the thread's, while it runs."""
         self._begin = begin
         self._most = most
         self._explain = explain
@@ -90,8 +92,8 @@ class SqliteThread:
         self._ended = trio.Event()
         self._requests = self._transactions = self._failed = 0
         self._token = trio.lowlevel.current_trio_token()
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-        self._thread.start()
+        self.thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self.thread.start()
 
     async def run(self, do: Callable[[Sequence[T]], Sequence[R]], items: Sequence[T]) -> list[R]:
         """Have `do(items)` called in the thread, within a transaction; committed on return.
@@ -119,9 +121,9 @@ class SqliteThread:
             self._waiting.put(None)
         with trio.move_on_after(CLOSE_TIME, shield=True):
             await self._ended.wait()
-            self._thread.join()  # it has nothing left to do
+            self.thread.join()  # it has nothing left to do
         if not self._ended.is_set():
-            _log.warning("%s does not end: its file does not answer", self._thread.name)
+            _log.warning("%s does not end: its file does not answer", self.thread.name)
         await trio.lowlevel.checkpoint_if_cancelled()
 
     # --- in the thread
@@ -179,7 +181,7 @@ class SqliteThread:
         together: dict[Callable[[Sequence[Any]], Sequence[Any]], list[_Request]] = {}
         for request in batch:
             together.setdefault(request.do, []).append(request)
-        connection = self._connections[0]
+        connection = self.connection
         self._roll_back()  # where that failed the last time
         try:
             connection.execute(self._begin)
@@ -200,8 +202,8 @@ class SqliteThread:
                 request.results = list(islice(rest, len(request.items)))
 
     def _roll_back(self) -> None:
-        if self._connections[0].in_transaction:
-            self._connections[0].execute("ROLLBACK")
+        if self.connection.in_transaction:
+            self.connection.execute("ROLLBACK")
 
 
 def _wake(batch: Sequence[_Request]) -> None:

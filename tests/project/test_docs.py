@@ -26,8 +26,8 @@ from trioswitch.wire.protocols import JSON, JSON_CODEC, PROTOCOLS
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = Path(trioswitch.__file__).parent
 DOCS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
-PROTOCOL, EMBEDDING, OPTIONS, ARCHITECTURE = [
-    (ROOT / "docs" / f"{name}.md").read_text() for name in ("protocol", "embedding", "options", "architecture")
+PROTOCOL, OPTIONS, ARCHITECTURE = [
+    (ROOT / "docs" / f"{name}.md").read_text() for name in ("protocol", "options", "architecture")
 ]
 README = (ROOT / "README.md").read_text()
 DEADLINE = 20.0
@@ -64,7 +64,7 @@ def slugs(text: str) -> set[str]:
     ("source", "output"),
     [
         pytest.param(source, output, id=f"{name}: {title}")
-        for name in ("embedding", "install", "outside-trio")
+        for name in ("embedding", "histories", "handlers", "access", "operating", "testing", "install", "outside-trio")
         for title, source, output in examples((ROOT / "docs" / f"{name}.md").read_text())
     ],
 )

@@ -151,9 +151,7 @@ async def _open_context(init: Callable[[], object]) -> AsyncIterator[Any]:
     finally:
         try:
             await opened.__aexit__(None, None, None)
-        except (
-            trio_parallel.BrokenWorkerError
-        ) as error:  # it says what happened to idle processes: nobody's job is lost
+        except trio_parallel.BrokenWorkerError as error:  # idle processes died: no job is lost
             _log.warning("worker processes did not end in order: %s", error.args[0])
 
 

@@ -11,7 +11,7 @@ What is checked, as it happens and when everybody has caught up:
 - a client has everything since it first joined, or was told exactly what is lost; `recovered` is true when, and only when,
   nothing was;
 - what was acknowledged for a stored room is in its history, before and after a restart, in the bounds of size, age and expiry;
-- a inbox message comes in order of `seq` on every new connection until it is acknowledged, and not after;
+- an inbox message comes in order of `seq` on every new connection until it is acknowledged, and not after;
 - who is in a room, and for how long after the connection was lost; each join and leave of a user is announced once;
 - nothing is left of anybody when all have gone.
 """

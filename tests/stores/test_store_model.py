@@ -40,7 +40,7 @@ steps = st.one_of(
 
 @attrs.define
 class One:
-    """A message or a inbox message of the model."""
+    """A message or an inbox message of the model."""
 
     number: int
     payload: bytes

@@ -1,4 +1,4 @@
-"""What is known of a client before it is admitted."""
+"""The request of a client, as hooks see it before the client is admitted."""
 
 import attrs
 

@@ -1,4 +1,4 @@
-"""The client processes, as their parent sees them."""
+"""The client processes: the parent starts them, sends orders and reads replies."""
 
 import resource
 import subprocess

@@ -1,4 +1,4 @@
-"""What was measured: ticks of all client processes, put together."""
+"""A measurement: the reports of all client processes, added up."""
 
 from collections import Counter
 from typing import Any

@@ -1,4 +1,4 @@
-"""What the parent and its client processes tell each other, one line of JSON each. Times are CLOCK_MONOTONIC in ns."""
+"""Orders and replies between the parent and its client processes: one line of JSON each. Times are CLOCK_MONOTONIC in ns."""
 
 from typing import Final
 

@@ -1,4 +1,4 @@
-"""What one client process counts: messages, their age, and how much of that age is its own fault."""
+"""The counters of one client process: messages, their latency, and the part of the latency that the client process caused."""
 
 import time
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What came out of a benchmark: the figures, what they were measured with, and how far they can be trusted."""
+"""The result of a benchmark: the figures, the versions and the machine, and warnings about their reliability."""
 
 from typing import Any, Final
 

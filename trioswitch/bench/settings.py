@@ -1,4 +1,4 @@
-"""What a benchmark was asked to do."""
+"""The settings of a benchmark."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What a person sees: a bar while it runs, a table at the end."""
+"""The output for a person: a progress bar during the run, a table at the end."""
 
 import math
 from types import TracebackType

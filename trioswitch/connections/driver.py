@@ -1,4 +1,4 @@
-"""What drives one connection: the nursery of its reader, its flusher and its handlers. When it ends, all of them have ended.
+"""Runs one connection: the nursery of its reader, its flusher and its handlers. When the driver ends, all of them have ended.
 
 This is internal. What applications hold is `connection.Connection`, made by `ConnectionDriver.public` when it is first asked for.
 """

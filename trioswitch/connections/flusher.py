@@ -1,4 +1,4 @@
-"""What waits for one connection, and the task that writes it.
+"""The queue of messages for one connection, and the task that writes them.
 
 Messages come in through a bounded memory channel. The flusher sorts them by the rules of `wire.batch`, and takes a batch
 as late as possible: when the socket is writable. It is started when something has to wait for the first time, and parks

@@ -1,4 +1,4 @@
-"""The store in memory: history for clients that come back, as long as the process lives.
+"""The store in memory: histories and inboxes that last as long as the process.
 
 Bounded by the retention of the rooms, the limits of the inboxes, and a few hundred bytes for each inbox message, room and user.
 """

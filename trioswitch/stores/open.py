@@ -1,4 +1,4 @@
-"""From a store's name to the store."""
+"""Opens a store from its URL, such as `sqlite:messages.db`."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager

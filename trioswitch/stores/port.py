@@ -1,4 +1,4 @@
-"""The port of what is kept: the messages of rooms with history, and the inboxes of users who are away.
+"""The interface of a store, which keeps the messages of rooms with history and the inboxes of users who are offline.
 
     stores.memory    as long as the process lives
     stores.sqlite    one file; what was acknowledged survives a crash and a power cut
@@ -131,7 +131,7 @@ class InboxMessage:
 
 @attrs.frozen(kw_only=True)
 class InboxLimits:
-    """What inboxes take. A inbox message that does not fit is not kept."""
+    """What inboxes take. An inbox message that does not fit is not kept."""
 
     messages: int
     """In one inbox; what has expired does not count."""
@@ -143,7 +143,7 @@ class InboxLimits:
 
 @attrs.frozen
 class InboxResult:
-    """What became of a inbox message."""
+    """What became of an inbox message."""
 
     seq: int
     """Its number in the inbox; 0: it was not kept, for the reason `refusal`."""
@@ -153,7 +153,7 @@ class InboxResult:
 
 @attrs.frozen
 class StoredInboxMessage:
-    """A inbox message that waits in an inbox."""
+    """An inbox message that waits in an inbox."""
 
     seq: int
     payload: bytes

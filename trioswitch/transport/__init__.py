@@ -1,4 +1,4 @@
-"""What carries a connection.
+"""Transports carry connections.
 
 port            the interface between a connection and what carries it
 native          own sockets and any Trio stream, with a sans-I/O WebSocket codec

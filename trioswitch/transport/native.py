@@ -1,4 +1,4 @@
-"""The native transport: own bytes, websockets' sans-I/O protocol."""
+"""The native transport: WebSocket frames over a byte stream, with the codec in `wire.websocket`."""
 
 from math import inf
 from typing import Final

@@ -1,4 +1,4 @@
-"""What is served for one path."""
+"""A page: the answer to GET requests for one path."""
 
 import http
 import re

@@ -1,4 +1,4 @@
-"""Which queued messages go into the next write.
+"""Chooses the queued messages for the next write.
 
 The rules, for the messages of one connection:
 

@@ -1,4 +1,4 @@
-"""The bytes of server frames (RFC 6455, section 5), and permessage-deflate (RFC 7692) that all receivers share.
+"""Encodes server frames (RFC 6455, section 5), and compresses them once for all receivers (permessage-deflate, RFC 7692).
 
 Server frames carry no mask, so one frame serves every receiver. Compression keeps no context from message to message
 ("no context takeover"), for the same reason: a message is compressed once for each window size that clients negotiated,

@@ -1,4 +1,4 @@
-"""What one receiver missed and has not been told of yet."""
+"""Gaps: the messages that one receiver missed and was not told about yet."""
 
 from collections.abc import Iterable
 

@@ -1,4 +1,4 @@
-"""What is read from the tables: functions of many queries each, called in the reader's thread and transaction."""
+"""Reads from the tables. Each function takes many queries, and is called in the reader's thread and transaction."""
 
 import sqlite3
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""A room as a row, for those that read and for the one that writes."""
+"""The row of a room in the table `rooms`, as the reader and the writer use it."""
 
 import sqlite3
 from math import inf

@@ -1,4 +1,4 @@
-"""Senders: how many bytes of the messages in the file are whose.
+"""Senders: how many bytes each sender's messages take in the file.
 
 A row of `senders` says it for one sender, and the row with the empty name for all together. What inbox messages take is counted
 by triggers. What the messages of rooms take is counted here, and written once for each batch: triggers would make a stored

@@ -1,14 +1,14 @@
 """The store in an SQLite file: what was acknowledged survives a crash of the process, and of the machine.
 
-One thread writes, in transactions of all that waits (`stores.lane`); another reads, and waits for no writer (WAL). A read sees
-all that was committed before it.
+One thread writes, in group commits (`stores.sqlite.thread`). Another thread reads, and does not wait for the writer (WAL). A read
+sees everything that was committed before it.
 
 Each transaction is written through to the disk (`synchronous = FULL`). Measured on a virtual disk (`benchmarks/store.py`),
-medians: one message 0.1 ms, 200 messages together 1.0 ms; with NORMAL 0.01 and 0.65 ms. That is no option: after a power cut
-the newest acknowledged messages would be missing, and their offsets given again to others, which clients would then not miss.
+medians: one message 0.1 ms, 200 messages together 1.0 ms; with NORMAL 0.01 and 0.65 ms. NORMAL is not an option: after a power
+failure the newest acknowledged messages would be missing, and their offsets would be given to other messages.
 
-One server at a time has the file (`stores.schema`). Trimming is lazy: reads leave out what the retention does, and the writer
-deletes it, many messages at a time. The file does not shrink, but what is free in it is used again.
+One server at a time opens the file (`stores.sqlite.schema`). Trimming is lazy: reads leave out what the retention excludes, and
+the writer deletes it later, many messages at a time. The file does not shrink, but SQLite uses its free pages again.
 """
 
 from collections.abc import Sequence

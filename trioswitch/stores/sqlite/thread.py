@@ -1,10 +1,10 @@
-"""A thread with an SQLite connection of its own, which does all that waits in one transaction.
+"""A thread with an SQLite connection of its own. It executes all pending requests in one transaction (group commit).
 
-Requests that came while a transaction was committed are the next one's: under load transactions grow by themselves, and one
-crossing of threads wakes all whose request was in it.
+Requests that arrive during a commit go into the next transaction, so transactions grow with the load, and one switch between
+threads wakes all tasks whose requests were committed.
 
-A request that fails by its own fault fails alone: the others are done again, each in a transaction of its own. When it is the
-file's, such as a full disk, all that were in the transaction fail, and the next one tries anew.
+A request that causes an error fails alone: the others are executed again, each in a transaction of its own. An error of the file,
+such as a full disk, fails all requests of the transaction; the next transaction tries again.
 """
 
 import logging
@@ -44,12 +44,12 @@ _NOBODYS_FAULT: Final = {
 
 @attrs.frozen
 class SqliteThreadStatistics:
-    """A lane since it was opened."""
+    """What the thread has done since it was started."""
 
     waiting: int
     requests: int
     transactions: int
-    """That were committed."""
+    """Transactions that were committed."""
     failed: int
     """Requests that got a StoreError."""
 

@@ -1,4 +1,4 @@
-"""What is written to the tables: methods of many items each, called in the writer's thread and transaction."""
+"""Writes to the tables. Each method takes many items, and is called in the writer's thread and transaction."""
 
 import secrets
 import sqlite3

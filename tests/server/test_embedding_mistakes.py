@@ -373,6 +373,30 @@ def test_a_log_that_is_not_read_stops_nothing() -> None:
         assert program.stderr is not None
 
 
+def test_dropped_log_lines_are_counted() -> None:
+    """The pipe takes 64 KiB and the queue 1,000 lines. When somebody reads again, every line is there or in the count."""
+    wait = 'print("full", flush=True)\ninput()\nlogging.getLogger("last").info("last")\ntime.sleep(0.5)\n'
+    source = FLOOD.replace("start = time.monotonic()\n", wait + "start = time.monotonic()\n")
+    with subprocess.Popen(
+        [sys.executable, "-c", source],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as program:
+        assert program.stdout is not None
+        assert program.stdout.readline() == "full\n"
+        # `communicate` reads stderr to its end, and answers `input` meanwhile
+        _output, said = program.communicate("go\n", timeout=30)
+    lines = said.splitlines()
+    (dropped,) = [int(line.split()[0]) for line in lines if line.endswith("faster than they were read")]
+    written = sum(line.startswith("xxx") for line in lines)
+    summed = sum(int(line.split()[0]) for line in lines if " more of: " in line)
+    assert dropped > 1000
+    assert written >= 1000
+    assert written + summed + dropped <= 30_000 + 300
+
+
 REPEATED = """
 import logging, time
 from trioswitch._util.logs import NonBlockingHandler

@@ -57,6 +57,22 @@ async def test_a_client_without_a_token_is_nobody(clock: MockClock, transport: s
 
 
 @TRANSPORTS
+async def test_a_client_that_sends_no_token_is_closed_after_the_handshake_timeout(
+    clock: MockClock, transport: str
+) -> None:
+    async with running(Options(handshake_timeout=7.0), transport=transport, authenticate=by_token) as app:
+        ann, late, silent = await app.connect(path="/?token=ann"), await app.connect(), await app.connect()
+        start = trio.current_time()
+        await trio.sleep(6)
+        await late.ask("authenticate", token="ann")
+        assert (await silent.closed())[0] == 4500
+        assert trio.current_time() - start == pytest.approx(7, abs=0.1)
+        await trio.sleep(60)
+        for client in (ann, late):
+            await client.nothing_more()
+
+
+@TRANSPORTS
 @pytest.mark.parametrize(
     ("type", "fields"),
     [

@@ -116,7 +116,12 @@ class Cable:
             return
         with trio.CancelScope() as scope:
             self._carried.add(scope)
-            server = await trio.open_tcp_stream(HOST, self._port)
+            try:
+                server = await trio.open_tcp_stream(HOST, self._port)
+            except OSError:  # the server has gone
+                self._carried.discard(scope)
+                await trio.aclose_forcefully(client)
+                return
             async with client, server, trio.open_nursery() as nursery:
                 nursery.start_soon(self._pump, client, server, scope, self._silent)
                 nursery.start_soon(self._pump, server, client, scope, self._deaf)

@@ -242,7 +242,7 @@ def test_every_error_code_is_listed() -> None:
         if name in ("BadInput", "reply_error") and call.args:
             used |= constants(call.args[0])
         if name in ("Refused", "BadInput", "Error"):
-            used |= {code for word in call.keywords if word.arg == "code" for code in constants(word.value)}
+            used |= {value for word in call.keywords if word.arg == "code" for value in constants(word.value)}
     used |= {error.code for error in vars(errors).values() if isinstance(getattr(error, "code", None), str)}
     assert {code(row[0]) for row in rows(sections(PROTOCOL, 2)["Error codes"])} == used
 

@@ -421,8 +421,9 @@ class TestAnyBytes:
     def test_what_is_nested_too_deeply_is_refused_with_its_id(self, message: bytes, request_id: str | int) -> None:
         values = (json_bytes(request_id), b"[" * 5_000 + b"]" * 5_000)
         bad = refused(JSON, message % (values[::-1] if message.index(b'"data"') < message.index(b'"id"') else values))
-        in_the_middle = b'"x":0' in message
-        assert (bad.code, bad.request_id, bad.counts) == ("invalid", None if in_the_middle else request_id, False)
+        assert (bad.code, bad.counts) == ("invalid", False)
+        # Where the decoder itself gives up, an `id` in the middle of the message is not found.
+        assert bad.request_id == request_id or (b'"x":0' in message and bad.request_id is None)
 
     @pytest.mark.parametrize("digits", [19, 20, 40, 400, 5_000])
     @pytest.mark.parametrize("field", ["id", "priority", "max_delay", "data", "room", "x"])

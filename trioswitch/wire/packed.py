@@ -50,11 +50,11 @@ def is_plain(packed: bytes | Raw) -> bool:
     return True
 
 
-def check_packed(raw: bytes | Raw, most: int) -> None:
+def check_packed(raw: bytes | Raw, most: int, most_levels: int) -> None:
     """Check a client's value, whose lengths are known to be right.
 
-    Raises ValueError for more than `most` values, for text that is not UTF-8, extension types other than the timestamp, and
-    keys that are not text: such keys are not in JSON, and the hashes of numbers and arrays are easily made equal, so that
+    Raises ValueError for more than `most` values, more than `most_levels` levels of arrays and maps, text that is not UTF-8,
+    extension types other than the timestamp, and keys that are not text: such keys are not in JSON, and the hashes of numbers and arrays are easily made equal, so that
     decoding takes a time that grows with the square of the size.
     """
     if len(memoryview(raw)) <= FAST_BYTES and is_plain(raw):
@@ -106,6 +106,8 @@ def check_packed(raw: bytes | Raw, most: int) -> None:
             if data[at] != _TIMESTAMP or length not in (4, 8, 12):
                 raise ValueError(f"extension type {int.from_bytes(data[at : at + 1], signed=True)} is not supported")
             at += 1 + length
+        if len(pending) > most_levels:
+            raise ValueError(f"a message may have {most_levels} levels of arrays and maps")
 
 
 def _length(data: bytes, at: int, width: int) -> tuple[int, int]:

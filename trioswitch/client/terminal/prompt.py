@@ -162,8 +162,7 @@ class PromptConsole:
     def _print_above(self) -> None:
         with self._lock:
             app = self._session.app
-            if app.is_done:  # the prompt is gone already
-                self._flush()
+            if app.is_done:  # the prompt is about to be erased: `_edit` prints what is pending then
                 return
             app.renderer.erase()
             app.output.write_raw("".join(f"{line}\n" for line in self._pending))

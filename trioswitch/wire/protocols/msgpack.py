@@ -7,7 +7,7 @@ from typing import Any, Final
 import msgspec
 from msgspec import Raw
 
-from ..body import MAX_VALUES, Body, Packed, as_msgpack, checked_msgpack
+from ..body import MAX_DEPTH, MAX_VALUES, Body, Packed, as_msgpack, checked_msgpack
 from ..commands import ProtocolCommand
 from ..messages import Event, Published
 from ..packed import check_packed, map_fields
@@ -48,7 +48,7 @@ class MessagePackCodec(Codec):
         return Head(*[_scalar(fields.get(name, _NIL)) for name in ("type", "id", "room")])
 
     def fields(self, payload: bytes) -> dict[str, Any]:
-        check_packed(payload, MAX_VALUES)
+        check_packed(payload, MAX_VALUES, MAX_DEPTH)
         return _decode_fields(payload)
 
     def encode_event(self, event: Event) -> bytes:

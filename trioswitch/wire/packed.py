@@ -54,8 +54,8 @@ def check_packed(raw: bytes | Raw, most: int, most_levels: int) -> None:
     """Check a client's value, whose lengths are known to be right.
 
     Raises ValueError for more than `most` values, more than `most_levels` levels of arrays and maps, text that is not UTF-8,
-    extension types other than the timestamp, and keys that are not text: such keys are not in JSON, and the hashes of numbers and arrays are easily made equal, so that
-    decoding takes a time that grows with the square of the size.
+    extension types other than the timestamp, and keys that are not text: such keys are not in JSON, and the hashes of numbers
+    and arrays are easily made equal, so that decoding takes a time that grows with the square of the size.
     """
     if len(memoryview(raw)) <= FAST_BYTES and is_plain(raw):
         return

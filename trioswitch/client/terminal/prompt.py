@@ -48,10 +48,12 @@ async def open_prompt(term: str, on_interrupt: Callable[[], None]) -> AsyncItera
     console = PromptConsole(term, on_interrupt)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(trio.to_thread.run_sync, console.run)
+        nursery.start_soon(console.watch_size)
         try:
             yield console
         finally:
             console.stop()
+            nursery.cancel_scope.cancel()
 
 
 class PromptConsole:
@@ -72,6 +74,7 @@ class PromptConsole:
             input=create_input(sys.stdin),
             output=output,
         )
+        self._session.app.terminal_size_polling_interval = None  # `watch_size` is told of changes
         self._lock = threading.Condition()  # for the fields below
         self._loop: asyncio.AbstractEventLoop | None = None  # None while the editor does not run
         self._pending: list[str] = []
@@ -103,6 +106,14 @@ class PromptConsole:
             self._prompt = prompt
             if self._loop is not None:
                 self._loop.call_soon_threadsafe(self._session.app.invalidate)
+
+    async def watch_size(self) -> None:
+        """Draw the prompt again whenever the size of the terminal has changed."""
+        with trio.open_signal_receiver(signal.SIGWINCH) as changes:
+            async for _ in changes:
+                with self._lock:
+                    if self._loop is not None:
+                        self._loop.call_soon_threadsafe(self._draw_again)
 
     def stop(self) -> None:
         """End the editor, if it runs or is about to."""
@@ -158,6 +169,12 @@ class PromptConsole:
     def _exit(self) -> None:
         if self._session.app.is_running and not self._session.app.is_done:
             self._session.app.exit(result="")
+
+    def _draw_again(self) -> None:
+        app = self._session.app
+        if not app.is_done:
+            app.renderer.erase()
+            app.invalidate()
 
     def _print_above(self) -> None:
         with self._lock:

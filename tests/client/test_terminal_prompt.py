@@ -77,7 +77,7 @@ async def test_events_appear_above_the_half_typed_line() -> None:
             f"[r] bob: line {number}" for number in range(30 - len([x for x in terminal.lines if "line" in x]), 30)
         ]
         terminal.type("lo\r")
-        await terminal.wait(lambda lines: "[r] ann: hello" in shown(lines) and lines[-1] == "r>")  # bob's leave may follow
+        await terminal.wait(lambda lines: "[r] ann: hello" in shown(lines) and lines[-1] == "r>")  # and bob's leave
         assert sum("hello" in line for line in terminal.lines) == 1
 
 

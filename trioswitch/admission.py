@@ -83,6 +83,8 @@ class Admission:
     refused: int = attrs.field(default=0, init=False)
     """Clients that were turned away."""
     max_connections: int = attrs.field(init=False)
+    id_prefix: str = ""
+    """Begins the ids of connections: in a cluster it says which node they are on."""
 
     def __attrs_post_init__(self) -> None:
         limit = self.options.max_connections
@@ -305,7 +307,7 @@ class Admission:
     def _connection(
         self, request: ConnectRequest, identity: Identity | None, make_transport: MakeTransport
     ) -> ConnectionDriver:
-        id = secrets.token_urlsafe(9)
+        id = self.id_prefix + secrets.token_urlsafe(9)
         return ConnectionDriver(id, request, identity, self.options, self.traffic, self.services, make_transport)
 
     async def _converse(self, connection: ConnectionDriver) -> None:

@@ -1,6 +1,6 @@
 """Opens a switch. This is the one place where its parts are put together."""
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 
 import trio
@@ -10,6 +10,8 @@ from ._util.nurseries import open_nursery
 from ._util.supervision import supervise
 from .admission import Admission
 from .auth.authentication import Authenticator, OnConnect
+from .brokers.port import Broker
+from .cluster.cluster import Cluster
 from .commands import Commands
 from .config import Options
 from .connections.directory import ConnectionDirectory
@@ -54,6 +56,7 @@ async def open_switch(
     on_join: OnJoin | None = None,
     on_publish: OnPublish | None = None,
     store: Store | None = None,
+    broker: Broker | None = None,
 ) -> AsyncIterator[Switch]:
     """Run a switch: `async with open_switch() as switch`. Its rooms and tasks live until the block is left.
 
@@ -75,16 +78,18 @@ async def open_switch(
             (`PublishRequest`), or raise Refused.
         store: keeps the messages of `stored` rooms and inboxes (`trioswitch.stores`). It stays open when the block is left.
             Without it inboxes are kept in memory.
+        broker: makes the switch a node of a cluster (`trioswitch.brokers`): all switches whose brokers meet, and which have the
+            same store, are one server to their clients.
 
     Raises:
-        ValueError: a room policy has `history=stored`, and there is no store.
+        ValueError: a room policy has `history=stored`, or there is a broker, and there is no store.
         TypeError: an argument has another type, or a hook is not an async function.
         RuntimeError: the program does not run on Trio.
     """
     check_in_trio()
     if options is None:
         options = Options()
-    for name, value, kind in (("options", options, Options), ("handlers", handlers, Handlers), ("store", store, Store)):
+    for name, value, kind in (("options", options, Options), ("handlers", handlers, Handlers), ("store", store, Store), ("broker", broker, Broker)):
         if value is not None and not isinstance(value, kind):
             raise TypeError(f"{name} must be of the type {kind.__name__}, not {value!r}")
     hooks = Hooks(
@@ -97,11 +102,14 @@ async def open_switch(
     check_endpoints(endpoints or {})
     if options.needs_store and store is None:
         raise ValueError("a room policy has history=stored: that needs a store, open_switch(store=...)")
+    if broker is not None and store is None:
+        raise ValueError("a broker makes the switch one of several: they need a store that they share, open_switch(store=...)")
     async with open_nursery() as nursery:
         parts = _assemble(
             options,
             nursery,
             store or MemoryStore(),
+            broker,
             handlers or Handlers(),
             dict(endpoints or {}),
             hooks,
@@ -111,6 +119,7 @@ async def open_switch(
             parts.services.attach(switch)
             yield switch
         finally:
+            await parts.leave_cluster()
             parts.abandon()
             nursery.cancel_scope.cancel()
     parts.close()
@@ -120,6 +129,7 @@ def _assemble(
     options: Options,
     nursery: trio.Nursery,
     store: Store,
+    broker: Broker | None,
     handlers: Handlers,
     own_endpoints: Mapping[str, Endpoint],
     hooks: Hooks,
@@ -135,10 +145,19 @@ def _assemble(
     writer = StoreWriter(store, health, budget, options)
     rooms = RoomDirectory(options, traffic, budget, nursery, writer.submit)
     inbox = Inbox(connections, store, health, options)
-    publisher = Publisher(rooms, inbox, IdempotencyKeys())
+    keys = IdempotencyKeys()
+    cluster = (
+        None
+        if broker is None
+        else Cluster(broker, options, store, connections, rooms, writer, inbox, keys, lambda: _beat(connections, rooms))
+    )
+    relay = None if cluster is None else cluster.relay
+    publisher = Publisher(rooms, inbox, keys, None if relay is None else relay.publish_elsewhere)
     announcements = Announcements(rooms, publisher.publish_nowait)
     presence = Presence(rooms, connections, announcements)
-    recovery = Recovery(rooms, presence, writer, options)
+    if cluster is not None:
+        cluster.tell(announcements, presence)
+    recovery = Recovery(rooms, presence, writer, options, relay)
     sessions = Sessions(connections, rooms, presence, recovery, options, hooks.is_allowed)
 
     services = ConnectionServices(connections, presence)
@@ -159,12 +178,13 @@ def _assemble(
         heartbeats=heartbeats,
         endpoints=endpoints,
         execute=commands.execute,
+        id_prefix="" if cluster is None else f"{cluster.node}.",
         services=services,
         authentication=hooks.authentication,
         on_disconnect=hooks.on_disconnect,
     )
 
-    tasks = [
+    tasks: list[Callable[[], Awaitable[None]]] = [
         rooms.dispatcher.run,
         rooms.close_idle_rooms,
         announcements.run,
@@ -176,6 +196,8 @@ def _assemble(
     ]
     if reactor is not None:
         tasks.append(reactor.run)
+    if cluster is not None:
+        tasks += cluster.tasks
     for task in tasks:
         nursery.start_soon(supervise, task)
     return Parts(
@@ -198,4 +220,10 @@ def _assemble(
         budget=budget,
         writer=writer,
         reactor=reactor,
+        cluster=cluster,
     )
+
+
+def _beat(connections: ConnectionDirectory, rooms: RoomDirectory) -> dict[str, int]:
+    """What a node tells the others of itself."""
+    return {"connections": len(connections), "users": len(connections.users), "rooms": len(rooms)}

@@ -106,6 +106,13 @@ def _path(_options: Any, _field: object, path: object) -> None:
         raise ValueError(f"'path' must be a path such as /ws, in ASCII and without a query: {path!r}")
 
 
+def _name(_options: Any, _field: object, name: object) -> None:
+    if not isinstance(name, str):
+        raise TypeError(f"'node_name' must be a str: {name!r}")
+    if not name.isprintable() or len(name) > 255:
+        raise ValueError(f"'node_name' must be printable text of at most 255 characters: {name!a}")
+
+
 def _whole(_options: Any, field: "attrs.Attribute[Any]", value: object) -> None:
     if not isinstance(value, int) or isinstance(value, bool):
         raise TypeError(f"'{field.name}' must be a whole number: {value!r}")
@@ -246,6 +253,14 @@ class Options:
     )
     close_timeout: float = option(5.0, "seconds for flushing and closing one connection", gt(0))
     hook_timeout: float = option(5.0, "seconds that on_disconnect may take", gt(0))
+    node_name: str = attrs.field(
+        default="",
+        validator=_name,
+        metadata={"help": "name of this node of a cluster, for people; without one, its id"},
+    )
+    node_timeout: float = option(
+        10.0, "seconds after which a node of a cluster that is silent is taken for dead, and its users have left", ge(5)
+    )
     max_connections: int | None = option(
         None,
         "connections at most; more get 503. Default: the limit on open files, less 64 for everything else",

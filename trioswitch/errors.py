@@ -13,6 +13,7 @@ TrioswitchError
 |- UnencodableData        the caller's fault: data that the client protocols cannot carry
 |- UnknownConnection      there is no connection with this id, or it has ended
 |- ServeError             a listener cannot be opened: the port is taken, a certificate cannot be read ...
+|- BrokerError            the broker cannot be reached, or does not answer
 `- StoreError             the store cannot be opened, read or written: the disk is full, the file is damaged ...
 
 Each that a client can be told has a `code`: the stable word in its `error` message (`docs/protocol.md`).
@@ -23,6 +24,7 @@ from typing import ClassVar
 
 __all__ = [
     "BadInput",
+    "BrokerError",
     "CloseCause",
     "DeliveryError",
     "HistoryNotAvailable",
@@ -188,6 +190,12 @@ class UnknownConnection(TrioswitchError, KeyError):
 
 class ServeError(TrioswitchError, OSError):
     """A listener cannot be opened. The text is one sentence for a person."""
+
+
+class BrokerError(TrioswitchError):
+    """The broker cannot be reached, or does not answer. The text is one sentence for a person."""
+
+    code: ClassVar[str] = "unavailable"
 
 
 class StoreError(TrioswitchError):

@@ -29,6 +29,8 @@ class Drop(enum.Enum):
     """It was waiting when the connection, or the switch, ended."""
     CRASHED = "crashed"
     """The room failed while it handed the message out."""
+    BEHIND = "behind"
+    """It came from another node while the room held as much as it may."""
 
 
 @attrs.frozen

@@ -1,8 +1,10 @@
 """The parts of a switch that its facade calls, and what they count together."""
 
 import attrs
+import trio
 
 from .admission import Admission
+from .cluster.cluster import Cluster
 from .config import Options
 from .connections.directory import ConnectionDirectory
 from .connections.groups import Groups
@@ -48,6 +50,7 @@ class Parts:
     _budget: HistoryBudget
     _writer: StoreWriter
     _reactor: Reactor | None
+    cluster: Cluster | None
 
     def statistics(self) -> SwitchStatistics:
         traffic = self.traffic
@@ -78,6 +81,12 @@ class Parts:
             uncommitted_messages=self._writer.uncommitted + self.inbox.uncommitted,
             compression=self.compressor.statistics(),
         )
+
+    async def leave_cluster(self) -> None:
+        """The switch ends: the other nodes are told, even when it is cancelled."""
+        if self.cluster is not None:
+            with trio.CancelScope(shield=True):
+                await self.cluster.leave()
 
     def abandon(self) -> None:
         """The switch ends: nothing is delivered any more. Its tasks still run."""

@@ -66,7 +66,15 @@ class PendingPublish:
 class Publisher:
     """Publishes to rooms, and sends to users and their inboxes."""
 
-    def __init__(self, rooms: RoomDirectory, inbox: Inbox, keys: IdempotencyKeys) -> None:
+    def __init__(
+        self,
+        rooms: RoomDirectory,
+        inbox: Inbox,
+        keys: IdempotencyKeys,
+        publish_elsewhere: Callable[[str, Prepared], None] | None = None,
+    ) -> None:
+        """`publish_elsewhere` publishes to the members of a room on other nodes, where there are some."""
+        self._publish_elsewhere = publish_elsewhere
         self._rooms = rooms
         self._inbox = inbox
         self._keys = keys
@@ -80,7 +88,7 @@ class Publisher:
             if target is not None:
                 target.publish_nowait(message)
             else:
-                message.report(Receipt())
+                self._nobody_here(room, message)
         except trio.WouldBlock:
             return PendingPublish(message, partial(self._enqueue, room))
         except trio.ClosedResourceError:
@@ -100,9 +108,15 @@ class Publisher:
             if target is not None:
                 await target.publish(message)
             else:
-                message.report(Receipt())
+                self._nobody_here(room, message)
         except trio.ClosedResourceError:
             message.report(self._closed(room))
+
+    def _nobody_here(self, room: str, message: Prepared) -> None:
+        if self._publish_elsewhere is not None:
+            self._publish_elsewhere(room, message)
+        else:
+            message.report(Receipt())
 
     def _closed(self, room: str) -> Outcome:
         """The outcome of a message for a room that was closed. Nobody is there; but a stored message was not stored."""

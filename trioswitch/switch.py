@@ -218,7 +218,12 @@ class Switch:
         event = event_of(data, None, key)
         message = prepare(event, priority=priority, max_delay=max_delay, expires=expires, key=key, exclude=exclude)
         known = self._parts.connections
-        return await known.send(list(known) if connections is None else known.find(connections), message)
+        if connections is not None:
+            return await known.send(known.find(connections), message)
+        receipt = await known.send(list(known), message)
+        if self._parts.cluster is not None:
+            self._parts.cluster.users.broadcast(message)
+        return receipt
 
     async def flush_all(self) -> None:
         """Write everything that is pending now, without lingering; returns when it is written or its connection has ended.

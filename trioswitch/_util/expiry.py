@@ -34,6 +34,10 @@ class DueQueue(Generic[K, V]):
         self._items.pop(key, None)
         self._items[key] = (due, value)
 
+    def items(self) -> Iterator[tuple[K, V]]:
+        """All values, in the order in which they are due."""
+        return ((key, value) for key, (_due, value) in self._items.items())
+
     def get(self, key: K) -> V | None:
         item = self._items.get(key)
         return None if item is None else item[1]

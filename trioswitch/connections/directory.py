@@ -1,7 +1,7 @@
 """The directory of connections: which connections and users there are, and how a message is sent to them directly."""
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any, Final
 
 import trio
@@ -41,6 +41,7 @@ class ConnectionDirectory:
         """Connections that were ever opened."""
         self.closes: Counter[CloseCause] = Counter()
         """Connections that have ended, by cause."""
+        self._on_user: Callable[[str, bool], None] = lambda _user, _online: None
         self.draining = False
         """Whether all connections are about to end: nobody new is admitted, and leaves are not announced."""
 
@@ -72,6 +73,10 @@ class ConnectionDirectory:
     def begin_drain(self) -> None:
         """From now on nobody is admitted (`draining`)."""
         self.draining = True
+
+    def on_user(self, callback: Callable[[str, bool], None]) -> None:
+        """Have this called with a user who has a connection now and had none (True), or has none any more (False)."""
+        self._on_user = callback
 
     # --- who there is
 
@@ -108,12 +113,18 @@ class ConnectionDirectory:
         self._add_to_user(connection)
 
     def _add_to_user(self, connection: ConnectionDriver) -> None:
-        self._by_user.setdefault(connection.user, {})[connection.id] = connection
+        of_user = self._by_user.get(connection.user)
+        if of_user is not None:
+            of_user[connection.id] = connection
+        else:
+            self._by_user[connection.user] = {connection.id: connection}
+            self._on_user(connection.user, True)
 
     def _remove_from_user(self, connection: ConnectionDriver) -> None:
         of_user = self._by_user.get(connection.user)
         if of_user is not None and of_user.pop(connection.id, None) is not None and not of_user:
             del self._by_user[connection.user]
+            self._on_user(connection.user, False)
 
     def get(self, connection: Connection | str) -> ConnectionDriver:
         """By its public object or its id. Raises UnknownConnection when there is none, or none any more."""

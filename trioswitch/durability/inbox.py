@@ -11,7 +11,7 @@ One task commits pending inbox messages in batches (`group_commit`), and deliver
 import logging
 from collections import Counter
 from collections.abc import Collection, Sequence
-from typing import Final
+from typing import Final, Protocol
 
 import trio
 
@@ -29,7 +29,7 @@ from ..wire.records import decode_record, encode_record
 from .group_commit import MAX_BATCH, GroupCommit
 from .store_health import StoreHealth
 
-__all__ = ["Inbox"]
+__all__ = ["ACK_GRACE", "Inbox", "OtherNodes"]
 
 _log = logging.getLogger(__name__)
 
@@ -63,6 +63,19 @@ class _Progress:
         """Whether something was added to the inbox since the store was read last."""
 
 
+class OtherNodes(Protocol):
+    """The other nodes of a cluster."""
+
+    def send(self, user: str, seq: int, message: Prepared) -> None:
+        """Send a direct message to the user's connections there; `seq` is 0 if the inbox does not have it."""
+
+    def delivered(self, user: str, seq: int) -> None:
+        """All connections of the user here have everything up to this seq."""
+
+    def changed(self, user: str) -> None:
+        """`needs_keeping` may be another."""
+
+
 class Inbox:
     """Sends to users, and keeps what they have not acknowledged. One for each switch."""
 
@@ -81,6 +94,11 @@ class Inbox:
         self._pending_bytes = 0  # of messages that wait for a batch
         self._undelivered: Counter[str] = Counter()  # messages that were sent and have not ended, by user
         self._space = Wakeup()
+        self._nodes: OtherNodes | None = None
+
+    def join_cluster(self, nodes: OtherNodes) -> None:
+        """Send to users of other nodes, too."""
+        self._nodes = nodes
 
     @property
     def uncommitted(self) -> int:
@@ -96,13 +114,15 @@ class Inbox:
         """
         connections = self._connections.of_user(user)
         keep = keep and self._options.inbox_messages > 0
-        if keep and (not connections or self._undelivered[user] or any(map(self._needs_keeping, connections))):
+        if keep and (self._nodes or not connections or self._undelivered[user] or self.needs_keeping(user)):
             if self._full:
                 raise trio.WouldBlock
             self._undelivered[user] += 1
             self._pending_bytes += message.size
             self._commits.add((user, message))
         else:
+            if self._nodes is not None:
+                self._nodes.send(user, 0, message)
             message.report(self._connections.send_nowait(connections, message))
 
     async def send(self, user: str, message: Prepared, *, keep: bool = True) -> None:
@@ -164,8 +184,35 @@ class Inbox:
         event = message.event
         assert isinstance(event, DirectMessage)
         event.seq = result.seq
-        counts = Counter(self._deliver_to(connection, message) for connection in list(connections))
+        if self._nodes is not None:
+            self._nodes.send(user, result.seq, message)
+        counts = self._deliver_to_all(user, result.seq, message)
         return Receipt(counts[OfferResult.WRITTEN], counts[OfferResult.QUEUED], kept=1, seq=result.seq)
+
+    def _deliver_to_all(self, user: str, seq: int, message: Prepared) -> "Counter[OfferResult]":
+        connections = list(self._connections.of_user(user))
+        counts = Counter(self._deliver_to(connection, message) for connection in connections)
+        if self._nodes is not None and connections:
+            progress = [self._progress.get(connection.id) for connection in connections]
+            if all(each is not None and not each.catching_up and each.sent >= seq for each in progress):
+                self._nodes.delivered(user, seq)
+        return counts
+
+    def deliver_from_elsewhere(self, user: str, seq: int, message: Prepared) -> None:
+        """Deliver a message that was sent on another node to the user's connections here. `seq` as of `OtherNodes.send`."""
+        if not seq:
+            self._connections.send_nowait(self._connections.of_user(user), message)
+        elif isinstance(message.event, DirectMessage):
+            message.event.seq = seq
+            self._deliver_to_all(user, seq, message)
+
+    def look_again(self, user: str) -> None:
+        """Messages may have been put into the inbox of a user without being delivered here: read them."""
+        if self._options.inbox_messages and self._store.may_have_inbox_messages(user):
+            for connection in list(self._connections.of_user(user)):
+                if connection.cause is None:
+                    progress = self._progress.get(connection.id) or self._begin(connection)
+                    self._start_catching_up(connection, progress)
 
     def _refused(
         self, user: str, message: Prepared, refusal: Refusal, connections: Collection[ConnectionDriver]
@@ -183,7 +230,8 @@ class Inbox:
         assert isinstance(event.seq, int)
         if event.seq <= progress.sent:
             return OfferResult.QUEUED  # the client came online after the commit, and read the message from the store
-        if not progress.catching_up:
+        is_next = self._nodes is None or event.seq == progress.sent + 1  # else others are on their way from other nodes
+        if is_next and not progress.catching_up:
             result = connection.outbox.offer(message, Overflow.BLOCK)
             if result is not OfferResult.FULL:
                 progress.sent = event.seq
@@ -204,15 +252,25 @@ class Inbox:
         progress = _Progress(connection.user)
         progress.acknowledges = self._acknowledges(connection)
         self._progress[connection.id] = progress
+        self._changed(connection.user)
         return progress
+
+    def _changed(self, user: str) -> None:
+        if self._nodes is not None:
+            self._nodes.changed(user)
 
     def forget(self, connection: ConnectionDriver) -> None:
         """A connection has ended."""
-        self._progress.pop(connection.id, None)
+        if self._progress.pop(connection.id, None) is not None:
+            self._changed(connection.user)
 
     def _acknowledges(self, connection: ConnectionDriver) -> bool:
         progress = self._progress.get(connection.id)
         return progress is not None and progress.acknowledges
+
+    def needs_keeping(self, user: str) -> bool:
+        """Whether messages for an online user have to be kept: for one of the user's clients."""
+        return any(map(self._needs_keeping, self._connections.of_user(user)))
 
     def _needs_keeping(self, connection: ConnectionDriver) -> bool:
         """Whether messages have to be kept: the client acknowledges, may yet begin to, or is catching up."""
@@ -226,7 +284,9 @@ class Inbox:
         if self._options.inbox_messages:
             if connection.id not in self._progress:
                 self.arrived(connection)
-            self._progress[connection.id].acknowledges = True
+            if not self._progress[connection.id].acknowledges:
+                self._progress[connection.id].acknowledges = True
+                self._changed(connection.user)
         if upto:
             await self._store.acknowledge(connection.user, upto)
 
@@ -261,6 +321,8 @@ class Inbox:
                         return
                 progress.sent = inbox_message.seq
         progress.catching_up = False
+        if self._nodes is not None and progress.sent:
+            self._nodes.delivered(progress.user, progress.sent)
 
 
 def _to_inbox_message(item: tuple[str, Prepared]) -> InboxMessage:

@@ -6,7 +6,7 @@ message once: from the history what was recorded before, from the room what come
 in memory) goes out first, page by page, as fast as the client reads, until the rest is little enough.
 """
 
-from typing import Final, cast
+from typing import Final, Protocol, cast
 
 import attrs
 import trio
@@ -24,7 +24,7 @@ from ..wire.messages import Gap, Position, Recorded, thawed
 from ..wire.prepared import Prepared
 from .store_writer import PAGE_BYTES, StoreWriter
 
-__all__ = ["HistoryPage", "Joined", "Recovery"]
+__all__ = ["HistoryPage", "Joined", "Recovery", "RoomReadiness"]
 
 PAGE: Final = 200
 """Messages that are read, and delivered, at once while a client catches up."""
@@ -64,14 +64,31 @@ class HistoryPage:
         return page
 
 
+class RoomReadiness(Protocol):
+    """Whether a room can be joined, in a cluster: whether this node hears what is published to it elsewhere."""
+
+    def is_ready(self, room: Room) -> bool: ...
+
+    async def wait_ready(self, room: Room) -> None:
+        """Wait until it is, or for a while. Safe to cancel."""
+
+
 class Recovery:
     """Answers from histories, and lets clients join where they left."""
 
-    def __init__(self, rooms: RoomDirectory, presence: Presence, writer: StoreWriter, options: Options) -> None:
+    def __init__(
+        self,
+        rooms: RoomDirectory,
+        presence: Presence,
+        writer: StoreWriter,
+        options: Options,
+        relay: RoomReadiness | None = None,
+    ) -> None:
         self._rooms = rooms
         self._presence = presence
         self._writer = writer
         self._options = options
+        self._relay = relay
 
     # --- joining
 
@@ -89,9 +106,10 @@ class Recovery:
         `reserved`: as `reserved` of `Presence.join`.
         """
         room = self._rooms.open(name)
+        if self._relay is not None and not self._relay.is_ready(room):
+            return None
         if room.policy.history is HistoryStorage.NONE:
-            self._presence.join(connection, name, reserved=reserved)
-            return Joined(room, None, None if since is None else False)
+            return self._join_without_history(connection, room, since, reserved)
         if room.history is None:
             return None
         if since is None and not newest:
@@ -115,11 +133,22 @@ class Recovery:
         """
         room = self._rooms.open(name)
         with room.pinned():
+            if self._relay is not None:
+                await self._relay.wait_ready(room)
+                if room.policy.history is HistoryStorage.NONE:
+                    _check(connection)
+                    return self._join_without_history(connection, room, since, reserved)
             try:
                 history = await self._writer.load_history(room)
                 return await self._join(room, history, connection, since, newest, reserved)
             except StoreError as error:
                 raise Refused(str(error), code="unavailable") from None
+
+    def _join_without_history(
+        self, connection: ConnectionDriver, room: Room, since: Position | None, reserved: bool
+    ) -> Joined:
+        self._presence.join(connection, room.name, reserved=reserved)
+        return Joined(room, None, None if since is None else False)
 
     async def _join(
         self,
@@ -231,7 +260,7 @@ class Recovery:
         return self._rooms.open(name)
 
     def _is_stored(self, name: str) -> bool:
-        return self._rooms.open(name).policy.history is HistoryStorage.STORED
+        return self._rooms.open(name).is_stored
 
 
 class _CatchUp:
@@ -256,7 +285,7 @@ class _CatchUp:
         elif since is not None and since.epoch == history.epoch:
             self.at = history.last  # nothing follows what is beyond the end
         else:
-            self.at = 0 if room.policy.history is HistoryStorage.STORED else history.first - 1
+            self.at = 0 if room.is_stored else history.first - 1
             if since is None:
                 self.at = max(self.at, history.last - newest)
 

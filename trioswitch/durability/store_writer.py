@@ -102,7 +102,7 @@ class StoreWriter:
             room.name, limit=limit, max_bytes=self._options.room_bytes, now=clock.wall_time()
         )
         self._health.works("reading")
-        history = History(room.policy, self._budget, records.epoch, records.last)
+        history = History(room.policy, self._budget, records.epoch, records.last, is_stored=True)
         history.restore([(clock.to_trio(record.at), message) for record, message in _prepare(room.name, records)])
         room.attach_history(history)
 

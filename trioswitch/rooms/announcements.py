@@ -9,7 +9,7 @@ import trio
 from .._util.wakeup import Wakeup
 from ..errors import DeliveryError
 from ..wire.messages import System
-from ..wire.prepared import Prepared
+from ..wire.prepared import Announcement, Prepared
 from .directory import RoomDirectory
 from .room import Room
 
@@ -41,6 +41,11 @@ class Announcements:
         """Tell a room that a user left, whose last connection this was."""
         self._announce(room, "user_left", user)
 
+    def counted(self, room: Room) -> None:
+        """Tell a room how many users there are, as it has learned of users who were there before."""
+        if room.policy.announce and room.membership.members:
+            self._count_soon(room.name)
+
     def _announce(self, room: Room, action: str, user: str) -> None:
         policy = room.policy
         if not policy.announce or not room.membership.members:
@@ -49,12 +54,15 @@ class Announcements:
             event = System(action=action, room=room.name, online_count=len(room.membership.users), user_id=user)
             if self._published(room.name, event):
                 return
-        self._due.setdefault(room.name, self._counted_at.get(room.name, -inf) + COUNT_INTERVAL)
+        self._count_soon(room.name)
+
+    def _count_soon(self, room: str) -> None:
+        self._due.setdefault(room, self._counted_at.get(room, -inf) + COUNT_INTERVAL)
         self._wakeup.notify()
 
     def _published(self, room: str, event: System) -> bool:
         try:
-            self._publish(room, Prepared(event, room=room))
+            self._publish(room, Announcement(event, room=room))
         except (trio.WouldBlock, DeliveryError):
             return False  # the room is full: the count, once it can be told, stands for what is left out
         return True

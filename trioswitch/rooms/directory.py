@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable, Iterator
 from functools import partial
 from secrets import token_urlsafe
-from typing import Final
+from typing import Final, Protocol
 
 import trio
 
@@ -16,14 +16,24 @@ from ..wire.prepared import Prepared
 from .dispatcher import Dispatcher
 from .history import History, HistoryBudget
 from .membership import Member
-from .room import Room
+from .room import Relay, Room
 
-__all__ = ["RoomDirectory"]
+__all__ = ["RoomDirectory", "RoomRelay"]
 
 _log = logging.getLogger(__name__)
 
 IDLE_ROOM_SWEEP_INTERVAL: Final = 10.0
 """Seconds between two looks at rooms with history that nobody is in: those that are idle then are closed."""
+
+
+class RoomRelay(Relay, Protocol):
+    """The relay of a cluster (`rooms.room`), which is told of rooms, too."""
+
+    def opened(self, room: Room) -> None:
+        """A room is open: what other nodes publish to it is wanted here."""
+
+    def closed(self, room: Room) -> None:
+        """It is no more."""
 
 
 class RoomDirectory:
@@ -41,6 +51,7 @@ class RoomDirectory:
         nursery: trio.Nursery,
         submit: Callable[[Room, Prepared], None],
     ) -> None:
+        self._relay: RoomRelay | None = None
         self._options = options
         self._traffic = traffic
         self._budget = budget
@@ -60,6 +71,11 @@ class RoomDirectory:
     def __len__(self) -> int:
         return len(self._rooms)
 
+    def join_cluster(self, relay: RoomRelay) -> None:
+        """Carry the messages of rooms between nodes. To be called before any room is opened."""
+        assert not self._rooms
+        self._relay = relay
+
     # --- rooms
 
     def get(self, name: str) -> Room | None:
@@ -73,14 +89,15 @@ class RoomDirectory:
             if self._abandoned:
                 raise trio.ClosedResourceError("the switch's block was left")
             policy = self._options.policy(name)
-            history = (
-                History(policy, self._budget, token_urlsafe(6)) if policy.history is HistoryStorage.MEMORY else None
-            )
-            room = Room(name, policy, self._options, self._traffic, self.dispatcher.wake, self._submit, history)
+            relay, in_memory = self._relay, policy.history is HistoryStorage.MEMORY
+            history = History(policy, self._budget, token_urlsafe(6)) if in_memory and relay is None else None
+            room = Room(name, policy, self._options, self._traffic, self.dispatcher.wake, self._submit, history, relay)
             self._rooms[name] = room
             self._traffic.open_room(name)
-            if policy.history is not HistoryStorage.NONE:
+            if policy.history is not HistoryStorage.NONE or relay is not None:
                 self._deserted.add(name)
+            if relay is not None:
+                relay.opened(room)
         return room
 
     def for_publishing(self, name: str) -> Room | None:
@@ -93,7 +110,10 @@ class RoomDirectory:
     def is_stored(self, name: str) -> bool:
         """Whether the room's messages are stored."""
         room = self._rooms.get(name)
-        return room.is_stored if room is not None else self._options.policy(name).history is HistoryStorage.STORED
+        if room is not None:
+            return room.is_stored
+        history = self._options.policy(name).history
+        return history is HistoryStorage.STORED or (history is HistoryStorage.MEMORY and self._relay is not None)
 
     def members_publish(self, name: str) -> bool:
         """Whether the members of a room may publish to it."""
@@ -117,7 +137,7 @@ class RoomDirectory:
         """Close a room that somebody has just left, if nobody is in it and it keeps nothing."""
         if not room.membership.empty:
             return
-        if room.policy.history is HistoryStorage.NONE:
+        if room.policy.history is HistoryStorage.NONE and not room.is_pinned:
             self._close(room)
         else:
             self._deserted.add(room.name)
@@ -126,6 +146,8 @@ class RoomDirectory:
         del self._rooms[room.name]
         self._traffic.forget_room(room.name)
         room.close()
+        if self._relay is not None:
+            self._relay.closed(room)
 
     async def close_idle_rooms(self) -> None:
         """The task that closes rooms with history that nobody is in, when nothing is pending in them and nothing is kept."""

@@ -15,7 +15,7 @@ import trio
 from msgspec import UNSET
 
 from .._util.shares import Shares
-from ..config import HistoryStorage, RoomPolicy
+from ..config import RoomPolicy
 from ..stores.port import Retention
 from ..wire.messages import Event, Position, Recorded
 from ..wire.prepared import Prepared
@@ -65,13 +65,16 @@ class History:
 
     __slots__ = ("_age", "_budget", "_gone", "_kept", "_replays", "_size", "epoch", "last", "retention")
 
-    def __init__(self, policy: RoomPolicy, budget: HistoryBudget, epoch: str, last: int = 0) -> None:
+    def __init__(
+        self, policy: RoomPolicy, budget: HistoryBudget, epoch: str, last: int = 0, *, is_stored: bool = False
+    ) -> None:
+        """`is_stored`: this is but the end of what a store has."""
         self.epoch = epoch
         self.last = last
         self.retention = Retention(policy.history_size, policy.history_age)
         """What the room keeps, in memory or in the store."""
         self._size = (
-            min(policy.history_size, IN_MEMORY) if policy.history is HistoryStorage.STORED else policy.history_size
+            min(policy.history_size, IN_MEMORY) if is_stored else policy.history_size
         )
         self._age = policy.history_age
         self._budget = budget
@@ -153,6 +156,11 @@ class History:
             horizon = trio.current_time() - self._age
             while len(self._kept) > self._gone and self._kept[self._gone][1] < horizon:
                 self.drop_first()
+
+    def begin(self, epoch: str) -> None:
+        """The store has begun the history, or has lost it and begun a new one."""
+        self.clear()
+        self.epoch, self.last = epoch, 0
 
     def clear(self) -> None:
         """The room is closed: give its bytes back."""

@@ -44,14 +44,18 @@ class Membership:
     """By id; a connection's outbox has the connection's id."""
     users: dict[str, int] = attrs.field(factory=dict, init=False)
     """The number of connections of each user; places that are reserved for `leave_grace` included."""
+    """Those of other nodes are counted, too."""
     connections: int = attrs.field(default=0, init=False)
     """The sum of these."""
+    elsewhere: dict[str, dict[str, int]] = attrs.field(factory=dict, init=False)
+    """The number of connections of each user on each other node."""
+    _places: int = attrs.field(default=0, init=False)  # connections on this node
     _changed: set[str] | None = attrs.field(default=None, init=False)
 
     @property
     def empty(self) -> bool:
-        """Whether there is neither a member nor a user with a reserved place."""
-        return not (self.members or self.users)
+        """Whether there is neither a member nor a user with a reserved place, on this node."""
+        return not (self.members or self._places)
 
     def add(self, member: Member) -> None:
         self.members[member.id] = member
@@ -65,18 +69,39 @@ class Membership:
         return self.members.pop(id, None) is not None
 
     def arrive(self, user: str) -> bool:
-        """Count a connection of a user. Returns whether it is the user's first."""
-        count = self.users[user] = self.users.get(user, 0) + 1
-        self.connections += 1
-        return count == 1
+        """Count a connection of a user on this node. Returns whether it is the user's first."""
+        self._places += 1
+        return self._count(user, 1)
 
     def depart(self, user: str) -> bool:
         """Returns whether it was the user's last connection."""
-        count = self.users[user] = self.users[user] - 1
-        self.connections -= 1
-        if not count:
-            del self.users[user]
-        return not count
+        self._places -= 1
+        return self._count(user, -1)
+
+    def count_elsewhere(self, node: str, user: str, connections: int) -> bool:
+        """A user has so many connections on another node. Returns whether the user has come, or left, by that."""
+        of_node = self.elsewhere.setdefault(node, {})
+        before = of_node.pop(user, 0)
+        if connections:
+            of_node[user] = connections
+        elif not of_node:
+            del self.elsewhere[node]
+        return self._count(user, connections - before)
+
+    def _count(self, user: str, more: int) -> bool:
+        """Returns whether the user has come, or left, by that."""
+        before = self.users.get(user, 0)
+        after = before + more
+        self.connections += more
+        if after:
+            self.users[user] = after
+        else:
+            self.users.pop(user, None)
+        return bool(before) != bool(after)
+
+    def here(self, user: str) -> int:
+        """The number of a user's connections on this node."""
+        return self.users.get(user, 0) - sum([of_node.get(user, 0) for of_node in self.elsewhere.values()])
 
     def begin_fan_out(self) -> None:
         """From now on `changed` notes who is added and removed."""

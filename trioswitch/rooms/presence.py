@@ -1,6 +1,6 @@
 """Presence: which connections and users are in which room. Joins and leaves go through here, and are announced."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from ..connections.directory import ConnectionDirectory
 from ..connections.driver import ConnectionDriver
@@ -22,6 +22,11 @@ class Presence:
         self._rooms = rooms
         self._connections = connections
         self._announcements = announcements
+        self._on_change: Callable[[Room, str], None] = lambda _room, _user: None
+
+    def on_change(self, callback: Callable[[Room, str], None]) -> None:
+        """Have this called when a user has another number of connections in a room, on this node."""
+        self._on_change = callback
 
     def join(self, connection: ConnectionDriver, name: str, *, reserved: bool = False) -> Room:
         """Make the connection a member. The members, itself included, are told if its user was not there before.
@@ -32,10 +37,11 @@ class Presence:
         if connection.id not in room.membership.members:
             connection.enter(name)
             room.membership.add(connection.outbox)
-            if not reserved and room.membership.arrive(connection.user):
-                self._announcements.joined(room, connection.user)
+            if not reserved:
+                self._arrive(room, connection.user)
         elif reserved:
             room.membership.depart(connection.user)
+            self._on_change(room, connection.user)
         return room
 
     def leave(self, connection: ConnectionDriver, name: str) -> bool:
@@ -75,14 +81,21 @@ class Presence:
             return
         for name in connection.rooms:
             room = self._room(name)
-            if room.membership.depart(before):
-                self._announce_left(room, before)
-            if room.membership.arrive(user):
-                self._announcements.joined(room, user)
+            self._leave(room, before)
+            self._arrive(room, user)
 
-    def _depart(self, room: Room, user: str) -> None:
+    def _arrive(self, room: Room, user: str) -> None:
+        if room.membership.arrive(user):
+            self._announcements.joined(room, user)
+        self._on_change(room, user)
+
+    def _leave(self, room: Room, user: str) -> None:
         if room.membership.depart(user):
             self._announce_left(room, user)
+        self._on_change(room, user)
+
+    def _depart(self, room: Room, user: str) -> None:
+        self._leave(room, user)
         self._rooms.close_if_empty(room)
 
     def _announce_left(self, room: Room, user: str) -> None:

@@ -41,7 +41,8 @@ class RoomQueue:
         self._max_bytes = max_bytes
         self._window_messages = window_messages
         self._window_bytes = window_bytes
-        self._send, self._receive = trio.open_memory_channel[Prepared](max_messages)
+        # Twice as many: what comes from other nodes is not to wait for what waits for them (`accept_nowait`).
+        self._send, self._receive = trio.open_memory_channel[Prepared](2 * max_messages)
         self._left_over: Prepared | None = None  # taken out of the channel, but too big for the last window
         self._accepted = self._at_store = self._finished = self._bytes = 0
         self._space = Wakeup()  # a message has left, or the queue was closed
@@ -73,9 +74,22 @@ class RoomQueue:
             raise trio.WouldBlock
         if self._at_store and self._accepted - self._finished >= self._max_messages:
             raise trio.WouldBlock  # the places that are left belong to what comes back from the store
+        if self.ready >= self._max_messages:
+            raise trio.WouldBlock
         self._send.send_nowait(message)
         self._accepted += 1
         self._bytes = size
+
+    def accept_nowait(self, message: Prepared) -> None:
+        """Accept a message of another node: what waits elsewhere (`reserve_nowait`) may wait for it, and takes no space from it.
+
+        Raises trio.WouldBlock when the queue is full, trio.ClosedResourceError when it is closed.
+        """
+        if self.ready >= self._max_messages or self._bytes >= 2 * self._max_bytes:
+            raise trio.WouldBlock
+        self._send.send_nowait(message)
+        self._accepted += 1
+        self._bytes += message.size
 
     def reserve_nowait(self, message: Prepared) -> None:
         """Accept a message that goes to the store first. Raises as `put_nowait`."""

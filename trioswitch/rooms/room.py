@@ -12,7 +12,7 @@ message of each small room cost half of what an echo costs (`docs/decisions/`).
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Final
+from typing import Final, Protocol
 
 import attrs
 import trio
@@ -25,15 +25,16 @@ from ..connections.outbox import OfferResult
 from ..errors import TrioswitchError
 from ..metrics import Drop, RoomStatistics, Traffic
 from ..stores.port import Appended
-from ..wire.messages import Recorded
-from ..wire.prepared import URGENT, Outcome, Prepared, Receipt
+from ..wire.messages import Gap, Recorded
+from ..wire.prepared import URGENT, Announcement, Outcome, Prepared, Receipt
 from ..wire.windows import Window
 from .history import History
 from .membership import Member, Membership
 from .queue import RoomQueue
+from .sequence import Sequence as OffsetSequence
 from .tally import Tally
 
-__all__ = ["Room"]
+__all__ = ["Relay", "Room"]
 
 _log = logging.getLogger(__name__)
 
@@ -41,11 +42,26 @@ _NOBODY: Final = frozenset[str]()
 _WRITTEN: Final = OfferResult.WRITTEN
 
 
+class Relay(Protocol):
+    """Carries the messages of rooms between the nodes of a cluster."""
+
+    def submit(self, room: "Room", message: Prepared) -> None:
+        """Take a message that gets no offset. It comes back by `Room.on_relayed` when it is its turn among those of all nodes."""
+
+    def committed(self, room: "Room", message: Prepared) -> None:
+        """A message that was published on this node is committed: tell the other nodes."""
+
+    def behind(self, room: "Room") -> None:
+        """Messages of the room are missing here, or wait for space: call `Room.resume` when there is some, or read them."""
+
+
 @attrs.define(eq=False)
 class Room:
     """One room. `wake` is called when something is pending that `dispatch_nowait` should deliver.
 
-    A message for a `stored` room goes to `submit` first, and into the room's queue when it was committed (`on_committed`).
+    A message for a `stored` room goes to `submit` first, and into the room's queue when it was committed (`on_committed`). In a
+    cluster there is a `relay`: then the messages of `memory` rooms are stored as well, and those of rooms without history go to
+    the relay first.
     """
 
     name: str
@@ -56,6 +72,7 @@ class Room:
     _submit: Callable[["Room", Prepared], None]
     history: History | None
     """None: the policy keeps none, or it was not loaded from the store yet (`attach_history`)."""
+    _relay: Relay | None = None
     membership: Membership = attrs.field(factory=Membership, init=False)
     is_stored: bool = attrs.field(default=False, init=False)
     """Whether messages are stored before they are delivered."""
@@ -66,6 +83,7 @@ class Room:
     _scheduled: bool = attrs.field(default=False, init=False)  # it was woken, or has a task: no need to wake it again
     _in_delivery: list[Prepared] = attrs.field(factory=list, init=False)  # taken out of the queue, and not ended
     _stored_up_to: int = attrs.field(default=0, init=False)  # the newest offset that came back from the store
+    _sequence: OffsetSequence = attrs.field(factory=OffsetSequence, init=False)  # in a cluster, instead of this
     _windows: int = attrs.field(default=0, init=False)
     _delivered: int = attrs.field(default=0, init=False)
     _queued: int = attrs.field(default=0, init=False)
@@ -76,7 +94,8 @@ class Room:
             options.room_messages, options.room_bytes, options.window_messages, options.window_bytes
         )
         # Asked for each message; a member of an Enum costs 0.1 us to look up.
-        self.is_stored = self.policy.history is HistoryStorage.STORED
+        kept = HistoryStorage.NONE if self._relay is not None else HistoryStorage.MEMORY
+        self.is_stored = self.policy.history not in (HistoryStorage.NONE, kept)
         self._blocks = self.policy.overflow is Overflow.BLOCK
 
     @property
@@ -95,6 +114,9 @@ class Room:
         if self.is_stored and isinstance(message.event, Recorded):
             self._queue.reserve_nowait(message)
             self._submit(self, message)
+        elif self._relay is not None and not isinstance(message, Announcement):
+            self._queue.reserve_nowait(message)
+            self._relay.submit(self, message)
         else:
             self._queue.put_nowait(message)
             if not self._scheduled:
@@ -117,6 +139,9 @@ class Room:
         assert isinstance(event, Recorded)
         event.epoch, event.offset = appended.epoch, appended.offset
         assert self.history is not None  # the store writer has loaded it
+        if self._relay is not None:
+            self._take_own(message, appended, self._relay)
+            return
         # A duplicate that nobody has seen: it was committed, but the store could not say so.
         seen = appended.duplicate and appended.offset <= max(self._stored_up_to, self.history.last)
         if seen or self._queue.closed:
@@ -134,6 +159,11 @@ class Room:
         self._queue.withdraw(message)
         self._end([message], error)
 
+    def _schedule(self) -> None:
+        if not self._scheduled:
+            self._scheduled = True
+            self._wake(self)
+
     async def wait_dispatched(self) -> None:
         """Wait until what was published before has been delivered to the members. Safe to cancel."""
         await self._queue.wait_finished()
@@ -141,6 +171,7 @@ class Room:
     def attach_history(self, history: History) -> None:
         """The history was loaded from the store."""
         self.history = history
+        self._sequence.clear(history.last)
 
     @contextmanager
     def pinned(self) -> Iterator[None]:
@@ -150,6 +181,118 @@ class Room:
             yield
         finally:
             self._pins -= 1
+
+    @property
+    def is_pinned(self) -> bool:
+        return self._pins > 0
+
+    # --- in a cluster
+
+    def on_relayed(self, message: Prepared) -> None:
+        """It is the turn of a message of our own that was submitted to the relay."""
+        if self._queue.closed:
+            self._queue.withdraw(message)
+            self._end([message], Receipt())
+        else:
+            self._queue.committed(message)
+            self._schedule()
+
+    def accept_nowait(self, message: Prepared) -> None:
+        """Take a message of another node that has no offset. Raises as `publish_nowait`."""
+        self._queue.accept_nowait(message)
+        self._schedule()
+
+    def on_committed_elsewhere(self, message: Prepared) -> None:
+        """Take a message of another node, or from the store, that was committed in the epoch of the room's history."""
+        _epoch, offset = message.position
+        assert offset is not None
+        if self._sequence.add(offset, message, own=False):
+            self.resume()
+        elif self._sequence.behind:
+            self._tell_behind()
+
+    def _take_own(self, message: Prepared, appended: Appended, relay: Relay) -> None:
+        assert self.history is not None
+        if appended.epoch != self.history.epoch:
+            self.begin_epoch(appended.epoch)
+        relay.committed(self, message)
+        if self._queue.closed or not self._sequence.add(appended.offset, message, own=True):
+            self._queue.withdraw(message)
+            self._end([message], Receipt(duplicate=appended.duplicate))
+        else:
+            self.resume()
+
+    def resume(self) -> None:
+        """Take into the queue what is next in the order of offsets, as far as there is space."""
+        sequence = self._sequence
+        while (found := sequence.next()) is not None and not self._queue.closed:
+            message, own = found
+            if own:
+                self._queue.committed(message)
+            else:
+                try:
+                    self._queue.accept_nowait(message)
+                except trio.WouldBlock:
+                    break
+            sequence.advance()
+            self._schedule()
+        if sequence.behind:
+            self._tell_behind()
+
+    def _tell_behind(self) -> None:
+        if self._relay is not None and not self._queue.closed:
+            self._relay.behind(self)
+
+    @property
+    def in_order(self) -> int:
+        """The newest offset up to which nothing is missing here."""
+        return self._sequence.last
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether messages are missing here, or wait for space."""
+        return self._sequence.behind
+
+    @property
+    def waits_for_space(self) -> bool:
+        """Whether the next message in order is here."""
+        return self._sequence.next() is not None
+
+    def hear_of(self, offset: int) -> None:
+        """The room has a message at this offset."""
+        self._sequence.hear_of(offset)
+        if self._sequence.behind:
+            self._tell_behind()
+
+    def pass_over(self, offset: int, *, lost: bool) -> None:
+        """What is missing up to this offset does not come: it has expired, or is `lost`: then the members are told."""
+        first = self._sequence.last + 1
+        offset = min(offset, self._sequence.first_ahead() - 1)
+        if offset < first:
+            return
+        self._sequence.pass_over(offset)
+        if lost and self.history is not None:
+            self.tell_gap(Gap(room=self.name, epoch=self.history.epoch, start=first, to=offset, lost=True))
+        self.resume()
+
+    def begin_epoch(self, epoch: str) -> None:
+        """The store has begun the room's history; or it has lost it and begun a new one: then the members are told."""
+        assert self.history is not None
+        is_first = not self.history.epoch
+        for message in self._sequence.clear():
+            self._queue.withdraw(message)
+            self._end([message], Receipt(dropped=len(self.membership.members)))
+        self.history.begin(epoch)
+        if not is_first:
+            self.tell_gap(Gap(room=self.name, epoch=epoch, lost=True))
+
+    def tell_gap(self, gap: Gap) -> bool:
+        """Tell the members that messages are missing here. Returns False when the room is full, or closed."""
+        try:
+            self.accept_nowait(Announcement(gap, room=self.name))
+        except (trio.WouldBlock, trio.ClosedResourceError):
+            return False
+        return True
 
     # --- out
 
@@ -192,7 +335,8 @@ class Room:
             self._in_delivery = messages = self._drop_expired(messages)
         if self.history is None:
             for message in messages:
-                message.stamp(now)
+                if self._relay is None or not message.stamped:
+                    message.stamp(now)
         else:
             self._record(messages, now, self.history)
         return Window(messages, now, excluded)
@@ -212,6 +356,8 @@ class Room:
                 continue
             if event.offset is UNSET:  # no store has numbered and stamped it
                 event.timestamp = timestamp
+            elif event.epoch != history.epoch and history.epoch:
+                continue  # the store has lost it since
             history.add(message, event, now)
 
     def _drop_expired(self, messages: list[Prepared]) -> list[Prepared]:
@@ -311,7 +457,7 @@ class Room:
     @property
     def idle(self) -> bool:
         """Whether it can be closed and nobody would miss anything."""
-        kept = self.policy.history is HistoryStorage.MEMORY and self.history is not None and not self.history.empty
+        kept = not self.is_stored and self.history is not None and not self.history.empty
         return self.membership.empty and not (self._pins or kept or self._queue.pending)
 
     # --- ends

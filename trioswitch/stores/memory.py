@@ -229,6 +229,11 @@ class MemoryStore(Store):
         page.records.reverse()
         return page
 
+    async def positions(self, rooms: Sequence[str]) -> list[tuple[str, int]]:
+        await self._checkpoint()
+        found = [self._rooms.get(room) for room in rooms]
+        return [("", 0) if room is None else (room.epoch, room.last) for room in found]
+
     async def add_to_inboxes(self, inbox_messages: Sequence[InboxMessage], *, limits: InboxLimits) -> list[InboxResult]:
         await self._checkpoint()
         return [self._post(inbox_message, limits) for inbox_message in inbox_messages]

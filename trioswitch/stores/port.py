@@ -208,6 +208,10 @@ class Store(abc.ABC):
         """As `read`, the newest `limit` records, oldest first; at `max_bytes` the older ones are left out."""
 
     @abc.abstractmethod
+    async def positions(self, rooms: Sequence[str]) -> list[tuple[str, int]]:
+        """The epoch and the newest offset of rooms, ("", 0) for one that does not exist."""
+
+    @abc.abstractmethod
     async def add_to_inboxes(self, inbox_messages: Sequence[InboxMessage], *, limits: InboxLimits) -> list[InboxResult]:
         """Put inbox messages into inboxes, in order, each if it fits: committed on return."""
 

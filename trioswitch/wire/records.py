@@ -1,4 +1,4 @@
-"""Events as a store keeps them: in JSON, or in MessagePack where the body of the message is in MessagePack.
+"""Events as a store keeps them, and as they go to other nodes: in JSON, or in MessagePack where the body of the message is in MessagePack.
 
 The first byte tells them apart: `{` begins an object of JSON, and no map of MessagePack.
 """
@@ -9,19 +9,22 @@ import msgspec
 from msgspec import UNSET, Raw, UnsetType
 
 from .body import Body, Packed
-from .messages import ChatMessage, DirectMessage, Message, Published
+from .messages import ChatMessage, DirectMessage, GroupMessage, Message, Published, System
 from .protocols import JSON_CODEC, MSGPACK_CODEC
 
 __all__ = ["decode_record", "encode_record"]
 
 
 class _Record(msgspec.Struct, forbid_unknown_fields=True):
-    """The fields of all events that are kept."""
+    """The fields of all events that are kept, or go to other nodes of a cluster."""
 
     type: str
     timestamp: str
     room: str | UnsetType = UNSET
     to: str | UnsetType = UNSET
+    group: str | UnsetType = UNSET
+    action: str | UnsetType = UNSET
+    online_count: int | UnsetType = UNSET
     user_id: str | UnsetType | None = UNSET
     key: str | UnsetType = UNSET
     content: Raw | UnsetType = UNSET
@@ -32,6 +35,8 @@ _KEPT: Final[dict[str, type[Published]]] = {
     "chat_message": ChatMessage,
     "message": Message,
     "direct_message": DirectMessage,
+    "group_message": GroupMessage,
+    "system": System,
 }
 _decode_json: Final = msgspec.json.Decoder(_Record).decode
 _decode_msgpack: Final = msgspec.msgpack.Decoder(_Record).decode

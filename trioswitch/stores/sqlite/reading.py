@@ -9,7 +9,7 @@ import attrs
 from ..port import HistoryRecords, Record, StoredInboxMessage, within
 from .room_rows import SELECT_ROOM, RoomRow, first_kept
 
-__all__ = ["InboxQuery", "PageQuery", "read_inbox", "read_pages"]
+__all__ = ["InboxQuery", "PageQuery", "read_inbox", "read_pages", "read_positions"]
 
 
 @attrs.frozen
@@ -52,6 +52,15 @@ def _read_page(connection: sqlite3.Connection, query: PageQuery) -> HistoryRecor
     if query.after is None:
         records.reverse()
     return HistoryRecords(room.epoch, first, room.last, records)
+
+
+def read_positions(connection: sqlite3.Connection, queries: Sequence[Sequence[str]]) -> list[list[tuple[str, int]]]:
+    return [[_read_position(connection, room) for room in rooms] for rooms in queries]
+
+
+def _read_position(connection: sqlite3.Connection, room: str) -> tuple[str, int]:
+    row = connection.execute("SELECT epoch, last FROM rooms_now WHERE name = ?", (room,)).fetchone()
+    return ("", 0) if row is None else row
 
 
 def read_inbox(connection: sqlite3.Connection, queries: Sequence[InboxQuery]) -> list[list[StoredInboxMessage]]:

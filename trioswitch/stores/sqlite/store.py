@@ -31,7 +31,7 @@ from ..port import (
     Store,
     StoredInboxMessage,
 )
-from .reading import InboxQuery, PageQuery, read_inbox, read_pages
+from .reading import InboxQuery, PageQuery, read_inbox, read_pages, read_positions
 from .schema import Connections, explain, identify, open_connections
 from .thread import SqliteThread, SqliteThreadStatistics
 from .writing import Writer
@@ -66,6 +66,7 @@ class SqliteStore(Store):
         path = path.resolve()
         self.writer: Writer = Writer(connections.writer, connections.users, partial(_check_file, path, identify(path)))
         self._pages = partial(read_pages, connections.reader)
+        self._read_positions = partial(read_positions, connections.reader)
         self._read_inbox = partial(read_inbox, connections.reader)
         explained = partial(explain, path)
         self.reads: SqliteThread = SqliteThread(
@@ -95,6 +96,10 @@ class SqliteStore(Store):
     async def read_newest(self, room: str, *, limit: int, max_bytes: int, now: float) -> HistoryRecords:
         (page,) = await self.reads.run(self._pages, [PageQuery(room, None, limit, max_bytes, now)])
         return page
+
+    async def positions(self, rooms: Sequence[str]) -> list[tuple[str, int]]:
+        (found,) = await self.reads.run(self._read_positions, [rooms])
+        return found
 
     async def add_to_inboxes(self, inbox_messages: Sequence[InboxMessage], *, limits: InboxLimits) -> list[InboxResult]:
         return await self.writes.run(self.writer.post, [(inbox_message, limits) for inbox_message in inbox_messages])

@@ -1,0 +1,95 @@
+"""The parts of a cluster, put together: what makes of a switch a node."""
+
+import secrets
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import trio
+
+from ..brokers.port import Broker
+from ..config import Options
+from ..connections.directory import ConnectionDirectory
+from ..durability.idempotency import IdempotencyKeys
+from ..durability.inbox import Inbox
+from ..durability.store_writer import StoreWriter
+from ..rooms.announcements import Announcements
+from ..rooms.directory import RoomDirectory
+from ..rooms.presence import Presence
+from ..stores.port import Store
+from .link import Link
+from .presence import ClusterPresence
+from .relay import ClusterRelay
+from .roster import NodeInfo, Roster
+from .users import ClusterUsers
+
+__all__ = ["Cluster"]
+
+LEAVE_TIMEOUT: Final = 1.0
+"""Seconds that a node which ends takes to tell the others."""
+
+
+class Cluster:
+    """This node's part of the cluster. `tasks` are to be started, and supervised."""
+
+    def __init__(
+        self,
+        broker: Broker,
+        options: Options,
+        store: Store,
+        connections: ConnectionDirectory,
+        rooms: RoomDirectory,
+        writer: StoreWriter,
+        inbox: Inbox,
+        keys: IdempotencyKeys,
+        statistics: Callable[[], dict[str, int]],
+    ) -> None:
+        node = secrets.token_urlsafe(6)
+        self._connections = connections
+        self.link = Link(broker, node)
+        self.roster = Roster(self.link, options.node_name or node, options.node_timeout, statistics)
+        self.presence = ClusterPresence(self.link, self.roster, rooms)
+        self.relay = ClusterRelay(self.link, self.roster, self.presence, writer, store, keys)
+        self.users = ClusterUsers(self.link, self.roster, connections, inbox, store)
+        rooms.join_cluster(self.relay)
+        inbox.join_cluster(self.users)
+        connections.on_user(self._on_user)
+
+    def tell(self, announcements: Announcements, presence: Presence) -> None:
+        """Who tells the members of rooms of users elsewhere, and who tells of users here."""
+        self.presence.announce_by(announcements)
+        presence.on_change(self.presence.changed)
+
+    def _on_user(self, user: str, online: bool) -> None:
+        if online:
+            self.users.online(user)
+        else:
+            self.users.offline(user)
+
+    @property
+    def node(self) -> str:
+        """The id of this node."""
+        return self.link.node
+
+    def nodes(self) -> list[NodeInfo]:
+        """All nodes, this one first."""
+        return self.roster.nodes()
+
+    @property
+    def tasks(self) -> list[Callable[[], Awaitable[None]]]:
+        return [
+            self.link.run_broker,
+            self.link.run_sender,
+            self.link.run_interest,
+            self.roster.run,
+            self.presence.run,
+            self.relay.run,
+            self.relay.run_positions,
+            self.users.run_state,
+            self.users.run,
+            self.users.run_sending,
+        ]
+
+    async def leave(self) -> None:
+        """Tell the other nodes that this one ends, if that takes no long time. Safe to cancel."""
+        with trio.move_on_after(LEAVE_TIMEOUT):
+            await self.roster.leave()

@@ -1,0 +1,226 @@
+"""Messages between nodes, and the bytes in which they travel: a *parcel* is what one node sends to one topic at a time.
+
+A parcel is an array in MessagePack: the version of the format, the id of the node, and the messages, each an array that begins
+with its kind. What a newer version adds is skipped by an older one: fields at the end of a message, and kinds that are not known.
+A change that older nodes could not skip raises VERSION; a node takes what has its own version or the one before.
+"""
+
+import copy
+from collections.abc import Sequence
+from typing import Final
+
+import msgspec
+from msgspec import UNSET, Raw
+
+from .._util import clock
+from ..wire.messages import Published
+from ..wire.prepared import Prepared
+from ..wire.records import decode_record, encode_record
+
+__all__ = [
+    "ALL",
+    "Ask",
+    "Beat",
+    "Broadcast",
+    "Carried",
+    "Changes",
+    "Committed",
+    "Direct",
+    "Leaving",
+    "Live",
+    "NodeMessage",
+    "Parcel",
+    "Streams",
+    "ToUsers",
+    "carry",
+    "decode_parcel",
+    "encode_parcel",
+    "node_topic",
+    "room_topic",
+    "unpack",
+    "user_topic",
+]
+
+VERSION: Final = 1
+OLDEST: Final = 1
+"""The oldest version that is understood."""
+
+
+# --- topics
+
+ALL: Final = "all"
+"""The topic of all nodes."""
+
+
+def room_topic(room: str) -> str:
+    return f"room:{room}"
+
+
+def user_topic(user: str) -> str:
+    return f"user:{user}"
+
+
+def node_topic(node: str) -> str:
+    return f"node:{node}"
+
+
+# --- messages
+
+class NodeMessage(msgspec.Struct, array_like=True):
+    """What one node tells others. Subclasses have a tag: the kind."""
+
+
+class Carried(msgspec.Struct, array_like=True):
+    """A published message, and how it is to be delivered. Times are seconds of wall time."""
+
+    payload: bytes
+    """As a store keeps it (`wire.records`)."""
+    priority: int = 0
+    deliver_by: float | None = None
+    expires_at: float | None = None
+    key: str | None = None
+    idempotency_key: str | None = None
+    exclude: list[str] = []
+
+
+class Live(NodeMessage, tag="live"):
+    """A message of a room that has no offset. The sender counts its messages of a room in `stream`: 1, 2, 3 ..."""
+
+    stream: int
+    number: int
+    message: Carried
+
+
+class Streams(NodeMessage, tag="streams"):
+    """The stream of a room, and how many messages the sender has sent in it: what comes next is `number` + 1."""
+
+    stream: int
+    number: int
+
+
+class Committed(NodeMessage, tag="committed"):
+    """A message of a room with history, which the store has committed at this position."""
+
+    epoch: str
+    offset: int
+    message: Carried
+
+
+class Changes(NodeMessage, tag="changes"):
+    """Which values the sender's part of a topic's shared state has now (`presence`): 0 removes a key.
+
+    `version` counts the sender's changes in this topic. `full`: all keys that are not here are removed, too.
+    """
+
+    version: int
+    values: dict[str, int]
+    full: bool = False
+
+
+class Ask(NodeMessage, tag="ask"):
+    """Please tell this topic the whole of your part of its state. `by` only; every node if that is empty."""
+
+    of: str = ""
+
+
+class Direct(NodeMessage, tag="direct"):
+    """A direct message to a user, with its `seq` if the inbox has it, else 0."""
+
+    user: str
+    seq: int
+    message: Carried
+
+
+class ToUsers(NodeMessage, tag="to_users"):
+    """A message to users, wherever they are."""
+
+    users: list[str]
+    message: Carried
+
+
+class Broadcast(NodeMessage, tag="broadcast"):
+    """A message to all connections."""
+
+    message: Carried
+
+
+class Beat(NodeMessage, tag="beat"):
+    """The sender lives. `statistics` are numbers that are added up over all nodes."""
+
+    name: str
+    version: str
+    started: float
+    statistics: dict[str, int]
+
+
+class Leaving(NodeMessage, tag="leaving"):
+    """The sender ends."""
+
+
+class Parcel(msgspec.Struct, array_like=True):
+    version: int
+    node: str
+    messages: list[Raw]
+
+
+_KINDS: Final = (Live, Streams, Committed, Changes, Ask, Direct, ToUsers, Broadcast, Beat, Leaving)
+_encode: Final = msgspec.msgpack.Encoder().encode
+_decode_parcel: Final = msgspec.msgpack.Decoder(Parcel).decode
+_decode_kind: Final = msgspec.msgpack.Decoder(list[Raw]).decode
+_decode_tag: Final = msgspec.msgpack.Decoder(str).decode
+_decoders: Final = {kind.__struct_config__.tag: msgspec.msgpack.Decoder(kind).decode for kind in _KINDS}
+
+
+def encode_parcel(node: str, messages: Sequence[NodeMessage]) -> bytes:
+    return _encode([VERSION, node, messages])
+
+
+def decode_parcel(payload: bytes) -> tuple[str, list[NodeMessage]]:
+    """The node that sent it, and its messages; those of unknown kinds are left out. Raises ValueError."""
+    parcel = _decode_parcel(payload)
+    if not OLDEST <= parcel.version <= VERSION:
+        raise ValueError(f"format {parcel.version} of node {parcel.node!r} is not understood (this is {VERSION})")
+    messages = []
+    for raw in parcel.messages:
+        decode = _decoders.get(_decode_tag(_decode_kind(raw)[0]))
+        if decode is not None:
+            messages.append(decode(raw))
+    return parcel.node, messages
+
+
+# --- what is carried
+
+def carry(message: Prepared) -> Carried:
+    """What other nodes need of a message. Raises UnencodableData, and TypeError for events that are never carried."""
+    event = message.event
+    if not isinstance(event, Published):
+        raise TypeError(f"a {type(event).__name__} cannot be sent to other nodes")
+    if message.recorded or getattr(event, "seq", UNSET) is not UNSET:  # the place is told apart from the message
+        event = copy.copy(event)
+        for name in ("epoch", "offset", "seq"):
+            if hasattr(event, name):
+                setattr(event, name, UNSET)
+    return Carried(
+        encode_record(event),
+        message.priority,
+        None if message.deliver_by is None else clock.to_wall(message.deliver_by),
+        None if message.expires_at is None else clock.to_wall(message.expires_at),
+        message.key,
+        message.idempotency_key,
+        list(message.exclude),
+    )
+
+
+def unpack(carried: Carried, room: str | None = None) -> Prepared:
+    """The message on another node. Raises ValueError for a payload that cannot be read."""
+    return Prepared(
+        decode_record(carried.payload),
+        room=room,
+        priority=carried.priority,
+        deliver_by=None if carried.deliver_by is None else clock.to_trio(carried.deliver_by),
+        expires_at=None if carried.expires_at is None else clock.to_trio(carried.expires_at),
+        key=carried.key,
+        idempotency_key=carried.idempotency_key,
+        exclude=frozenset(carried.exclude),
+        size=len(carried.payload),
+    )

@@ -1,0 +1,132 @@
+"""The roster: which nodes there are. Each says every other second that it lives; one that is silent for too long is dead.
+
+The same messages prove that the connection to the broker works, from end to end: a node waits for its own.
+"""
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import Final
+
+import attrs
+import trio
+
+from .._util import clock
+from ..version import __version__
+from .link import Link
+from .messages import ALL, Beat, Leaving, node_topic
+
+__all__ = ["BEAT_INTERVAL", "NodeInfo", "Roster"]
+
+_log = logging.getLogger(__name__)
+
+BEAT_INTERVAL: Final = 2.0
+"""Seconds between two signs of life."""
+ECHO_TIMEOUT: Final = 3 * BEAT_INTERVAL
+"""Seconds after which a node that has not heard its own signs of life gives its connection to the broker up."""
+
+
+@attrs.frozen
+class NodeInfo:
+    """What is known of a node of the cluster."""
+
+    id: str
+    name: str
+    """As the operator calls it; its host and process, by default."""
+    version: str
+    started: float
+    """Seconds of wall time, by the node's own clock."""
+    statistics: Mapping[str, int]
+    """`connections`, `users`, `rooms`, `messages_sent`, at its last sign of life."""
+
+
+class Roster:
+    """The nodes of the cluster, this one included. `run` is its task.
+
+    A node is dead when it was silent for `timeout` seconds. While this node has no connection to the broker, it knows nothing of
+    the others, and leaves them as they were.
+    """
+
+    def __init__(self, link: Link, name: str, timeout: float, statistics: Callable[[], dict[str, int]]) -> None:  # noqa: ASYNC109
+        self._link = link
+        self._name = name
+        self._timeout = timeout
+        self._statistics = statistics
+        self._started = clock.wall_time()
+        self._others: dict[str, NodeInfo] = {}
+        self._heard: dict[str, float] = {}  # when each was last heard
+        self._echo_at = 0.0
+        self._on_left: list[Callable[[str], None]] = []
+        link.on(ALL, Beat, self._on_beat)
+        link.on(ALL, Leaving, self._on_leaving)
+        link.on_change(self._on_connected)
+        link.want(ALL, self._beat)
+        link.want(node_topic(link.node))
+
+    def on_left(self, callback: Callable[[str], None]) -> None:
+        """Have this called with the id of a node that has ended, or is dead."""
+        self._on_left.append(callback)
+
+    @property
+    def others(self) -> Mapping[str, NodeInfo]:
+        """The other nodes, by id."""
+        return self._others
+
+    def nodes(self) -> list[NodeInfo]:
+        """All nodes, this one first."""
+        return [self._info(self._beat_message(), self._link.node), *self._others.values()]
+
+    async def run(self) -> None:
+        """The task that sends signs of life, and looks for nodes that are silent."""
+        self._echo_at = trio.current_time()
+        while True:
+            self._beat()
+            await trio.sleep(BEAT_INTERVAL)
+            if not self._link.connected:
+                continue
+            now = trio.current_time()
+            if now - self._echo_at > ECHO_TIMEOUT:
+                self._echo_at = now
+                self._link.drop_connection("what this node publishes does not come back")
+                continue
+            for node in [node for node, heard in self._heard.items() if now - heard > self._timeout]:
+                _log.warning("node %s (%s) was silent for %g s: it is taken for dead", self._others[node].name, node, self._timeout)
+                self._remove(node)
+
+    async def leave(self) -> None:
+        """Tell the others that this node ends, if they can be told. Safe to cancel."""
+        await self._link.publish_now(ALL, Leaving())
+
+    def _beat_message(self) -> Beat:
+        return Beat(self._name, __version__, self._started, self._statistics())
+
+    def _beat(self) -> None:
+        self._link.send(ALL, self._beat_message())
+
+    def _on_connected(self) -> None:
+        now = self._echo_at = trio.current_time()
+        self._heard = dict.fromkeys(self._heard, now)
+
+    def _on_beat(self, node: str, _topic: str, beat: Beat) -> None:
+        now = trio.current_time()
+        if node == self._link.node:
+            self._echo_at = now
+            return
+        if node not in self._others:
+            _log.info("node %s (%s) is here", beat.name, node)
+            self._beat()  # so that it knows of us at once
+        self._others[node] = self._info(beat, node)
+        self._heard[node] = now
+
+    @staticmethod
+    def _info(beat: Beat, node: str) -> NodeInfo:
+        return NodeInfo(node, beat.name, beat.version, beat.started, beat.statistics)
+
+    def _on_leaving(self, node: str, _topic: str, _leaving: Leaving) -> None:
+        if node in self._others:
+            _log.info("node %s (%s) has ended", self._others[node].name, node)
+            self._remove(node)
+
+    def _remove(self, node: str) -> None:
+        del self._others[node], self._heard[node]
+        for callback in self._on_left:
+            callback(node)

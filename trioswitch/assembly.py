@@ -89,7 +89,12 @@ async def open_switch(
     check_in_trio()
     if options is None:
         options = Options()
-    for name, value, kind in (("options", options, Options), ("handlers", handlers, Handlers), ("store", store, Store), ("broker", broker, Broker)):
+    for name, value, kind in (
+        ("options", options, Options),
+        ("handlers", handlers, Handlers),
+        ("store", store, Store),
+        ("broker", broker, Broker),
+    ):
         if value is not None and not isinstance(value, kind):
             raise TypeError(f"{name} must be of the type {kind.__name__}, not {value!r}")
     hooks = Hooks(
@@ -103,7 +108,9 @@ async def open_switch(
     if options.needs_store and store is None:
         raise ValueError("a room policy has history=stored: that needs a store, open_switch(store=...)")
     if broker is not None and store is None:
-        raise ValueError("a broker makes the switch one of several: they need a store that they share, open_switch(store=...)")
+        raise ValueError(
+            "a broker makes the switch one of several: they need a store that they share, open_switch(store=...)"
+        )
     async with open_nursery() as nursery:
         parts = _assemble(
             options,

@@ -256,7 +256,7 @@ class Options:
     node_name: str = attrs.field(
         default="",
         validator=_name,
-        metadata={"help": "name of this node of a cluster, for people; without one, its id"},
+        metadata={"help": "name of this node of a cluster, for people; without one, its id", "metavar": "NAME"},
     )
     node_timeout: float = option(
         10.0, "seconds after which a node of a cluster that is silent is taken for dead, and its users have left", ge(5)

@@ -4,11 +4,9 @@ import errno
 import logging
 import math
 import os
-import shutil
 import signal
 import socket
 import ssl
-import stat
 from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
 from typing import Any, Final
@@ -20,6 +18,7 @@ from ._util.nurseries import open_nursery
 from .admission import RETRY_AFTER, TransportName
 from .errors import ServeError
 from .switch import Switch
+from .transport.listeners import remove_unix_socket, tcp_listeners, unix_listener
 from .transport.streams import ByteStream, SocketByteStream, address
 from .transport.tls import TlsByteStream
 from .web import Pages, Site
@@ -29,12 +28,8 @@ __all__ = ["Server", "serve", "serve_until_signal"]
 
 _log = logging.getLogger(__name__)
 
-BACKLOG: Final = 4096
-"""Connections that wait to be accepted; the kernel caps it at net.core.somaxconn."""
 ACCEPT_BURST: Final = 64
 """Connections accepted before other tasks run: measured, one at a time made 300 connects/s under a saturating publisher."""
-DEFER_ACCEPT: Final = 5
-"""Seconds that the kernel keeps a connection to itself until its request has arrived."""
 USER_TIMEOUT: Final = 60
 """Seconds after which the kernel gives up a connection whose peer acknowledges nothing."""
 MAX_UNSENT_BYTES: Final = 128 * 1024
@@ -44,8 +39,6 @@ ACCEPT_RETRY_DELAY: Final = 0.1
 COMPLAINT_INTERVAL: Final = 60.0
 """Seconds between two complaints that files have run out."""
 _NO_FILES = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
-_NO_ADDRESS = {errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL}
-"""`localhost` is `::1` too, even where there is no IPv6: it is enough when one address of a name can be listened on."""
 
 
 @attrs.define(eq=False)
@@ -76,12 +69,14 @@ async def serve(
     ssl_context: ssl.SSLContext | None = None,
     transport: TransportName = "native",
     pages: Pages | None = None,
+    reuse_port: bool = False,
     task_status: trio.TaskStatus[Server] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Accept clients for a switch, on a TCP port (0: any free one) or a Unix socket, until cancelled or stopped.
 
     `host` is one address or several; `::` is all addresses of the machine, those of IPv4 included. A Unix socket gets the
     permissions `uds_mode` and the group `uds_group`: whoever may write to it may connect, such as a proxy of another user.
+    With `reuse_port`, several processes listen on the same port, and the kernel spreads the connections.
     `server = await nursery.start(serve, switch)` returns when it listens. `pages` are served to whatever is no WebSocket.
     Cancelling closes the listeners and every connection at once; for an orderly end use `Server.stop` and `Switch.drain`.
     Raises ServeError when it cannot listen.
@@ -90,9 +85,9 @@ async def serve(
         raise ServeError(f"{port} is not a valid port (0 to 65535)")
     path = None if uds is None else os.fspath(uds)
     if path is not None:
-        listeners = [_unix_listener(path, uds_mode, uds_group)]
+        listeners = [unix_listener(path, uds_mode, uds_group)]
     else:
-        listeners = await _tcp_listeners([host] if isinstance(host, str) else host, port)
+        listeners = await tcp_listeners([host] if isinstance(host, str) else host, port, reuse_port=reuse_port)
     made = None if path is None else os.stat(path)
     site = Site(pages or {}, websocket_path=switch.options.path)
 
@@ -111,7 +106,7 @@ async def serve(
                 )
         finally:
             if path is not None and made is not None:
-                _remove(path, made)
+                remove_unix_socket(path, made)
             for listener in listeners:
                 listener.close()
 
@@ -263,126 +258,6 @@ def _channel(accepted: socket.socket, ssl_context: ssl.SSLContext | None) -> Byt
         except OSError as error:  # on some systems, for a client that has gone already: reading will tell
             _log.debug("cannot set the options of a socket: %s", error)
     return SocketByteStream(accepted) if ssl_context is None else TlsByteStream(accepted, ssl_context)
-
-
-async def _tcp_listeners(hosts: Sequence[str], port: int) -> list[socket.socket]:
-    """Listeners for all addresses of these hosts. A free port (0) is the same for all hosts, on one address of each."""
-    listeners: list[socket.socket] = []
-    try:
-        for host in hosts:
-            wildcard_only = host == "::" and "0.0.0.0" not in hosts  # it is compared, not listened on
-            found = await _listeners_of(host, port, both_families=wildcard_only)
-            listeners += found
-            port = port or found[0].getsockname()[1]
-    except ServeError:
-        for listener in listeners:
-            listener.close()
-        raise
-    if not listeners:
-        raise ServeError("there is no address to listen on")
-    return listeners
-
-
-async def _listeners_of(host: str, port: int, *, both_families: bool) -> list[socket.socket]:
-    """`both_families`: an IPv6 socket takes clients of IPv4 as well."""
-    try:
-        found = await trio.socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    except (OSError, UnicodeError) as error:
-        unknown = (error.strerror or str(error)) if isinstance(error, OSError) else "it is not a host name"
-        raise ServeError(f"cannot listen on {host!r}: {unknown}") from None
-    listeners: list[socket.socket] = []
-    missing: OSError | None = None
-    try:
-        for family, _kind, _protocol, _canonical, name in found:
-            if listeners and not port:
-                break  # a free port of one address may be taken on the next
-            try:
-                listeners.append(_tcp_listener(family, name, v6_only=not both_families))
-            except OSError as error:
-                if error.errno not in _NO_ADDRESS:
-                    raise
-                missing = error
-        if missing is not None and not listeners:
-            raise missing
-    except (OSError, OverflowError) as error:
-        for listener in listeners:
-            listener.close()
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise ServeError(f"cannot listen on {host} port {port}: {reason}") from None
-    return listeners
-
-
-def _tcp_listener(family: int, name: Any, *, v6_only: bool) -> socket.socket:
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6:
-            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, v6_only)
-        if hasattr(socket, "TCP_DEFER_ACCEPT"):
-            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, DEFER_ACCEPT)
-        listener.bind(name)
-        listener.listen(BACKLOG)
-        listener.setblocking(False)
-    except (OSError, OverflowError):
-        listener.close()
-        raise
-    return listener
-
-
-def _unix_listener(path: str, mode: int | None, group: str | int | None) -> socket.socket:
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        if os.path.exists(path):
-            _make_way(path)
-        listener.bind(path)
-        try:
-            if group is not None:
-                shutil.chown(path, group=group)
-            if mode is not None:
-                os.chmod(path, mode)
-        except (OSError, LookupError) as error:
-            os.unlink(path)
-            reason = f"there is no group {group!r}" if isinstance(error, LookupError) else error.strerror or error
-            raise ServeError(f"cannot set the permissions of the Unix socket {path!r}: {reason}") from None
-        listener.listen(BACKLOG)
-        listener.setblocking(False)
-    except OSError as error:
-        listener.close()
-        if isinstance(error, ServeError):
-            raise
-        raise ServeError(f"cannot listen on the Unix socket {path!r}: {error.strerror or error}") from None
-    return listener
-
-
-def _make_way(path: str) -> None:
-    """Remove what a server left behind that was killed. Raises ServeError for anything else."""
-    if not stat.S_ISSOCK(os.stat(path).st_mode):
-        raise ServeError(f"cannot listen on the Unix socket {path!r}: there is something else, which is left alone")
-    if _answers(path):
-        raise ServeError(f"cannot listen on the Unix socket {path!r}: another server does")
-    os.unlink(path)
-
-
-def _remove(path: str, made: os.stat_result) -> None:
-    """Remove our socket's file, before the socket is closed: afterwards a successor may have made its own there."""
-    try:
-        if os.path.samestat(os.stat(path), made):
-            os.unlink(path)
-    except FileNotFoundError:
-        pass
-
-
-def _answers(path: str) -> bool:
-    """Whether somebody listens on a Unix socket."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.settimeout(1.0)
-        try:
-            probe.connect(path)
-        except (ConnectionRefusedError, FileNotFoundError):
-            return False
-        except OSError:
-            return True
-    return True
 
 
 def _server(

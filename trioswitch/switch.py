@@ -11,6 +11,7 @@ import trio_websocket
 
 from ._util.checks import check_integer, check_iterable, check_seconds
 from .admission import HttpHandler, TransportName
+from .cluster.roster import NodeInfo
 from .config import Options
 from .connections.connection import Connection
 from .durability.recovery import HistoryPage
@@ -367,6 +368,15 @@ class Switch:
     def store_error(self) -> str | None:
         """Why the store does not work, in a sentence; None while it does."""
         return self._parts.store_health.error
+
+    @property
+    def broker_error(self) -> str | None:
+        """Why the broker does not work, in a sentence; None while it does, or without one."""
+        return self._parts.cluster.link.error if self._parts.cluster is not None else None
+
+    def nodes(self) -> list[NodeInfo]:
+        """The nodes of the cluster, this one first; none without a broker."""
+        return self._parts.cluster.nodes() if self._parts.cluster is not None else []
 
     @property
     def draining(self) -> bool:

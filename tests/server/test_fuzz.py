@@ -13,5 +13,5 @@ SECONDS: Final = 60 / len(NAMES)
 @pytest.mark.parametrize("name", NAMES)
 def test_nothing_is_above_the_bound(name: str) -> None:
     count, faults = fuzz(name, SECONDS, 0)
-    assert count > 10
+    assert count > 2
     assert not faults, "\n".join(faults)

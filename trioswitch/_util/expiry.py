@@ -34,9 +34,9 @@ class DueQueue(Generic[K, V]):
         self._items.pop(key, None)
         self._items[key] = (due, value)
 
-    def items(self) -> Iterator[tuple[K, V]]:
+    def values(self) -> Iterator[V]:
         """All values, in the order in which they are due."""
-        return ((key, value) for key, (_due, value) in self._items.items())
+        return (value for _due, value in self._items.values())
 
     def get(self, key: K) -> V | None:
         item = self._items.get(key)

@@ -85,10 +85,9 @@ class InProcessBroker(Broker):
 
     async def _receive_until_lost(self, receiver: Receiver) -> None:
         while True:
-            payloads = [await self._receive.receive()]
-            for _ in range(self._receive.statistics().current_buffer_used):
-                payloads.append(self._receive.receive_nowait())
-            receiver.on_payloads(payloads)
+            first = await self._receive.receive()
+            waiting = self._receive.statistics().current_buffer_used
+            receiver.on_payloads([first, *[self._receive.receive_nowait() for _ in range(waiting)]])
 
     def drop_connection(self, reason: str) -> None:
         if self._connected:

@@ -59,8 +59,8 @@ class Broker(abc.ABC):
 
     @abc.abstractmethod
     async def subscribe(self, topics: Collection[str]) -> None:
-        """Subscribe to topics: on return, all that is published from now on arrives. Topics that are subscribed to are no error."""
+        """Subscribe to topics: on return, all that is published from now on arrives. Subscribing twice is no error."""
 
     @abc.abstractmethod
     async def unsubscribe(self, topics: Collection[str]) -> None:
-        """Nothing of these topics arrives any more. Topics that are not subscribed to are no error."""
+        """Nothing of these topics arrives any more. Topics that are not subscribed to are left out."""

@@ -9,9 +9,10 @@ import resource
 import signal
 import ssl
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, NoReturn, get_args
+from typing import Any, Final, NoReturn, get_args
 
 import attrs
 import trio
@@ -22,19 +23,24 @@ from .._util.process import collect_rarely, keep_freed_memory
 from ..admission import TransportName
 from ..assembly import open_switch
 from ..bench.cli import add_bench
+from ..brokers.port import Broker
 from ..client.terminal import add_connect
 from ..config import HistoryStorage, Options, Overflow
 from ..errors import ServeError, StoreError
+from ..hub.client import open_hub
 from ..serve import serve
 from ..stores.open import check_url, open_store
+from ..stores.port import Store
 from ..switch import Switch
 from ..version import __version__
 from ..web import health, landing_page
 from .room_policy import room_policy
+from .supervisor import Workers, add_worker_options, end_with_supervisor, is_ready
 
 __all__ = ["main", "make_parser"]
 
 OK, FAILED, USAGE = 0, 1, 2
+MAX_WORKERS: Final = 256
 
 
 class _Interrupted(Exception):
@@ -59,16 +65,20 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         context = _tls(chosen.tls_cert, chosen.tls_key)
         if chosen.uds is not None and chosen.port_given:
             raise ValueError("argument --port: not allowed with --uds, which listens on a Unix socket only")
-        if options.needs_store and chosen.store == "memory":
+        if chosen.workers > 1 and chosen.uds is not None:
+            raise ValueError("argument --workers: not allowed with --uds: processes share a TCP port only")
+        chosen.workers = 1 if chosen.worker_hub is not None else chosen.workers
+        chosen.arguments = sys.argv[1:] if arguments is None else list(arguments)
+        if options.needs_store and chosen.store == "memory" and chosen.worker_hub is None:
             raise ValueError("argument --room: history=stored needs --store sqlite:PATH")
     except ValueError as error:
         chosen.parser.error(str(error))
     keep_freed_memory()
     collect_rarely()
     log = NonBlockingHandler()
-    logging.basicConfig(
-        handlers=[log], format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=chosen.log_level.upper()
-    )
+    where = f" [{options.node_name}]" if chosen.worker_hub is not None else ""
+    line = f"%(asctime)s %(levelname)s{where} %(name)s: %(message)s"
+    logging.basicConfig(handlers=[log], format=line, level=chosen.log_level.upper())
     try:
         interrupts.restore()
         trio.run(_serve, options, chosen, context, strict_exception_groups=True)
@@ -114,15 +124,21 @@ def _say(sentence: str, end: str = "\n") -> None:
 
 async def _serve(options: Options, chosen: argparse.Namespace, context: ssl.SSLContext | None) -> None:
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        if chosen.workers > 1:
+            await _supervise(signals, options, chosen, context)
+            return
         async with (
-            open_store(chosen.store) as store,
-            open_switch(options, store=store) as switch,
+            _open_engines(chosen) as (store, broker),
+            open_switch(options, store=store, broker=broker) as switch,
             trio.open_nursery() as nursery,
         ):
             pages = {"/": landing_page(), "/health": health(switch)}
             server = await nursery.start(_serve_on, switch, chosen, context, pages)
-            page = f"; its page is {server.page_urls[0]}" if server.page_urls else ""
-            _say(f"trioswitch {__version__} listens on {' and '.join(server.urls)}{page}")
+            if chosen.worker_hub is None:
+                _say_listening(server.urls, server.page_urls)
+            else:
+                is_ready(chosen)
+                nursery.start_soon(end_with_supervisor)
             await anext(signals)
             server.stop()
             nursery.start_soon(_interrupt, signals)
@@ -130,6 +146,37 @@ async def _serve(options: Options, chosen: argparse.Namespace, context: ssl.SSLC
                 left = len(switch.connections())
                 logging.getLogger(__name__).warning("%d connections were cut at the drain timeout", left)
             nursery.cancel_scope.cancel()
+
+
+def _say_listening(urls: Sequence[str], page_urls: Sequence[str], more: str = "") -> None:
+    page = f"; its page is {page_urls[0]}" if page_urls else ""
+    _say(f"trioswitch {__version__} listens on {' and '.join(urls)}{more}{page}")
+
+
+@asynccontextmanager
+async def _open_engines(chosen: argparse.Namespace) -> AsyncIterator[tuple[Store, Broker | None]]:
+    """The store, and the broker if there are other nodes."""
+    if chosen.worker_hub is not None:
+        async with open_hub(chosen.worker_hub) as (hub_store, broker):
+            yield hub_store, broker
+    else:
+        async with open_store(chosen.store) as store:
+            yield store, None
+
+
+async def _supervise(
+    signals: Any, options: Options, chosen: argparse.Namespace, context: ssl.SSLContext | None
+) -> None:
+    scheme = "ws" if context is None else "wss"
+
+    def listening(addresses: Sequence[str]) -> None:
+        urls = [f"{scheme}://{address}{options.path}" for address in addresses]
+        pages = [f"http{scheme[2:]}://{address}/" for address in addresses]
+        _say_listening(urls, pages, f" with {chosen.workers} workers")
+
+    workers = Workers(chosen.workers, chosen.arguments, chosen.host or ["127.0.0.1"], chosen.port)
+    async with open_store(chosen.store) as store:
+        await workers.run(store, signals, chosen.drain_timeout, listening, _Interrupted)
 
 
 async def _interrupt(signals: Any) -> None:
@@ -154,6 +201,7 @@ async def _serve_on(
         ssl_context=context,
         transport=chosen.transport,
         pages=pages,
+        reuse_port=chosen.worker_hub is not None,
         task_status=task_status,
     )
 
@@ -224,6 +272,11 @@ def make_parser() -> argparse.ArgumentParser:
         "--store", type=_store, default="memory", metavar="URL",
         help="where stored rooms and inboxes are kept: memory (lost with the process), or sqlite:PATH",
     )  # fmt: skip
+    add(
+        "--workers", type=_workers, default=1, metavar="N",
+        help="processes that serve clients on the same port, as one server; auto: as many as there are cores",
+    )  # fmt: skip
+    add_worker_options(serve_command)
     add("--log-level", choices=("debug", "info", "warning", "error"), default="info", help="what is logged, on stderr")
     group = serve_command.add_argument_group("limits and batching")
     for field in attrs.fields(Options):
@@ -243,7 +296,7 @@ def _flag(field: "attrs.Attribute[Any]") -> dict[str, Any]:
         choices = [choice.value for choice in type(default) if choice in field.metadata.get("choices", type(default))]
         return {"choices": choices, "default": default.value, "help": text}
     if isinstance(default, str):
-        return {"default": default, "help": text, "metavar": "PATH"}
+        return {"default": default, "help": text, "metavar": field.metadata.get("metavar", "PATH")}
     kind = float if isinstance(default, float) else int
     return {"type": kind, "default": default, "help": text, "metavar": "SECONDS" if kind is float else "N"}
 
@@ -270,6 +323,14 @@ def _mode(text: str) -> int:
     if not re.fullmatch("0?[0-7]{3}", text):
         raise argparse.ArgumentTypeError(f"{text!r} is not permissions in octal, such as 660")
     return int(text, 8)
+
+
+def _workers(text: str) -> int:
+    if text == "auto":
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= MAX_WORKERS:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number of processes, 1 to {MAX_WORKERS}, nor auto")
+    return int(text)
 
 
 def _port(text: str) -> int:

@@ -23,7 +23,7 @@ _log = logging.getLogger(__name__)
 CALL_TIMEOUT: Final = 5.0
 """Seconds that the broker may take for a call. After that the connection is given up, and made anew."""
 INTEREST_GRACE: Final = 10.0
-"""Seconds that a topic stays subscribed to after nobody needs it: most come back, such as the room of a client that reconnects."""
+"""Seconds that a topic stays subscribed to when nobody needs it: many come back, as the room of a client that reconnects."""
 MAX_PENDING: Final = 20_000
 """Messages that wait to be sent. More are not sent, and the sender is told."""
 PARCEL_MESSAGES: Final = 500

@@ -66,6 +66,7 @@ def node_topic(node: str) -> str:
 
 # --- messages
 
+
 class NodeMessage(msgspec.Struct, array_like=True):
     """What one node tells others. Subclasses have a tag: the kind."""
 
@@ -189,6 +190,7 @@ def decode_parcel(payload: bytes) -> tuple[str, list[NodeMessage]]:
 
 
 # --- what is carried
+
 
 def carry(message: Prepared) -> Carried:
     """What other nodes need of a message. Raises UnencodableData, and TypeError for events that are never carried."""

@@ -24,6 +24,7 @@ from ..durability.idempotency import IdempotencyKeys
 from ..durability.store_writer import StoreWriter
 from ..errors import BrokerError, StoreError, UnencodableData
 from ..metrics import Drop
+from ..rooms.intake import Intake
 from ..rooms.room import Room
 from ..stores.port import Store
 from ..wire.messages import Gap, Recorded
@@ -38,7 +39,7 @@ __all__ = ["ClusterRelay"]
 _log = logging.getLogger(__name__)
 
 ATTACH_TIMEOUT: Final = 2.0
-"""Seconds that a client who joins a room waits until this node hears what other nodes publish there. After that it hears it later."""
+"""Seconds that a client who joins a room waits until this node hears what other nodes publish there. After that, it joins."""
 REORDER_TIME: Final = 0.2
 """Seconds that a message which has an offset waits for one before it, which may be on its way, before the store is asked."""
 POSITIONS_INTERVAL: Final = 10.0
@@ -59,7 +60,7 @@ class _Stream:
 
     id: int
     number: int = 0
-    waiting: dict[int, tuple[Room, Prepared]] = attrs.field(factory=dict)
+    waiting: dict[int, tuple[Intake, Prepared]] = attrs.field(factory=dict)
     """Those that have not come back from the broker."""
 
 
@@ -102,7 +103,7 @@ class ClusterRelay:
         self._places: dict[str, _Place] = {}  # by topic
         self._streams: DueQueue[str, _Stream] = DueQueue()  # by room
         self._stream_ids = 0
-        self._behind: dict[Room, float] = {}  # rooms in which messages are missing, and when to read them
+        self._behind: dict[Intake, float] = {}  # rooms in which messages are missing, and when to read them
         self._found_behind = Wakeup()
         self._compare = trio.Event()
         link.on("room", Live, self._on_live)
@@ -145,7 +146,7 @@ class ClusterRelay:
 
     # --- messages that have no offset
 
-    def submit(self, room: Room, message: Prepared) -> None:
+    def submit(self, room: Intake, message: Prepared) -> None:
         topic, stream = room_topic(room.name), self._stream(room.name)
         message.stamp(timestamp())
         stream.number += 1
@@ -250,13 +251,13 @@ class ClusterRelay:
         self._compare.set()
 
     def _disconnected(self) -> None:
-        for _name, stream in self._streams.items():
+        for stream in self._streams.values():
             self._deliver_up_to(stream, stream.number)
         self._compare.set()
 
     # --- messages that have an offset
 
-    def committed(self, room: Room, message: Prepared) -> None:
+    def committed(self, room: Intake, message: Prepared) -> None:
         epoch, offset = message.position
         assert epoch is not None
         assert offset is not None
@@ -281,7 +282,7 @@ class ClusterRelay:
             message.idempotency_key = None  # the store knows it
             room.on_committed_elsewhere(message)
 
-    def behind(self, room: Room) -> None:
+    def behind(self, room: Intake) -> None:
         if room not in self._behind:
             self._behind[room] = trio.current_time() + (SPACE_DELAY if room.waits_for_space else REORDER_TIME)
             self._found_behind.notify()
@@ -302,7 +303,7 @@ class ClusterRelay:
                     if room_topic(room.name) in self._places:
                         self._behind[room] = trio.current_time() + RETRY_DELAY
 
-    async def _catch_up(self, room: Room) -> None:
+    async def _catch_up(self, room: Intake) -> None:
         """Read one page of what is missing. A room of which more is missing has its next turn after the others."""
         history = room.history
         if history is None or room.closed:
@@ -336,13 +337,19 @@ class ClusterRelay:
             with trio.move_on_after(POSITIONS_INTERVAL if self._link.connected else POSITIONS_INTERVAL_ALONE):
                 await self._compare.wait()
             self._compare = trio.Event()
-            rooms = [place.room for place in self._places.values() if place.room.history is not None and place.room.membership.members]
+            rooms = [
+                place.room
+                for place in self._places.values()
+                if place.room.history is not None and place.room.membership.members
+            ]
             for start in range(0, len(rooms), PAGE):
                 some = rooms[start : start + PAGE]
                 try:
                     positions = await self._store.positions([room.name for room in some])
                 except StoreError as error:
-                    _log.debug("positions were not compared: %s", error)  # the store's health is watched by those who need it
+                    _log.debug(
+                        "positions were not compared: %s", error
+                    )  # the store's health is watched by those who need it
                     break
                 for room, (epoch, last) in zip(some, positions, strict=True):
                     self._compare_room(room, epoch, last)

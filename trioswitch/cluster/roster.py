@@ -46,7 +46,7 @@ class Roster:
     the others, and leaves them as they were.
     """
 
-    def __init__(self, link: Link, name: str, timeout: float, statistics: Callable[[], dict[str, int]]) -> None:  # noqa: ASYNC109
+    def __init__(self, link: Link, name: str, timeout: float, statistics: Callable[[], dict[str, int]]) -> None:
         self._link = link
         self._name = name
         self._timeout = timeout
@@ -89,7 +89,12 @@ class Roster:
                 self._link.drop_connection("what this node publishes does not come back")
                 continue
             for node in [node for node, heard in self._heard.items() if now - heard > self._timeout]:
-                _log.warning("node %s (%s) was silent for %g s: it is taken for dead", self._others[node].name, node, self._timeout)
+                _log.warning(
+                    "node %s (%s) was silent for %g s: it is taken for dead",
+                    self._others[node].name,
+                    node,
+                    self._timeout,
+                )
                 self._remove(node)
 
     async def leave(self) -> None:

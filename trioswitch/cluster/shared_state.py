@@ -1,8 +1,8 @@
 """State that the nodes share by topic: each node has a part of it, which only that node changes, and which all nodes that
 subscribe to the topic know.
 
-A part is a number for each key: the connections of a user in a room, say. Changes have a version, so that a node which missed one
-asks for the whole part. A node asks for all parts when it subscribes to a topic, and when it has lost its connection to the broker.
+A part is a number for each key: the connections of a user in a room, say. Changes have a version, so that a node which missed
+one asks for the whole part. A node asks for all parts when it subscribes to a topic, and when it is connected again.
 The part of a node that has ended is forgotten.
 """
 
@@ -67,7 +67,9 @@ class SharedState:
         self._on_change = on_change
         self._topics: dict[str, _Topic] = {}
         self._dirty: dict[str, None] = {}
-        self._silent: DueQueue[tuple[str, str], None] = DueQueue()  # parts that were asked for, until they are forgotten
+        self._silent: DueQueue[tuple[str, str], None] = (
+            DueQueue()
+        )  # parts that were asked for, until they are forgotten
         self._to_send = Wakeup()
         self._answered = Wakeup()
         link.on(kind, Changes, self._on_changes)

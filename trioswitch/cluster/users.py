@@ -8,7 +8,7 @@ some other node acknowledges. Where none of the user's clients does, it is ackno
 """
 
 import logging
-from typing import Final, Protocol
+from typing import Final
 
 import trio
 
@@ -42,14 +42,18 @@ _PLAIN, _KEEPS = 1, 2
 class ClusterUsers:
     """Implements `durability.inbox.OtherNodes`. `run_state` and `run` are its tasks."""
 
-    def __init__(self, link: Link, roster: Roster, connections: ConnectionDirectory, inbox: Inbox, store: Store) -> None:
+    def __init__(
+        self, link: Link, roster: Roster, connections: ConnectionDirectory, inbox: Inbox, store: Store
+    ) -> None:
         self._link = link
         self._roster = roster
         self._connections = connections
         self._inbox = inbox
         self._store = store
         self._state = SharedState(link, roster, "user", lambda *_: None)
-        self._graces: DueQueue[str, None] = DueQueue()  # users that a client of has come, until it is clear what it does
+        self._graces: DueQueue[str, None] = (
+            DueQueue()
+        )  # users that a client of has come, until it is clear what it does
         self._to_forget: dict[str, int] = {}  # seqs up to which inboxes can be forgotten
         self._wakeup = Wakeup()
         self._to_send, self._sending = trio.open_memory_channel[tuple[list[ConnectionDriver], Prepared]](MAX_SENDING)
@@ -155,7 +159,9 @@ class ClusterUsers:
                 try:
                     await self._store.acknowledge(user, seq)
                 except StoreError as error:
-                    _log.debug("delivered messages of %r stay in the inbox: %s", user, error)  # they are delivered again
+                    _log.debug(
+                        "delivered messages of %r stay in the inbox: %s", user, error
+                    )  # they are delivered again
             with trio.move_on_at(self._graces.next_due()):
                 if not self._to_forget:
                     await self._wakeup.wait()

@@ -15,8 +15,9 @@ from ..metrics import Traffic
 from ..wire.prepared import Prepared
 from .dispatcher import Dispatcher
 from .history import History, HistoryBudget
+from .intake import Relay
 from .membership import Member
-from .room import Relay, Room
+from .room import Room
 
 __all__ = ["RoomDirectory", "RoomRelay"]
 
@@ -91,7 +92,7 @@ class RoomDirectory:
             policy = self._options.policy(name)
             relay, in_memory = self._relay, policy.history is HistoryStorage.MEMORY
             history = History(policy, self._budget, token_urlsafe(6)) if in_memory and relay is None else None
-            room = Room(name, policy, self._options, self._traffic, self.dispatcher.wake, self._submit, history, relay)
+            room = Room(name, policy, self._options, self._traffic, history, relay, self.dispatcher.wake, self._submit)
             self._rooms[name] = room
             self._traffic.open_room(name)
             if policy.history is not HistoryStorage.NONE or relay is not None:

@@ -73,9 +73,7 @@ class History:
         self.last = last
         self.retention = Retention(policy.history_size, policy.history_age)
         """What the room keeps, in memory or in the store."""
-        self._size = (
-            min(policy.history_size, IN_MEMORY) if is_stored else policy.history_size
-        )
+        self._size = min(policy.history_size, IN_MEMORY) if is_stored else policy.history_size
         self._age = policy.history_age
         self._budget = budget
         # Offset, time on Trio's clock, message; oldest first. The first `_gone` of them are.

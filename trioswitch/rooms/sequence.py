@@ -1,4 +1,4 @@
-"""The order of offsets: messages of a room with history come from several nodes, and are delivered in the order of their offsets."""
+"""The order of offsets: messages of a room with history come from several nodes, and are delivered in this order."""
 
 from typing import Final
 

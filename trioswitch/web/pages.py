@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from functools import cache
 from importlib import resources
+from typing import Any
 
 import attrs
 import msgspec
@@ -34,13 +35,20 @@ def landing_page() -> Page:
 
 
 def health(switch: Switch) -> Callable[[], Page]:
-    """`/health`: 200 while clients are let in, 503 during a drain. `degraded`: the store does not work, and the rest does."""
+    """`/health`: 200 while clients are let in, 503 during a drain. `degraded`: the store or the broker does not work.
+
+    In a cluster `nodes` has a name and the number of connections of each node, and `connections` is the sum.
+    """
 
     def page() -> Page:
-        status = "draining" if switch.draining else "ok" if switch.store_error is None else "degraded"
-        facts = {"status": status, "version": __version__, "connections": len(switch.connections())}
-        if switch.store_error is not None:
-            facts["problem"] = switch.store_error
+        problem = switch.store_error or switch.broker_error
+        status = "draining" if switch.draining else "ok" if problem is None else "degraded"
+        facts: dict[str, Any] = {"status": status, "version": __version__, "connections": len(switch.connections())}
+        if nodes := switch.nodes():
+            facts["nodes"] = {node.id: {"name": node.name, **node.statistics} for node in nodes}
+            facts["connections"] = sum([node.statistics["connections"] for node in nodes])
+        if problem is not None:
+            facts["problem"] = problem
         body = msgspec.json.encode(facts)
         return Page(body, "application/json", 503 if switch.draining else 200)
 

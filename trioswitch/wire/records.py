@@ -1,4 +1,4 @@
-"""Events as a store keeps them, and as they go to other nodes: in JSON, or in MessagePack where the body of the message is in MessagePack.
+"""Events as a store keeps them, and as they go to other nodes: in JSON, or in MessagePack where the body is in MessagePack.
 
 The first byte tells them apart: `{` begins an object of JSON, and no map of MessagePack.
 """

@@ -1,0 +1,192 @@
+"""The hub: it owns the store of all processes, and hands out what one publishes to those that subscribe."""
+
+import logging
+import os
+import socket
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, Final
+
+import msgspec
+import trio
+
+from .._util.wakeup import Wakeup
+from ..errors import StoreError
+from ..stores.port import InboxLimits, InboxMessage, Store
+from .protocol import DELIVERY, STORE_CALLS, Call, Frames, frame
+
+__all__ = ["Hub"]
+
+_log = logging.getLogger(__name__)
+
+READ_BYTES: Final = 256 * 1024
+MAX_BACKLOG: Final = 64 * 1024 * 1024
+"""Bytes that wait for one process. One that is slower is disconnected, and has to connect again."""
+BACKLOG: Final = 128
+_decode_call: Final = msgspec.msgpack.Decoder(Call).decode
+_decode_published: Final = msgspec.msgpack.Decoder(list[tuple[str, bytes]]).decode
+_decode_topics: Final = msgspec.msgpack.Decoder(list[str]).decode
+_encode: Final = msgspec.msgpack.Encoder().encode
+
+
+class Hub:
+    """Serves processes at a Unix socket: `await nursery.start(hub.serve, path)`."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._subscribers: dict[str, dict[_Process, None]] = {}
+        self._processes: dict[_Process, None] = {}
+
+    def __len__(self) -> int:
+        """The number of processes that are connected."""
+        return len(self._processes)
+
+    async def serve(self, path: str, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Serve until cancelled. Only processes of the same user can connect. Raises OSError when the path cannot be used."""
+        listener = trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        with listener:
+            await listener.bind(path)
+            os.chmod(path, 0o600)
+            listener.listen(BACKLOG)
+            async with trio.open_nursery() as nursery:
+                task_status.started()
+                while True:
+                    accepted, _ = await listener.accept()
+                    nursery.start_soon(self._serve_process, trio.SocketStream(accepted))
+
+    async def _serve_process(self, stream: trio.SocketStream) -> None:
+        process = _Process(stream)
+        self._processes[process] = None
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(process.write, nursery.cancel_scope)
+                try:
+                    await self._read(process, nursery)
+                except (trio.BrokenResourceError, ValueError, msgspec.MsgspecError) as error:
+                    _log.debug("a process is disconnected: %s", error)
+                nursery.cancel_scope.cancel()
+        finally:
+            del self._processes[process]
+            self._unsubscribe(process, list(process.topics))
+            await trio.aclose_forcefully(stream)
+
+    async def _read(self, process: "_Process", nursery: trio.Nursery) -> None:
+        frames = Frames()
+        while data := await process.stream.receive_some(READ_BYTES):
+            published: dict[_Process, list[tuple[str, bytes]]] = {}
+            for payload in frames.feed(data):
+                call = _decode_call(payload)
+                match call.method:
+                    case "publish":
+                        counts = self._publish(_decode_published(call.arguments), published)
+                        process.send(frame([call.id, None, counts]))
+                    case "subscribe":
+                        self._subscribe(process, _decode_topics(call.arguments))
+                        process.send(frame([call.id, None, None]))
+                    case "unsubscribe":
+                        self._unsubscribe(process, _decode_topics(call.arguments))
+                        process.send(frame([call.id, None, None]))
+                    case _:
+                        nursery.start_soon(self._call_store, process, call)
+            for receiver, payloads in published.items():
+                receiver.send(frame([DELIVERY, None, payloads]))
+
+    # --- broker
+
+    def _publish(
+        self, payloads: Sequence[tuple[str, bytes]], published: "dict[_Process, list[tuple[str, bytes]]]"
+    ) -> list[int]:
+        counts = []
+        for sent in payloads:
+            receivers = self._subscribers.get(sent[0], {})
+            counts.append(len(receivers))
+            for receiver in receivers:
+                published.setdefault(receiver, []).append(sent)
+        return counts
+
+    def _subscribe(self, process: "_Process", topics: Sequence[str]) -> None:
+        for topic in topics:
+            process.topics.add(topic)
+            self._subscribers.setdefault(topic, {})[process] = None
+
+    def _unsubscribe(self, process: "_Process", topics: Sequence[str]) -> None:
+        for topic in topics:
+            process.topics.discard(topic)
+            subscribers = self._subscribers.get(topic)
+            if subscribers is not None:
+                subscribers.pop(process, None)
+                if not subscribers:
+                    del self._subscribers[topic]
+
+    # --- store
+
+    async def _call_store(self, process: "_Process", call: Call) -> None:
+        error, result = None, None
+        try:
+            arguments_type, _ = STORE_CALLS[call.method]
+            arguments = msgspec.msgpack.decode(call.arguments, type=arguments_type)
+            result = await _store_call(self._store, call.method)(*arguments)
+        except StoreError as failure:
+            error = str(failure)
+        except trio.ClosedResourceError:
+            error = "the store is closed"
+        process.send(frame([call.id, error, result]))
+
+
+def _store_call(store: Store, method: str) -> Callable[..., Coroutine[Any, Any, Any]]:
+    """The method of the store, with positional arguments in the order of `STORE_CALLS`."""
+
+    async def append(appends: Any, total_bytes: int) -> Any:
+        return await store.append(appends, total_bytes=total_bytes)
+
+    async def read(room: str, after: int, limit: int, max_bytes: int, now: float) -> Any:
+        return await store.read(room, after=after, limit=limit, max_bytes=max_bytes, now=now)
+
+    async def read_newest(room: str, limit: int, max_bytes: int, now: float) -> Any:
+        return await store.read_newest(room, limit=limit, max_bytes=max_bytes, now=now)
+
+    async def add_to_inboxes(inbox_messages: Sequence[InboxMessage], limits: InboxLimits) -> Any:
+        return await store.add_to_inboxes(inbox_messages, limits=limits)
+
+    async def read_inbox(user: str, after: int, limit: int, max_bytes: int, now: float) -> Any:
+        return await store.read_inbox(user, after=after, limit=limit, max_bytes=max_bytes, now=now)
+
+    known: dict[str, Callable[..., Coroutine[Any, Any, Any]]] = {
+        "append": append,
+        "read": read,
+        "read_newest": read_newest,
+        "positions": store.positions,
+        "add_to_inboxes": add_to_inboxes,
+        "read_inbox": read_inbox,
+        "acknowledge": store.acknowledge,
+        "sweep": store.sweep,
+    }
+    return known[method]
+
+
+class _Process:
+    """A process that is connected."""
+
+    def __init__(self, stream: trio.SocketStream) -> None:
+        self.stream = stream
+        self.topics: set[str] = set()
+        self._pending: list[bytes] = []
+        self._size = 0
+        self._to_write = Wakeup()
+
+    def send(self, data: bytes) -> None:
+        self._pending.append(data)
+        self._size += len(data)
+        self._to_write.notify()
+
+    async def write(self, connection: trio.CancelScope) -> None:
+        """Write what is sent, until the process is too slow, or gone: then the connection is cancelled."""
+        try:
+            while self._size <= MAX_BACKLOG:
+                while not self._pending:
+                    await self._to_write.wait()
+                data, self._pending, self._size = b"".join(self._pending), [], 0
+                await self.stream.send_all(data)
+            _log.warning("a process that does not read is disconnected")
+        except trio.BrokenResourceError:
+            _log.debug("a process is gone")
+        connection.cancel()

@@ -153,21 +153,22 @@ def _assemble(
     rooms = RoomDirectory(options, traffic, budget, nursery, writer.submit)
     inbox = Inbox(connections, store, health, options)
     keys = IdempotencyKeys()
-    cluster = (
-        None
-        if broker is None
-        else Cluster(broker, options, store, connections, rooms, writer, inbox, keys, lambda: _beat(connections, rooms))
-    )
-    relay = None if cluster is None else cluster.relay
-    publisher = Publisher(rooms, inbox, keys, None if relay is None else relay.publish_elsewhere)
+    cluster = None
+    if broker is not None:
+        parts = (options, store, health, connections, groups, rooms, writer, inbox, keys)
+        cluster = Cluster(broker, *parts, lambda: _beat(connections, rooms))
+    publisher = Publisher(rooms, inbox, keys, connections, cluster)
     announcements = Announcements(rooms, publisher.publish_nowait)
     presence = Presence(rooms, connections, announcements)
     if cluster is not None:
         cluster.tell(announcements, presence)
-    recovery = Recovery(rooms, presence, writer, options, relay)
-    sessions = Sessions(connections, rooms, presence, recovery, options, hooks.is_allowed)
+    recovery = Recovery(rooms, presence, writer, options, None if cluster is None else cluster.relay)
+    others = None if cluster is None else cluster.sessions
+    sessions = Sessions(connections, rooms, presence, recovery, options, hooks.is_allowed, others)
+    if cluster is not None:
+        cluster.serve(sessions, presence)
 
-    services = ConnectionServices(connections, presence)
+    services = ConnectionServices(connections, presence, None if cluster is None else cluster.users.kick)
     heartbeats = Heartbeats(options.ping_interval, options.ping_timeout)
     endpoints = Endpoints(own_endpoints, options, heartbeats)
     commands = Commands(

@@ -1,7 +1,7 @@
 """Executes the commands of clients. Each gets at most one answer: an `ack` or `error` where it has an `id`."""
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator
 from itertools import islice
 from typing import Any, Final, cast
 
@@ -159,8 +159,20 @@ class Commands:
         if command.id is not None:
             connection.reply(Ack(id=command.id, room=command.room))
 
-    def _answer_presence(self, connection: ConnectionDriver, command: PresenceQuery, _size: int) -> None:
+    def _answer_presence(self, connection: ConnectionDriver, command: PresenceQuery, _size: int) -> Pending | None:
         request_id = check_read(connection, command)
+        if not self._recovery.knows_users(command.room):
+            return self._answered(connection, command, self._answer_presence_later(connection, command, request_id))
+        self._tell_presence(connection, command, request_id)
+        return None
+
+    async def _answer_presence_later(
+        self, connection: ConnectionDriver, command: PresenceQuery, request_id: str | int
+    ) -> None:
+        async with self._recovery.learning_users(command.room):
+            self._tell_presence(connection, command, request_id)
+
+    def _tell_presence(self, connection: ConnectionDriver, command: PresenceQuery, request_id: str | int) -> None:
         online = self._presence.users(command.room)
         connection.reply_at_length(
             Ack(
@@ -266,16 +278,12 @@ class Commands:
         if connection.user not in users:
             raise Refused(f"you are not in the group {command.group!r}")
         event = GroupMessage(group=command.group, user_id=connection.user, **_body(command))
-        return self._send(connection, command.id, self._connections.of_users(users), Prepared(event))
+        return self._send(connection, command.id, users, Prepared(event))
 
     async def _send(
-        self,
-        connection: ConnectionDriver,
-        request_id: str | int | None,
-        receivers: Sequence[ConnectionDriver],
-        message: Prepared,
+        self, connection: ConnectionDriver, request_id: str | int | None, users: Collection[str], message: Prepared
     ) -> None:
-        Acknowledge(connection, request_id)(await self._connections.send(receivers, message))
+        Acknowledge(connection, request_id)(await self._publisher.send_to_users(users, message))
 
     def _inbox_ack(self, connection: ConnectionDriver, command: InboxAck, _size: int) -> Pending:
         return self._answered(connection, command, self._acknowledge(connection, command))

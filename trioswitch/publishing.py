@@ -1,4 +1,4 @@
-"""The one publishing path: everything that goes into a room, or to a user's inbox, goes through `Publisher`.
+"""The one publishing path: everything that goes into a room, or to users, goes through `Publisher`.
 
 Its contract: the outcome of a message is reported exactly once, to the callback `on_outcome` of the message. A message ends when
 the room has delivered it, when nobody is there, when the store or the inbox refuses it, when the room is full and the publisher
@@ -8,15 +8,16 @@ with the same idempotency key was first.
 
 import copy
 import logging
-from collections.abc import Awaitable, Callable, Generator, Iterable
+from collections.abc import Awaitable, Callable, Collection, Generator, Iterable
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import trio
 from msgspec import UNSET
 
 from ._util.checks import check_integer, check_iterable, check_seconds, check_text
 from .connections.connection import Connection
+from .connections.directory import ConnectionDirectory
 from .durability.idempotency import IdempotencyKeys, scoped_key
 from .durability.inbox import Inbox
 from .errors import DeliveryError, RoomFull, StoreError
@@ -27,7 +28,16 @@ from .wire.messages import Event, Message, Published, Recorded
 from .wire.prepared import Outcome, Prepared, Receipt
 from .wire.protocols import JSON_CODEC
 
-__all__ = ["OutcomeWaiter", "PendingPublish", "Publisher", "check_name", "event_of", "log_loss", "prepare"]
+__all__ = [
+    "OtherNodes",
+    "OutcomeWaiter",
+    "PendingPublish",
+    "Publisher",
+    "check_name",
+    "event_of",
+    "log_loss",
+    "prepare",
+]
 
 _log = logging.getLogger(__name__)
 
@@ -63,6 +73,17 @@ class PendingPublish:
             message.report(reason or DeliveryError("not published: the publisher left while it waited for space"))
 
 
+class OtherNodes(Protocol):
+    """The other nodes of a cluster. The calls do not wait."""
+
+    def publish(self, room: str, message: Prepared) -> None:
+        """Publish to a room of which this node has nothing, and report the outcome."""
+
+    def send_to_users(self, users: list[str], message: Prepared) -> None: ...
+
+    def broadcast(self, message: Prepared) -> None: ...
+
+
 class Publisher:
     """Publishes to rooms, and sends to users and their inboxes."""
 
@@ -71,10 +92,11 @@ class Publisher:
         rooms: RoomDirectory,
         inbox: Inbox,
         keys: IdempotencyKeys,
-        publish_elsewhere: Callable[[str, Prepared], None] | None = None,
+        connections: ConnectionDirectory,
+        nodes: OtherNodes | None = None,
     ) -> None:
-        """`publish_elsewhere` publishes to the members of a room on other nodes, where there are some."""
-        self._publish_elsewhere = publish_elsewhere
+        self._connections = connections
+        self._nodes = nodes
         self._rooms = rooms
         self._inbox = inbox
         self._keys = keys
@@ -113,8 +135,8 @@ class Publisher:
             message.report(self._closed(room))
 
     def _nobody_here(self, room: str, message: Prepared) -> None:
-        if self._publish_elsewhere is not None:
-            self._publish_elsewhere(room, message)
+        if self._nodes is not None:
+            self._nodes.publish(room, message)
         else:
             message.report(Receipt())
 
@@ -131,6 +153,20 @@ class Publisher:
         except trio.WouldBlock:
             return PendingPublish(message, partial(self._inbox.send, user, keep=keep))
         return None
+
+    async def send_to_users(self, users: Collection[str], message: Prepared) -> Receipt:
+        """Send to all connections of users; the receipt counts those on this node. When cancelled, some of them may have it."""
+        receipt = await self._connections.send(self._connections.of_users(users), message)
+        if self._nodes is not None:
+            self._nodes.send_to_users(list(users), message)
+        return receipt
+
+    async def broadcast(self, message: Prepared) -> Receipt:
+        """As `send_to_users`, to all connections."""
+        receipt = await self._connections.send(list(self._connections), message)
+        if self._nodes is not None:
+            self._nodes.broadcast(message)
+        return receipt
 
 
 class OutcomeWaiter:

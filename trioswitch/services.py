@@ -1,10 +1,11 @@
 """What the application's code can do with one connection, by its object or its id."""
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from .connections.connection import Connection
 from .connections.directory import ConnectionDirectory
-from .errors import CloseCause
+from .errors import CloseCause, UnknownConnection
 from .publishing import check_name, event_of, prepare
 from .rooms.presence import Presence
 from .wire.prepared import Receipt
@@ -18,7 +19,14 @@ __all__ = ["ConnectionServices"]
 class ConnectionServices:
     """Implements the methods of `Connection`, and those of `Switch` that take one. All raise UnknownConnection."""
 
-    def __init__(self, connections: ConnectionDirectory, presence: Presence) -> None:
+    def __init__(
+        self,
+        connections: ConnectionDirectory,
+        presence: Presence,
+        kick_elsewhere: Callable[[str, str], bool] | None = None,
+    ) -> None:
+        """`kick_elsewhere` closes a connection on another node, by id and reason; it returns False when there is no such node."""
+        self._kick_elsewhere = kick_elsewhere
         self._connections = connections
         self._presence = presence
         self._switch: Switch | None = None
@@ -57,4 +65,8 @@ class ConnectionServices:
     def kick(self, connection: Connection | str, reason: str = "") -> None:
         if not isinstance(reason, str):
             raise TypeError(f"the reason must be a str, not {reason!r}")
-        self._connections.get(connection).close(CloseCause.KICKED, reason or None)
+        try:
+            self._connections.get(connection).close(CloseCause.KICKED, reason or None)
+        except UnknownConnection as unknown:
+            if self._kick_elsewhere is None or not self._kick_elsewhere(str(unknown.args[0]), reason):
+                raise

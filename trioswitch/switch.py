@@ -199,7 +199,7 @@ class Switch:
         """Send to every connection of every user in a group, as `group_message`. Nothing is kept for users who are offline."""
         event = data if isinstance(data, Event) else GroupMessage(group=group, data=data)
         message = prepare(event, priority=priority, max_delay=max_delay, expires=expires, exclude=exclude)
-        return await self._parts.connections.send(self._parts.connections.of_users(self.group(group)), message)
+        return await self._parts.publisher.send_to_users(self.group(group), message)
 
     async def broadcast(
         self,
@@ -218,13 +218,9 @@ class Switch:
             check_iterable("connections", connections, "connections or their ids", Connection, str)
         event = event_of(data, None, key)
         message = prepare(event, priority=priority, max_delay=max_delay, expires=expires, key=key, exclude=exclude)
-        known = self._parts.connections
-        if connections is not None:
-            return await known.send(known.find(connections), message)
-        receipt = await known.send(list(known), message)
-        if self._parts.cluster is not None:
-            self._parts.cluster.users.broadcast(message)
-        return receipt
+        if connections is None:
+            return await self._parts.publisher.broadcast(message)
+        return await self._parts.connections.send(self._parts.connections.find(connections), message)
 
     async def flush_all(self) -> None:
         """Write everything that is pending now, without lingering; returns when it is written or its connection has ended.
@@ -247,6 +243,7 @@ class Switch:
     def kick(self, connection: Connection | str, reason: str = "") -> None:
         """Close a connection with 4502, so that its client does not come back, after what is pending for it.
 
+        In a cluster, it may be on another node: then its id is needed, and nobody says whether it was still there.
         `reason` is shown to the client, up to 123 bytes of UTF-8.
         """
         self._parts.services.kick(connection, reason)

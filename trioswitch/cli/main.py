@@ -6,11 +6,9 @@ import logging
 import os
 import re
 import resource
-import signal
 import ssl
 import sys
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, NoReturn, get_args
 
@@ -21,30 +19,20 @@ from .._util import interrupts
 from .._util.logs import NonBlockingHandler
 from .._util.process import collect_rarely, keep_freed_memory
 from ..admission import TransportName
-from ..assembly import open_switch
 from ..bench.cli import add_bench
-from ..brokers.port import Broker
 from ..client.terminal import add_connect
 from ..config import HistoryStorage, Options, Overflow
 from ..errors import ServeError, StoreError
-from ..hub.client import open_hub
-from ..serve import serve
-from ..stores.open import check_url, open_store
-from ..stores.port import Store
-from ..switch import Switch
+from ..stores.open import check_url
 from ..version import __version__
-from ..web import health, landing_page
 from .room_policy import room_policy
-from .supervisor import Workers, add_worker_options, end_with_supervisor, is_ready
+from .serving import Interrupted, run_server, say
+from .supervisor import add_worker_options
 
 __all__ = ["main", "make_parser"]
 
 OK, FAILED, USAGE = 0, 1, 2
 MAX_WORKERS: Final = 256
-
-
-class _Interrupted(Exception):
-    """A second signal came while the server drained."""
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -81,21 +69,21 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     logging.basicConfig(handlers=[log], format=line, level=chosen.log_level.upper())
     try:
         interrupts.restore()
-        trio.run(_serve, options, chosen, context, strict_exception_groups=True)
+        trio.run(run_server, options, chosen, context, strict_exception_groups=True)
     except (Exception, KeyboardInterrupt, BaseExceptionGroup) as failure:
         logging.getLogger(__name__).debug("it ends with", exc_info=failure)
         log.close()
-        _say(f"trioswitch: {_sentence(failure)}")
+        say(f"trioswitch: {_sentence(failure)}")
         sys.exit(FAILED)
     log.close()
-    _say("", end="")  # a log line that could not be written must not become the exit status
+    say("", end="")  # a log line that could not be written must not become the exit status
     sys.exit(OK)
 
 
 def _sentence(failure: BaseException) -> str:
     """What to tell a person: where several things went wrong together, the one that explains the others."""
     errors = list(_leaves(failure))
-    if any(isinstance(error, _Interrupted) for error in errors):
+    if any(isinstance(error, Interrupted) for error in errors):
         return "stopped at the second signal, before everything was written"
     if any(isinstance(error, KeyboardInterrupt) for error in errors):
         return "interrupted before the server was up"
@@ -109,101 +97,6 @@ def _leaves(error: BaseException) -> Iterator[BaseException]:
             yield from _leaves(inner)
     else:
         yield error
-
-
-def _say(sentence: str, end: str = "\n") -> None:
-    """Write to stderr. Where nobody listens any more the server goes on, and its exit status stays what it is."""
-    if sys.stderr is None:
-        return
-    try:
-        print(sentence, end=end, file=sys.stderr, flush=True)
-    except OSError:
-        # What is left in the buffer would fail again at the interpreter's end, and make the exit status 120.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
-
-
-async def _serve(options: Options, chosen: argparse.Namespace, context: ssl.SSLContext | None) -> None:
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        if chosen.workers > 1:
-            await _supervise(signals, options, chosen, context)
-            return
-        async with (
-            _open_engines(chosen) as (store, broker),
-            open_switch(options, store=store, broker=broker) as switch,
-            trio.open_nursery() as nursery,
-        ):
-            pages = {"/": landing_page(), "/health": health(switch)}
-            server = await nursery.start(_serve_on, switch, chosen, context, pages)
-            if chosen.worker_hub is None:
-                _say_listening(server.urls, server.page_urls)
-            else:
-                is_ready(chosen)
-                nursery.start_soon(end_with_supervisor)
-            await anext(signals)
-            server.stop()
-            nursery.start_soon(_interrupt, signals)
-            if not await switch.drain(chosen.drain_timeout):
-                left = len(switch.connections())
-                logging.getLogger(__name__).warning("%d connections were cut at the drain timeout", left)
-            nursery.cancel_scope.cancel()
-
-
-def _say_listening(urls: Sequence[str], page_urls: Sequence[str], more: str = "") -> None:
-    page = f"; its page is {page_urls[0]}" if page_urls else ""
-    _say(f"trioswitch {__version__} listens on {' and '.join(urls)}{more}{page}")
-
-
-@asynccontextmanager
-async def _open_engines(chosen: argparse.Namespace) -> AsyncIterator[tuple[Store, Broker | None]]:
-    """The store, and the broker if there are other nodes."""
-    if chosen.worker_hub is not None:
-        async with open_hub(chosen.worker_hub) as (hub_store, broker):
-            yield hub_store, broker
-    else:
-        async with open_store(chosen.store) as store:
-            yield store, None
-
-
-async def _supervise(
-    signals: Any, options: Options, chosen: argparse.Namespace, context: ssl.SSLContext | None
-) -> None:
-    scheme = "ws" if context is None else "wss"
-
-    def listening(addresses: Sequence[str]) -> None:
-        urls = [f"{scheme}://{address}{options.path}" for address in addresses]
-        pages = [f"http{scheme[2:]}://{address}/" for address in addresses]
-        _say_listening(urls, pages, f" with {chosen.workers} workers")
-
-    workers = Workers(chosen.workers, chosen.arguments, chosen.host or ["127.0.0.1"], chosen.port)
-    async with open_store(chosen.store) as store:
-        await workers.run(store, signals, chosen.drain_timeout, listening, _Interrupted)
-
-
-async def _interrupt(signals: Any) -> None:
-    await anext(signals)
-    raise _Interrupted
-
-
-async def _serve_on(
-    switch: Switch,
-    chosen: argparse.Namespace,
-    context: ssl.SSLContext | None,
-    pages: Any,
-    task_status: trio.TaskStatus[Any] = trio.TASK_STATUS_IGNORED,
-) -> None:
-    await serve(
-        switch,
-        host=chosen.host or "127.0.0.1",
-        port=chosen.port,
-        uds=chosen.uds,
-        uds_mode=chosen.uds_mode,
-        uds_group=chosen.uds_group,
-        ssl_context=context,
-        transport=chosen.transport,
-        pages=pages,
-        reuse_port=chosen.worker_hub is not None,
-        task_status=task_status,
-    )
 
 
 # --- the options

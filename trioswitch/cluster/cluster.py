@@ -9,17 +9,23 @@ import trio
 from ..brokers.port import Broker
 from ..config import Options
 from ..connections.directory import ConnectionDirectory
+from ..connections.groups import Groups
 from ..durability.idempotency import IdempotencyKeys
 from ..durability.inbox import Inbox
+from ..durability.sessions import Sessions
+from ..durability.store_health import StoreHealth
 from ..durability.store_writer import StoreWriter
 from ..rooms.announcements import Announcements
 from ..rooms.directory import RoomDirectory
 from ..rooms.presence import Presence
 from ..stores.port import Store
+from ..wire.prepared import Prepared
+from .groups import ClusterGroups
 from .link import Link
 from .presence import ClusterPresence
 from .relay import ClusterRelay
 from .roster import NodeInfo, Roster
+from .sessions import ClusterSessions
 from .users import ClusterUsers
 
 __all__ = ["Cluster"]
@@ -36,7 +42,9 @@ class Cluster:
         broker: Broker,
         options: Options,
         store: Store,
+        health: StoreHealth,
         connections: ConnectionDirectory,
+        groups: Groups,
         rooms: RoomDirectory,
         writer: StoreWriter,
         inbox: Inbox,
@@ -50,6 +58,8 @@ class Cluster:
         self.presence = ClusterPresence(self.link, self.roster, rooms)
         self.relay = ClusterRelay(self.link, self.roster, self.presence, writer, store, keys)
         self.users = ClusterUsers(self.link, self.roster, connections, inbox, store)
+        self.sessions = ClusterSessions(self.link, self.roster, store, health, options.session_time)
+        self.groups = ClusterGroups(self.link, store, health, groups)
         rooms.join_cluster(self.relay)
         inbox.join_cluster(self.users)
         connections.on_user(self._on_user)
@@ -59,11 +69,29 @@ class Cluster:
         self.presence.announce_by(announcements)
         presence.on_change(self.presence.changed)
 
+    def serve(self, sessions: Sessions, presence: Presence) -> None:
+        """These are the sessions of this node."""
+        self.sessions.serve(sessions)
+        presence.on_connection(sessions.changed)
+
     def _on_user(self, user: str, online: bool) -> None:
         if online:
             self.users.online(user)
         else:
             self.users.offline(user)
+
+    # --- `publishing.OtherNodes`
+
+    def publish(self, room: str, message: Prepared) -> None:
+        self.relay.publish_elsewhere(room, message)
+
+    def send_to_users(self, users: list[str], message: Prepared) -> None:
+        self.users.send_to_users(users, message)
+
+    def broadcast(self, message: Prepared) -> None:
+        self.users.broadcast(message)
+
+    # --- the node
 
     @property
     def node(self) -> str:
@@ -87,9 +115,12 @@ class Cluster:
             self.users.run_state,
             self.users.run,
             self.users.run_sending,
+            self.sessions.run,
+            self.groups.run,
         ]
 
     async def leave(self) -> None:
-        """Tell the other nodes that this one ends, if that takes no long time. Safe to cancel."""
+        """Save the sessions, and tell the other nodes that this one ends, if that takes no long time. Safe to cancel."""
         with trio.move_on_after(LEAVE_TIMEOUT):
+            await self.sessions.flush()
             await self.roster.leave()

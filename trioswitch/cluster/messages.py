@@ -26,11 +26,15 @@ __all__ = [
     "Changes",
     "Committed",
     "Direct",
+    "GroupChanged",
+    "Kick",
     "Leaving",
     "Live",
     "NodeMessage",
     "Parcel",
     "Streams",
+    "Take",
+    "Taken",
     "ToUsers",
     "carry",
     "decode_parcel",
@@ -110,12 +114,14 @@ class Committed(NodeMessage, tag="committed"):
 class Changes(NodeMessage, tag="changes"):
     """Which values the sender's part of a topic's shared state has now (`presence`): 0 removes a key.
 
-    `version` counts the sender's changes in this topic. `full`: all keys that are not here are removed, too.
+    `version` counts the sender's changes in this topic. `full`: all keys that are not here are removed, too. `known`: it has been
+    so, and nothing has happened now.
     """
 
     version: int
     values: dict[str, int]
     full: bool = False
+    known: bool = False
 
 
 class Ask(NodeMessage, tag="ask"):
@@ -145,6 +151,36 @@ class Broadcast(NodeMessage, tag="broadcast"):
     message: Carried
 
 
+class Take(NodeMessage, tag="take"):
+    """Hand over a session, if it belongs to this user of an identity. The answer is `Taken`, with the same number."""
+
+    question: int
+    session: str
+    user: str | None
+
+
+class Taken(NodeMessage, tag="taken"):
+    """The session (`durability.sessions.PortableSession`, in MessagePack), or nil: the sender does not have it."""
+
+    question: int
+    payload: bytes
+
+
+class GroupChanged(NodeMessage, tag="group_changed"):
+    """A user was added to a group, or removed from it."""
+
+    group: str
+    user: str
+    added: bool
+
+
+class Kick(NodeMessage, tag="kick"):
+    """Close a connection of yours with 4502."""
+
+    connection: str
+    reason: str
+
+
 class Beat(NodeMessage, tag="beat"):
     """The sender lives. `statistics` are numbers that are added up over all nodes."""
 
@@ -164,7 +200,22 @@ class Parcel(msgspec.Struct, array_like=True):
     messages: list[Raw]
 
 
-_KINDS: Final = (Live, Streams, Committed, Changes, Ask, Direct, ToUsers, Broadcast, Beat, Leaving)
+_KINDS: Final = (
+    Live,
+    Streams,
+    Committed,
+    Changes,
+    Ask,
+    Direct,
+    ToUsers,
+    Broadcast,
+    Take,
+    Taken,
+    GroupChanged,
+    Kick,
+    Beat,
+    Leaving,
+)
 _encode: Final = msgspec.msgpack.Encoder().encode
 _decode_parcel: Final = msgspec.msgpack.Decoder(Parcel).decode
 _decode_kind: Final = msgspec.msgpack.Decoder(list[Raw]).decode

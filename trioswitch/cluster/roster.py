@@ -63,7 +63,7 @@ class Roster:
         link.want(node_topic(link.node))
 
     def on_left(self, callback: Callable[[str], None]) -> None:
-        """Have this called with the id of a node that has ended, or is dead."""
+        """Have this called with the id of a node that was not heard for `timeout` seconds: it is dead, or has ended."""
         self._on_left.append(callback)
 
     @property
@@ -89,12 +89,9 @@ class Roster:
                 self._link.drop_connection("what this node publishes does not come back")
                 continue
             for node in [node for node, heard in self._heard.items() if now - heard > self._timeout]:
-                _log.warning(
-                    "node %s (%s) was silent for %g s: it is taken for dead",
-                    self._others[node].name,
-                    node,
-                    self._timeout,
-                )
+                if node in self._others:
+                    name = self._others[node].name
+                    _log.warning("node %s (%s) was silent for %g s: it is taken for dead", name, node, self._timeout)
                 self._remove(node)
 
     async def leave(self) -> None:
@@ -129,9 +126,12 @@ class Roster:
     def _on_leaving(self, node: str, _topic: str, _leaving: Leaving) -> None:
         if node in self._others:
             _log.info("node %s (%s) has ended", self._others[node].name, node)
-            self._remove(node)
+            del self._others[
+                node
+            ]  # its clients come back to other nodes: its users have left when they have not, in time
 
     def _remove(self, node: str) -> None:
-        del self._others[node], self._heard[node]
+        self._others.pop(node, None)
+        del self._heard[node]
         for callback in self._on_left:
             callback(node)

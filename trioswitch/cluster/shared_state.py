@@ -125,7 +125,7 @@ class SharedState:
     def _send_whole(self, topic: str, state: _Topic) -> None:
         state.dirty.clear()
         state.version += 1
-        self._link.send(topic, Changes(state.version, state.snapshot(), full=True))
+        self._link.send(topic, Changes(state.version, state.snapshot(), full=True, known=True))
 
     # --- the parts of others
 
@@ -177,7 +177,7 @@ class SharedState:
             if state is not None:
                 self._send_whole(topic, state)
             else:  # it is still subscribed to, and nobody is there
-                self._link.send(topic, Changes(0, {}, full=True))
+                self._link.send(topic, Changes(0, {}, full=True, known=True))
 
     def _on_changes(self, node: str, topic: str, changes: Changes) -> None:
         state = self._topics.get(topic)
@@ -188,20 +188,20 @@ class SharedState:
             part = state.parts[node] = _Part()
         if changes.full:
             self._silent.remove((topic, node))
-            state.answered.add(node)
-            self._answered.notify()
-            is_new = changes.version == 1
+            if changes.known:
+                state.answered.add(node)
+                self._answered.notify()
             gone = {key: 0 for key in part.values if key not in changes.values}
             values = gone | changes.values
         elif changes.version == part.version + 1:
-            is_new, values = True, changes.values
+            values = changes.values
         else:
             if (topic, node) not in self._silent:
                 self._await_answer(topic, node)
                 self._link.send(topic, Ask(of=node))
             return
         part.version = changes.version
-        self._apply(topic, node, part, values, is_new)
+        self._apply(topic, node, part, values, is_new=not changes.known)
         if not part.values and changes.full:
             state.parts.pop(node, None)
 

@@ -18,12 +18,12 @@ from .._util.wakeup import Wakeup
 from ..connections.directory import ConnectionDirectory
 from ..connections.driver import ConnectionDriver
 from ..durability.inbox import ACK_GRACE, Inbox
-from ..errors import StoreError
+from ..errors import CloseCause, StoreError
 from ..metrics import Drop
 from ..stores.port import Store
 from ..wire.prepared import Prepared
 from .link import Link
-from .messages import ALL, Broadcast, Direct, ToUsers, carry, node_topic, unpack, user_topic
+from .messages import ALL, Broadcast, Direct, Kick, ToUsers, carry, node_topic, unpack, user_topic
 from .roster import Roster
 from .shared_state import SharedState
 
@@ -60,6 +60,7 @@ class ClusterUsers:
         self.run_state = self._state.run
         for kind in ("user", "node"):
             link.on(kind, Direct, self._on_direct)
+        link.on("node", Kick, self._on_kick)
         link.on(ALL, ToUsers, self._on_to_users)
         link.on(ALL, Broadcast, self._on_broadcast)
 
@@ -106,6 +107,14 @@ class ClusterUsers:
     def send_to_users(self, users: list[str], message: Prepared) -> None:
         self._link.send(ALL, ToUsers(users, carry(message)))
 
+    def kick(self, connection: str, reason: str) -> bool:
+        """Close a connection on another node. Returns False when there is no such node."""
+        node = connection.partition(".")[0]
+        if node not in self._roster.others:
+            return False
+        self._link.send(node_topic(node), Kick(connection, reason))
+        return True
+
     def broadcast(self, message: Prepared) -> None:
         self._link.send(ALL, Broadcast(carry(message)))
 
@@ -134,6 +143,10 @@ class ClusterUsers:
         """The task that sends to many connections: it lets others run in between."""
         async for receivers, message in self._sending:
             await self._connections.send(receivers, message)
+
+    def _on_kick(self, _node: str, _topic: str, kick: Kick) -> None:
+        for connection in self._connections.find([kick.connection]):
+            connection.close(CloseCause.KICKED, kick.reason or None)
 
     # --- inboxes that nobody acknowledges
 

@@ -6,6 +6,8 @@ message once: from the history what was recorded before, from the room what come
 in memory) goes out first, page by page, as fast as the client reads, until the rest is little enough.
 """
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Final, Protocol, cast
 
 import attrs
@@ -89,6 +91,22 @@ class Recovery:
         self._writer = writer
         self._options = options
         self._relay = relay
+
+    # --- who is there
+
+    def knows_users(self, name: str) -> bool:
+        """Whether this node knows all users of a room. In a cluster, it may have to ask the others: `learning_users`."""
+        room = self._rooms.get(name)
+        return self._relay is None or (room is not None and self._relay.is_ready(room))
+
+    @asynccontextmanager
+    async def learning_users(self, name: str) -> AsyncIterator[None]:
+        """While the block runs, this node knows the users of a room, as far as the other nodes answer in time."""
+        room = self._rooms.open(name)
+        with room.pinned():
+            if self._relay is not None:
+                await self._relay.wait_ready(room)
+            yield
 
     # --- joining
 

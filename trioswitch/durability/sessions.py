@@ -10,7 +10,7 @@ The states of a session:
 
 from collections.abc import Awaitable, Callable
 from secrets import token_urlsafe
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import attrs
 import trio
@@ -22,18 +22,20 @@ from ..auth.identity import Identity
 from ..config import Options
 from ..connections.directory import ConnectionDirectory
 from ..connections.driver import ConnectionDriver
-from ..errors import CloseCause, Refused
+from ..errors import CloseCause, Refused, StoreError
 from ..rooms.directory import RoomDirectory
 from ..rooms.presence import Presence
 from ..wire.messages import Position, Resumed
 from .recovery import Joined, Recovery
 
-__all__ = ["Sessions"]
+__all__ = ["OtherNodes", "PortableSession", "Sessions"]
 
 SESSION_OVERHEAD: Final = 1024
 """Bytes that a session without rooms takes (measured: 0.9 KB)."""
 ROOM_OVERHEAD: Final = 512
 """Bytes that one of its rooms takes beside the name (measured: 0.4 KB)."""
+TAKE_TIMEOUT: Final = 10.0
+"""Seconds that it may take to get a session from another node."""
 FIRST_PERMANENT_CODE: Final = 4500
 """Close codes from here on tell a client not to reconnect (`docs/protocol.md`)."""
 
@@ -60,6 +62,26 @@ class Session:
         )
 
 
+@attrs.frozen
+class PortableSession:
+    """A session as it is handed over to another node. `identity` is the user of its identity, None for an anonymous client."""
+
+    user: str
+    identity: str | None
+    has_declared_name: bool
+    rooms: dict[str, Position | None]
+
+
+class OtherNodes(Protocol):
+    """The other nodes of a cluster."""
+
+    def changed(self, id: str) -> None:
+        """A session has another user or other rooms, its client has come or gone, or it has ended."""
+
+    async def take(self, id: str, user: str | None) -> PortableSession | None:
+        """The session of this id, out of the hands of the node that has it. Raises StoreError. Not safe to cancel."""
+
+
 class Sessions:
     """Which sessions are connected, and which can be resumed."""
 
@@ -71,8 +93,10 @@ class Sessions:
         recovery: Recovery,
         options: Options,
         is_allowed: Callable[[ConnectionDriver, str], Awaitable[bool]] | None = None,
+        nodes: OtherNodes | None = None,
     ) -> None:
         """`is_allowed` says whether a client may join a room that it was in, beside its identity."""
+        self._nodes = nodes
         self._is_allowed = is_allowed
         self._connections = connections
         self._rooms = rooms
@@ -102,13 +126,77 @@ class Sessions:
     def _assign(self, connection: ConnectionDriver, id: str) -> None:
         self._ids[connection.id] = id
         self._here[id] = connection
+        self._changed(id)
 
     def _unassign(self, connection: ConnectionDriver) -> str | None:
         """Returns the id of the session that the connection had."""
         id = self._ids.pop(connection.id, None)
         if id is not None:
             del self._here[id]
+            self._changed(id)
         return id
+
+    # --- other nodes
+
+    def changed(self, connection: ConnectionDriver) -> None:
+        """A connection has another user, or other rooms."""
+        id = self._ids.get(connection.id)
+        if id is not None:
+            self._changed(id)
+
+    def _changed(self, id: str) -> None:
+        if self._nodes is not None:
+            self._nodes.changed(id)
+
+    def portable(self, id: str) -> tuple[PortableSession, bool] | None:
+        """A session, and whether its client is connected. None: there is none, or it has nothing that is worth keeping."""
+        here = self._here.get(id)
+        if here is None:
+            offline = self._offline.get(id)
+            return None if offline is None else (_portable(offline), False)
+        unfinished = self._resuming.get(here.id)
+        if here.identity is None or not (here.rooms or unfinished or here.user != here.id):
+            return None
+        rooms = {name: self._position(name) for name in here.rooms} | ({} if unfinished is None else unfinished.rooms)
+        return PortableSession(here.user, here.identity.user, here.has_declared_name, rooms), True
+
+    def give(self, id: str, user: str | None) -> PortableSession | None:
+        """Hand a session over to another node, whose client has an identity of this user. None: it is not here, or not theirs.
+
+        Its places are given up later, when it has had the time to take them there.
+        """
+        session = self._let_go(id, user)
+        if session is None:
+            return None
+        if session.reserved:
+            self._reserved.add(f"{id} given", session, trio.current_time() + self._options.leave_grace)
+            self._wakeup.notify()
+        return _portable(session)
+
+    def _let_go(self, id: str, user: str | None) -> Session | None:
+        here, offline = self._here.get(id), self._offline.get(id)
+        if here is not None and here.identity is not None and here.identity.user == user:
+            session = self._detach(here)
+            here.close(CloseCause.TAKEN_OVER, flush=False)
+            return session
+        if offline is not None and offline.identity.user == user:
+            self._remove_offline(id)
+            return offline
+        return None
+
+    async def _take_elsewhere(self, connection: ConnectionDriver, id: str, nodes: OtherNodes) -> Session:
+        """As `_take`, from another node. Raises Refused."""
+        assert connection.identity is not None
+        with trio.CancelScope(shield=True), trio.move_on_after(TAKE_TIMEOUT):
+            try:
+                found = await nodes.take(id, connection.identity.user)
+            except StoreError as error:
+                raise Refused(str(error), code="unavailable") from None
+            if connection.cause is None and found is not None:
+                if found.identity != connection.identity.user:
+                    raise Refused("this session belongs to another user")
+                return Session(id, found.user, connection.identity, dict(found.rooms), set(), found.has_declared_name)
+        raise Refused("there is no session with this id, or it has ended", code="unknown_session")
 
     # --- connections end
 
@@ -129,7 +217,7 @@ class Sessions:
             cause is None
             or cause is CloseCause.CLIENT_LEFT
             or cause.code >= FIRST_PERMANENT_CODE
-            or self._connections.draining
+            or (self._connections.draining and self._nodes is None)
         ):
             return False
         something = connection.rooms or connection.id in self._resuming or connection.user != connection.id
@@ -159,6 +247,7 @@ class Sessions:
         if session.reserved:
             self._reserved.add(session.id, session, now + min(options.leave_grace, options.session_time))
         self._weights.add(session.id, session.weight())
+        self._changed(session.id)
         if len(self._offline) > options.max_sessions:
             oldest = self._offline.oldest()
             assert oldest is not None
@@ -180,12 +269,14 @@ class Sessions:
             for id, _session in self._offline.pop_due(now):
                 self._weights.add(id, -self._weights[id])
                 self._give_up_places(id)
+                self._changed(id)
 
     def _end(self, id: str) -> None:
         """End a session whose client is offline."""
         self._give_up_places(id)
         self._offline.remove(id)
         self._weights.add(id, -self._weights[id])
+        self._changed(id)
 
     def _give_up_places(self, id: str) -> None:
         session = self._reserved.remove(id)
@@ -204,7 +295,10 @@ class Sessions:
 
         Raises Refused. When it is cancelled, the rooms that it does not have again stay in the session.
         """
-        session = self._take(connection, id)
+        if self._nodes is None or id in self._here or id in self._offline:
+            session = self._take(connection, id)
+        else:
+            session = await self._take_elsewhere(connection, id, self._nodes)
         session.rooms.update({name: position for name, position in positions.items() if name in session.rooms})
         self._unassign(connection)
         self._assign(connection, id)
@@ -244,10 +338,15 @@ class Sessions:
             here.close(CloseCause.TAKEN_OVER, flush=False)
             return session
         assert offline is not None
+        self._remove_offline(id)
+        return offline
+
+    def _remove_offline(self, id: str) -> None:
+        """It is no longer a session of a client that is offline; its places stay reserved."""
         self._offline.remove(id)
         self._weights.add(id, -self._weights[id])
         self._reserved.remove(id)
-        return offline
+        self._changed(id)
 
     def _may_join(self, connection: ConnectionDriver, name: str) -> bool:
         assert connection.identity is not None
@@ -265,6 +364,10 @@ class Sessions:
                 raise
             # Its history cannot be read now: what comes from here on can be had all the same.
             return Joined(self._presence.join(connection, name, reserved=reserved), None, False)
+
+
+def _portable(session: Session) -> PortableSession:
+    return PortableSession(session.user, session.identity.user, session.has_declared_name, dict(session.rooms))
 
 
 def _resumed(joined: Joined, *, known: bool) -> Resumed:

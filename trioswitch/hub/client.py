@@ -15,10 +15,12 @@ from ..stores.port import (
     UNLIMITED,
     Append,
     Appended,
+    GroupChange,
     HistoryRecords,
     InboxLimits,
     InboxMessage,
     InboxResult,
+    SavedSession,
     Store,
     StoredInboxMessage,
 )
@@ -244,6 +246,24 @@ class HubStore(Store):
 
     async def acknowledge(self, user: str, upto: int) -> None:
         await self._call("acknowledge", user, upto)
+
+    async def save_sessions(self, sessions: Sequence[SavedSession]) -> None:
+        await self._call("save_sessions", sessions)
+
+    async def load_session(self, id: str, now: float) -> bytes | None:
+        payload: bytes | None = await self._call("load_session", id, now)
+        return payload
+
+    async def take_session(self, id: str, now: float) -> bytes | None:
+        payload: bytes | None = await self._call("take_session", id, now)
+        return payload
+
+    async def change_groups(self, changes: Sequence[GroupChange]) -> None:
+        await self._call("change_groups", changes)
+
+    async def read_groups(self) -> list[tuple[str, str]]:
+        groups: list[tuple[str, str]] = await self._call("read_groups")
+        return groups
 
     async def sweep(self, now: float, inbox_age: float) -> None:
         await self._call("sweep", now, inbox_age)

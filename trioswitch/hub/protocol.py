@@ -16,10 +16,12 @@ from msgspec import Raw
 from ..stores.port import (
     Append,
     Appended,
+    GroupChange,
     HistoryRecords,
     InboxLimits,
     InboxMessage,
     InboxResult,
+    SavedSession,
     StoredInboxMessage,
 )
 
@@ -51,6 +53,11 @@ STORE_CALLS: Final[dict[str, tuple[Any, Any]]] = {
     "add_to_inboxes": (tuple[list[InboxMessage], InboxLimits], list[InboxResult]),
     "read_inbox": (tuple[str, int, int, int, float], list[StoredInboxMessage]),
     "acknowledge": (tuple[str, int], None),
+    "save_sessions": (tuple[list[SavedSession]], None),
+    "load_session": (tuple[str, float], bytes | None),
+    "take_session": (tuple[str, float], bytes | None),
+    "change_groups": (tuple[list[GroupChange]], None),
+    "read_groups": (tuple[()], list[tuple[str, str]]),
     "sweep": (tuple[float, float], None),
 }
 """The calls of a store: the types of their arguments, and of what they return."""

@@ -158,6 +158,11 @@ def _store_call(store: Store, method: str) -> Callable[..., Coroutine[Any, Any, 
         "add_to_inboxes": add_to_inboxes,
         "read_inbox": read_inbox,
         "acknowledge": store.acknowledge,
+        "save_sessions": store.save_sessions,
+        "load_session": store.load_session,
+        "take_session": store.take_session,
+        "change_groups": store.change_groups,
+        "read_groups": store.read_groups,
         "sweep": store.sweep,
     }
     return known[method]

@@ -23,10 +23,15 @@ class Presence:
         self._connections = connections
         self._announcements = announcements
         self._on_change: Callable[[Room, str], None] = lambda _room, _user: None
+        self._on_connection: Callable[[ConnectionDriver], None] = lambda _connection: None
 
     def on_change(self, callback: Callable[[Room, str], None]) -> None:
         """Have this called when a user has another number of connections in a room, on this node."""
         self._on_change = callback
+
+    def on_connection(self, callback: Callable[[ConnectionDriver], None]) -> None:
+        """Have this called when a connection has other rooms, or another user."""
+        self._on_connection = callback
 
     def join(self, connection: ConnectionDriver, name: str, *, reserved: bool = False) -> Room:
         """Make the connection a member. The members, itself included, are told if its user was not there before.
@@ -36,6 +41,7 @@ class Presence:
         room = self._rooms.open(name)
         if connection.id not in room.membership.members:
             connection.enter(name)
+            self._on_connection(connection)
             room.membership.add(connection.outbox)
             if not reserved:
                 self._arrive(room, connection.user)
@@ -52,6 +58,7 @@ class Presence:
         connection.exit(name)
         room.membership.remove(connection.id)
         self._depart(room, connection.user)
+        self._on_connection(connection)
         return True
 
     def leave_all(self, connection: ConnectionDriver) -> None:
@@ -77,6 +84,7 @@ class Presence:
         """
         before = connection.user
         self._connections.change_user(connection, user, declared=declared)
+        self._on_connection(connection)
         if user == before:
             return
         for name in connection.rooms:

@@ -11,12 +11,14 @@ from .open import open_store
 from .port import (
     Append,
     Appended,
+    GroupChange,
     HistoryRecords,
     InboxLimits,
     InboxMessage,
     InboxResult,
     Record,
     Retention,
+    SavedSession,
     Store,
     StoredInboxMessage,
 )
@@ -25,6 +27,7 @@ from .sqlite.store import SqliteStore
 __all__ = [
     "Append",
     "Appended",
+    "GroupChange",
     "HistoryRecords",
     "InboxLimits",
     "InboxMessage",
@@ -32,6 +35,7 @@ __all__ = [
     "MemoryStore",
     "Record",
     "Retention",
+    "SavedSession",
     "SqliteStore",
     "Store",
     "StoredInboxMessage",

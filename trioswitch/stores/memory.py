@@ -21,6 +21,7 @@ from .port import (
     UNLIMITED,
     Append,
     Appended,
+    GroupChange,
     HistoryRecords,
     InboxLimits,
     InboxMessage,
@@ -28,6 +29,7 @@ from .port import (
     Record,
     Refusal,
     Retention,
+    SavedSession,
     Store,
     StoredInboxMessage,
     refusal,
@@ -207,6 +209,8 @@ class MemoryStore(Store):
         self._forgotten_seq = 0  # the greatest of the inboxes that were forgotten
         self._room_keys = _Keys()
         self._inbox_keys = _Keys()
+        self._sessions: dict[str, SavedSession] = {}
+        self._groups: dict[tuple[str, str], None] = {}
         self._closed = False
 
     async def append(self, appends: Sequence[Append], *, total_bytes: int = UNLIMITED) -> list[Appended]:
@@ -259,8 +263,39 @@ class MemoryStore(Store):
         if (inbox := self._inboxes.get(user)) is not None:
             inbox.acknowledge(upto)
 
+    async def save_sessions(self, sessions: Sequence[SavedSession]) -> None:
+        await self._checkpoint()
+        for session in sessions:
+            if session.payload is None:
+                self._sessions.pop(session.id, None)
+            else:
+                self._sessions[session.id] = session
+
+    async def load_session(self, id: str, now: float) -> bytes | None:
+        await self._checkpoint()
+        session = self._sessions.get(id)
+        return None if session is None or session.expires_at <= now else session.payload
+
+    async def take_session(self, id: str, now: float) -> bytes | None:
+        await self._checkpoint()
+        session = self._sessions.pop(id, None)
+        return None if session is None or session.expires_at <= now else session.payload
+
+    async def change_groups(self, changes: Sequence[GroupChange]) -> None:
+        await self._checkpoint()
+        for change in changes:
+            if change.added:
+                self._groups[change.group, change.user] = None
+            else:
+                self._groups.pop((change.group, change.user), None)
+
+    async def read_groups(self) -> list[tuple[str, str]]:
+        await self._checkpoint()
+        return sorted(self._groups)
+
     async def sweep(self, now: float, inbox_age: float) -> None:
         await self._checkpoint()
+        self._sessions = {id: session for id, session in self._sessions.items() if session.expires_at > now}
         self._room_keys.sweep(now)
         self._inbox_keys.sweep(now)
         for number, (name, room) in enumerate(list(self._rooms.items()), 1):

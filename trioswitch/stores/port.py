@@ -20,6 +20,7 @@ __all__ = [
     "UNLIMITED",
     "Append",
     "Appended",
+    "GroupChange",
     "HistoryRecords",
     "InboxLimits",
     "InboxMessage",
@@ -27,6 +28,7 @@ __all__ = [
     "Record",
     "Refusal",
     "Retention",
+    "SavedSession",
     "Store",
     "StoredInboxMessage",
     "refusal",
@@ -161,6 +163,25 @@ class StoredInboxMessage:
     expires_at: float | None
 
 
+@attrs.frozen
+class SavedSession:
+    """A session of a client, for whatever node it comes back to. The store does not look into the payload."""
+
+    id: str
+    payload: bytes | None
+    """None: the session has ended."""
+    expires_at: float
+
+
+@attrs.frozen
+class GroupChange:
+    """A user is added to a group, or removed from it."""
+
+    group: str
+    user: str
+    added: bool
+
+
 def refusal(sender: str, of_sender: int, of_all: int, size: int, total_bytes: int) -> Refusal | None:
     """For engines: whether there is space for `size` bytes more; None: there is.
 
@@ -231,6 +252,30 @@ class Store(abc.ABC):
     @abc.abstractmethod
     async def acknowledge(self, user: str, upto: int) -> None:
         """Forget a user's inbox messages up to this seq. Committed on return."""
+
+    # --- what nodes of a cluster share
+
+    @abc.abstractmethod
+    async def save_sessions(self, sessions: Sequence[SavedSession]) -> None:
+        """Keep sessions, each in the place of what was kept of it, or forget it. Committed on return."""
+
+    @abc.abstractmethod
+    async def load_session(self, id: str, now: float) -> bytes | None:
+        """The payload of a session; None when there is none, or it has expired."""
+
+    @abc.abstractmethod
+    async def take_session(self, id: str, now: float) -> bytes | None:
+        """As `load_session`, and forget it: of several callers, one gets it. Committed on return."""
+
+    @abc.abstractmethod
+    async def change_groups(self, changes: Sequence[GroupChange]) -> None:
+        """Change groups, in order. Committed on return."""
+
+    @abc.abstractmethod
+    async def read_groups(self) -> list[tuple[str, str]]:
+        """All groups: a group and a user of it, each."""
+
+    # --- the rest
 
     @abc.abstractmethod
     async def sweep(self, now: float, inbox_age: float) -> None:

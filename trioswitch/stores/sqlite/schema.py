@@ -93,6 +93,11 @@ MIGRATIONS: Final = (
         """CREATE TRIGGER letters_gone AFTER DELETE ON letters BEGIN
             UPDATE senders SET inbox_bytes = inbox_bytes - length(old.payload) WHERE id IN (0, old.sender); END""",
     ),
+    (  # 6: what nodes of a cluster share
+        "CREATE TABLE sessions (id TEXT PRIMARY KEY, payload BLOB NOT NULL, expires_at REAL NOT NULL) WITHOUT ROWID",
+        "CREATE INDEX sessions_expire ON sessions (expires_at)",
+        "CREATE TABLE groups (name TEXT NOT NULL, user TEXT NOT NULL, PRIMARY KEY (name, user)) WITHOUT ROWID",
+    ),
 )
 """The statements that lead from each version to the next. What has been released is never changed."""
 VERSION: Final = len(MIGRATIONS)

@@ -24,15 +24,18 @@ from ..port import (
     UNLIMITED,
     Append,
     Appended,
+    GroupChange,
     HistoryRecords,
     InboxLimits,
     InboxMessage,
     InboxResult,
+    SavedSession,
     Store,
     StoredInboxMessage,
 )
 from .reading import InboxQuery, PageQuery, read_inbox, read_pages, read_positions
 from .schema import Connections, explain, identify, open_connections
+from .shared import SharedTables, read_groups, read_sessions
 from .thread import SqliteThread, SqliteThreadStatistics
 from .writing import Writer
 
@@ -65,6 +68,9 @@ class SqliteStore(Store):
         self._users = connections.users
         path = path.resolve()
         self.writer: Writer = Writer(connections.writer, connections.users, partial(_check_file, path, identify(path)))
+        self._shared = SharedTables(connections.writer)
+        self._read_sessions = partial(read_sessions, connections.reader)
+        self._read_groups = partial(read_groups, connections.reader)
         self._pages = partial(read_pages, connections.reader)
         self._read_positions = partial(read_positions, connections.reader)
         self._read_inbox = partial(read_inbox, connections.reader)
@@ -115,6 +121,24 @@ class SqliteStore(Store):
 
     async def acknowledge(self, user: str, upto: int) -> None:
         await self.writes.run(self.writer.acknowledge, [(user, upto)])
+
+    async def save_sessions(self, sessions: Sequence[SavedSession]) -> None:
+        await self.writes.run(self._shared.save_sessions, sessions)
+
+    async def load_session(self, id: str, now: float) -> bytes | None:
+        (payload,) = await self.reads.run(self._read_sessions, [(id, now)])
+        return payload
+
+    async def take_session(self, id: str, now: float) -> bytes | None:
+        (payload,) = await self.writes.run(self._shared.take_sessions, [(id, now)])
+        return payload
+
+    async def change_groups(self, changes: Sequence[GroupChange]) -> None:
+        await self.writes.run(self._shared.change_groups, changes)
+
+    async def read_groups(self) -> list[tuple[str, str]]:
+        (groups,) = await self.reads.run(self._read_groups, [None])
+        return groups
 
     async def sweep(self, now: float, inbox_age: float) -> None:
         after: int | None = 0

@@ -234,6 +234,7 @@ class Writer:
                 self._delete_before("letters", "at", now - inbox_age),
                 self._delete_before("room_keys", "at", now - KEY_TIME),
                 self._delete_before("inbox_keys", "at", now - KEY_TIME),
+                self._delete_before("sessions", "expires_at", now),
                 self._forget_inboxes(now - inbox_age - POSITION_TIME),
                 self._room_senders.forget_idle(SWEEP_STEP),
             ]
@@ -265,7 +266,7 @@ class Writer:
 
     def _delete_before(
         self,
-        table: Literal["letters", "room_keys", "inbox_keys"],
+        table: Literal["letters", "room_keys", "inbox_keys", "sessions"],
         column: Literal["at", "expires_at"],
         before: float,
     ) -> bool:

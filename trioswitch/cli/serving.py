@@ -1,0 +1,126 @@
+"""What `serve` runs: one server, a worker of several, or the supervisor of workers."""
+
+import argparse
+import logging
+import os
+import signal
+import ssl
+import sys
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import trio
+
+from ..assembly import open_switch
+from ..brokers.port import Broker
+from ..config import Options
+from ..hub.client import open_hub
+from ..serve import serve
+from ..stores.open import open_store
+from ..stores.port import Store
+from ..switch import Switch
+from ..version import __version__
+from ..web import health, landing_page
+from .supervisor import Workers, end_with_supervisor, is_ready
+
+__all__ = ["Interrupted", "run_server", "say"]
+
+
+class Interrupted(Exception):
+    """A second signal came while the server drained."""
+
+
+def say(sentence: str, end: str = "\n") -> None:
+    """Write to stderr. Where nobody listens any more the server goes on, and its exit status stays what it is."""
+    if sys.stderr is None:
+        return
+    try:
+        print(sentence, end=end, file=sys.stderr, flush=True)
+    except OSError:
+        # What is left in the buffer would fail again at the interpreter's end, and make the exit status 120.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+
+
+async def run_server(options: Options, chosen: argparse.Namespace, context: ssl.SSLContext | None) -> None:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        if chosen.workers > 1:
+            await _supervise(signals, options, chosen, context)
+            return
+        async with (
+            _open_engines(chosen) as (store, broker),
+            open_switch(options, store=store, broker=broker) as switch,
+            trio.open_nursery() as nursery,
+        ):
+            pages = {"/": landing_page(), "/health": health(switch)}
+            server = await nursery.start(_serve_on, switch, chosen, context, pages)
+            if chosen.worker_hub is None:
+                _say_listening(server.urls, server.page_urls)
+            else:
+                is_ready(chosen)
+                nursery.start_soon(end_with_supervisor)
+            await anext(signals)
+            server.stop()
+            nursery.start_soon(_interrupt, signals)
+            if not await switch.drain(chosen.drain_timeout):
+                left = len(switch.connections())
+                logging.getLogger(__name__).warning("%d connections were cut at the drain timeout", left)
+            nursery.cancel_scope.cancel()
+
+
+def _say_listening(urls: Sequence[str], page_urls: Sequence[str], more: str = "") -> None:
+    page = f"; its page is {page_urls[0]}" if page_urls else ""
+    say(f"trioswitch {__version__} listens on {' and '.join(urls)}{more}{page}")
+
+
+@asynccontextmanager
+async def _open_engines(chosen: argparse.Namespace) -> AsyncIterator[tuple[Store, Broker | None]]:
+    """The store, and the broker if there are other nodes."""
+    if chosen.worker_hub is not None:
+        async with open_hub(chosen.worker_hub) as (hub_store, broker):
+            yield hub_store, broker
+    else:
+        async with open_store(chosen.store) as store:
+            yield store, None
+
+
+async def _supervise(
+    signals: Any, options: Options, chosen: argparse.Namespace, context: ssl.SSLContext | None
+) -> None:
+    scheme = "ws" if context is None else "wss"
+
+    def listening(addresses: Sequence[str]) -> None:
+        urls = [f"{scheme}://{address}{options.path}" for address in addresses]
+        pages = [f"http{scheme[2:]}://{address}/" for address in addresses]
+        _say_listening(urls, pages, f" with {chosen.workers} workers")
+
+    workers = Workers(chosen.workers, chosen.arguments, chosen.host or ["127.0.0.1"], chosen.port)
+    async with open_store(chosen.store) as store:
+        await workers.run(store, signals, chosen.drain_timeout, listening, Interrupted)
+
+
+async def _interrupt(signals: Any) -> None:
+    await anext(signals)
+    raise Interrupted
+
+
+async def _serve_on(
+    switch: Switch,
+    chosen: argparse.Namespace,
+    context: ssl.SSLContext | None,
+    pages: Any,
+    task_status: trio.TaskStatus[Any] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    await serve(
+        switch,
+        host=chosen.host or "127.0.0.1",
+        port=chosen.port,
+        uds=chosen.uds,
+        uds_mode=chosen.uds_mode,
+        uds_group=chosen.uds_group,
+        ssl_context=context,
+        transport=chosen.transport,
+        pages=pages,
+        reuse_port=chosen.worker_hub is not None,
+        task_status=task_status,
+    )

@@ -8,7 +8,9 @@ from trio.testing import MockClock
 from trioswitch import ConnectRequest, Identity, Options, RoomPolicy
 from trioswitch.stores import MemoryStore
 
-STORED = Options(policies=(RoomPolicy(pattern="stored*", history="stored"), RoomPolicy(pattern="kept*", history="memory")))
+STORED = Options(
+    policies=(RoomPolicy(pattern="stored*", history="stored"), RoomPolicy(pattern="kept*", history="memory"))
+)
 ROOMS = ["plain", "stored", "kept"]
 
 
@@ -246,7 +248,10 @@ async def test_a_session_is_resumed_on_another_node(autojump_clock: MockClock) -
         await nodes[1].app.switch.publish("stored", 1)
         back = await nodes[1].app.connect()
         await back.send(
-            "resume", session=ann.session, rooms={"stored": {"epoch": seen["epoch"], "offset": seen["offset"]}}, id="back"
+            "resume",
+            session=ann.session,
+            rooms={"stored": {"epoch": seen["epoch"], "offset": seen["offset"]}},
+            id="back",
         )
         assert (await back.receive_until(type="message"))["data"] == 1
         answer = await back.receive_until(id="back")
@@ -281,7 +286,10 @@ async def test_a_session_of_a_dead_node_is_resumed(autojump_clock: MockClock) ->
         await nodes[1].app.switch.publish("stored", 1)
         back = await nodes[1].app.connect()
         await back.send(
-            "resume", session=ann.session, rooms={"stored": {"epoch": receipt.epoch, "offset": receipt.offset}}, id="back"
+            "resume",
+            session=ann.session,
+            rooms={"stored": {"epoch": receipt.epoch, "offset": receipt.offset}},
+            id="back",
         )
         assert (await back.receive_until(type="message"))["data"] == 1
         assert (await back.receive_until(id="back"))["rooms"].keys() == {"plain", "stored"}

@@ -82,12 +82,12 @@ async def open_nodes(
 
 
 async def texts(client: MemoryClient, count: int) -> Sequence[str]:
-    """The next chat messages of a client, and its gaps."""
+    """The next messages of a client, and its gaps."""
     found: list[str] = []
     while len(found) < count:
         message = await client.receive()
-        if message["type"] == "chat_message":
-            found.append(message["content"])
+        if message["type"] in ("chat_message", "message"):
+            found.append(message["content"] if "content" in message else message["data"])
         elif message["type"] == "gap":
             found.append("gap")
     return found

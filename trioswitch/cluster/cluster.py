@@ -20,8 +20,10 @@ from ..rooms.directory import RoomDirectory
 from ..rooms.presence import Presence
 from ..stores.port import Store
 from ..wire.prepared import Prepared
+from .committed import CommittedMessages
 from .groups import ClusterGroups
 from .link import Link
+from .live import LiveMessages
 from .presence import ClusterPresence
 from .relay import ClusterRelay
 from .roster import NodeInfo, Roster
@@ -56,7 +58,9 @@ class Cluster:
         self.link = Link(broker, node)
         self.roster = Roster(self.link, options.node_name or node, options.node_timeout, statistics)
         self.presence = ClusterPresence(self.link, self.roster, rooms)
-        self.relay = ClusterRelay(self.link, self.roster, self.presence, writer, store, keys)
+        self.live = LiveMessages(self.link, self.roster, keys)
+        self.committed = CommittedMessages(self.link, writer, store)
+        self.relay = ClusterRelay(self.link, self.presence, self.live, self.committed)
         self.users = ClusterUsers(self.link, self.roster, connections, inbox, store)
         self.sessions = ClusterSessions(self.link, self.roster, store, health, options.session_time)
         self.groups = ClusterGroups(self.link, store, health, groups)
@@ -83,7 +87,7 @@ class Cluster:
     # --- `publishing.OtherNodes`
 
     def publish(self, room: str, message: Prepared) -> None:
-        self.relay.publish_elsewhere(room, message)
+        self.live.publish_elsewhere(room, message)
 
     def send_to_users(self, users: list[str], message: Prepared) -> None:
         self.users.send_to_users(users, message)
@@ -110,8 +114,9 @@ class Cluster:
             self.link.run_interest,
             self.roster.run,
             self.presence.run,
-            self.relay.run,
-            self.relay.run_positions,
+            self.live.run,
+            self.committed.run,
+            self.committed.run_positions,
             self.users.run_state,
             self.users.run,
             self.users.run_sending,

@@ -57,7 +57,7 @@ class Link:
         self.error: str | None = "the broker has not been reached yet"
         """Why there is no connection, in a sentence; None while there is one."""
         self._broker = broker
-        self._handlers: dict[tuple[str, type[NodeMessage]], _Handler] = {}
+        self._handlers: dict[tuple[str, type[NodeMessage]], list[_Handler]] = {}
         self._on_connected: list[Callable[[], None]] = []
         self._on_disconnected: list[Callable[[], None]] = []
         self._pending: list[_Outgoing] = []
@@ -73,7 +73,7 @@ class Link:
 
     def on(self, topics: str, kind: type[M], handler: Callable[[str, str, M], None]) -> None:
         """Call `handler(node, topic, message)` for messages of a kind, in topics of a kind: `all`, `room`, `user`, `node`."""
-        self._handlers[topics, kind] = handler
+        self._handlers.setdefault((topics, kind), []).append(handler)
 
     def on_change(self, connected: Callable[[], None], disconnected: Callable[[], None] = lambda: None) -> None:
         """Have these called when the connection is there (again), and when it is lost."""
@@ -247,15 +247,13 @@ class Link:
                 self._complain(topic, error)
                 continue
             for message in messages:
-                handler = self._handlers.get((kind, type(message)))
-                if handler is None:
-                    continue
-                try:
-                    handler(node, topic, message)
-                except ValueError as error:
-                    self._complain(topic, error)
-                except Exception:  # a fault of ours: what else has arrived must be handled all the same
-                    _log.exception("a message from node %s could not be handled", node)
+                for handler in self._handlers.get((kind, type(message)), ()):
+                    try:
+                        handler(node, topic, message)
+                    except ValueError as error:
+                        self._complain(topic, error)
+                    except Exception:  # a fault of ours: what else has arrived must be handled all the same
+                        _log.exception("a message from node %s could not be handled", node)
 
     def _complain(self, topic: str, error: Exception) -> None:
         now = trio.current_time()

@@ -89,10 +89,14 @@ class Carried(msgspec.Struct, array_like=True):
 
 
 class Live(NodeMessage, tag="live"):
-    """A message of a room that has no offset. The sender counts its messages of a room in `stream`: 1, 2, 3 ..."""
+    """A message of a room that has no offset. The sender counts its messages of a room in `stream`: 1, 2, 3 ...
+
+    `age` is the number of seconds since the stream began.
+    """
 
     stream: int
     number: int
+    age: float
     message: Carried
 
 
@@ -101,6 +105,7 @@ class Streams(NodeMessage, tag="streams"):
 
     stream: int
     number: int
+    age: float
 
 
 class Committed(NodeMessage, tag="committed"):

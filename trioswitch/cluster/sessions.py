@@ -5,6 +5,7 @@ has, this node asks that one for it; if that node is dead, or does not answer, w
 killed may thus find that a room is missing which it had joined in the last moment: the answer to `resume` names its rooms.
 """
 
+from secrets import token_urlsafe
 from typing import Final
 
 import attrs
@@ -66,6 +67,10 @@ class ClusterSessions:
         self._last_question = 0
         link.on("node", Take, self._on_take)
         link.on("node", Taken, self._on_taken)
+
+    def new_id(self) -> str:
+        """An id for a session that begins here: it says where."""
+        return f"{self._link.node}.{token_urlsafe(16)}"
 
     def serve(self, sessions: Sessions) -> None:
         """These are the sessions of this node."""
@@ -129,17 +134,20 @@ class ClusterSessions:
         Raises StoreError. Not safe to cancel: the session may be lost then.
         """
         saved = await self._store.load_session(id, clock.wall_time())
-        if saved is None:
-            return None
-        record = _decode(saved)
-        if record.session.identity != user:
+        record = None if saved is None else _decode(saved)
+        if record is not None and record.session.identity != user:
             return record.session  # the caller refuses it
-        if record.node in self._roster.others:
-            session = await self._ask(record.node, id, user)
-            if session is not None:
-                return session
-        taken = await self._store.take_session(id, clock.wall_time())
-        return None if taken is None else _decode(taken).session
+        session = None
+        for node in dict.fromkeys([*([] if record is None else [record.node]), id.partition(".")[0]]):
+            if session is None and node in self._roster.others:
+                session = await self._ask(node, id, user)
+        if session is None:
+            taken = await self._store.take_session(id, clock.wall_time())
+            session = None if taken is None else _decode(taken).session
+        if session is not None:  # at once, so that whoever is next asks this node
+            expires_at = clock.wall_time() + CONNECTED_TIME
+            await self._store.save_sessions([SavedSession(id, _encode(_Record(self._link.node, session)), expires_at)])
+        return session
 
     async def _ask(self, node: str, id: str, user: str | None) -> PortableSession | None:
         self._last_question += 1

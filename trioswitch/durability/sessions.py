@@ -75,6 +75,9 @@ class PortableSession:
 class OtherNodes(Protocol):
     """The other nodes of a cluster."""
 
+    def new_id(self) -> str:
+        """An id for a session that begins here."""
+
     def changed(self, id: str) -> None:
         """A session has another user or other rooms, its client has come or gone, or it has ended."""
 
@@ -119,7 +122,7 @@ class Sessions:
 
     def begin(self, connection: ConnectionDriver) -> str:
         """A connection opens: it gets a session of its own. Returns the session's id."""
-        id = token_urlsafe(16)
+        id = token_urlsafe(16) if self._nodes is None else self._nodes.new_id()
         self._assign(connection, id)
         return id
 

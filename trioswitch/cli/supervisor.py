@@ -91,6 +91,10 @@ class Workers:
         `on_listening` is called with the addresses, host and port, when all workers listen. Raises ServeError when a worker
         cannot be started, and what `on_second_signal` returns at a second signal, when all are killed.
         """
+        for socket in await bound_sockets(
+            self._hosts, self._port
+        ):  # fails if another server has the port, which may share it
+            socket.close()
         reserved = await bound_sockets(self._hosts, self._port, reuse_port=True)
         with tempfile.TemporaryDirectory(prefix="trioswitch-") as directory:  # nobody else can enter it
             try:

@@ -31,8 +31,12 @@ __all__ = ["HubBroker", "HubStore", "open_hub"]
 _log = logging.getLogger(__name__)
 
 READ_BYTES: Final = 256 * 1024
+FIRST_TIMEOUT: Final = 1.0
+"""Seconds that `open_hub` waits for the first connection."""
 RETRY_DELAY: Final = 0.2
 """Seconds between two attempts to connect."""
+GREATEST: Final = 2**63 - 1
+"""The greatest offset, and the greatest seq."""
 _decode_answer: Final = msgspec.msgpack.Decoder(Answer).decode
 _decode_delivery: Final = msgspec.msgpack.Decoder(list[tuple[str, bytes]]).decode
 _decode_counts: Final = msgspec.msgpack.Decoder(list[int]).decode
@@ -41,10 +45,12 @@ _results: Final = {method: msgspec.msgpack.Decoder(result).decode for method, (_
 
 @asynccontextmanager
 async def open_hub(path: str) -> "AsyncIterator[tuple[HubStore, HubBroker]]":
-    """Connect to the hub at a Unix socket, again and again until the block is left."""
+    """Connect to the hub at a Unix socket, again and again until the block is left. Waits a moment for the first connection."""
     connection = _Connection(path)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(connection.run)
+        with trio.move_on_after(FIRST_TIMEOUT):
+            await connection.wait_connected()
         yield HubStore(connection), HubBroker(connection)
         nursery.cancel_scope.cancel()
 
@@ -150,6 +156,7 @@ class _Connection:
 
     async def call(self, method: str, arguments: Any) -> Answer:
         """Raises _Lost."""
+        await trio.lowlevel.checkpoint_if_cancelled()
         if self._stream is None:
             await trio.lowlevel.checkpoint()
             raise _Lost(self.reason)
@@ -217,13 +224,14 @@ class HubStore(Store):
 
     def __init__(self, connection: _Connection) -> None:
         self._connection = connection
+        self._closed = False
 
     async def append(self, appends: Sequence[Append], *, total_bytes: int = UNLIMITED) -> list[Appended]:
         found: list[Appended] = await self._call("append", appends, total_bytes)
         return found
 
     async def read(self, room: str, *, after: int, limit: int, max_bytes: int, now: float) -> HistoryRecords:
-        found: HistoryRecords = await self._call("read", room, after, limit, max_bytes, now)
+        found: HistoryRecords = await self._call("read", room, min(after, GREATEST), limit, max_bytes, now)
         return found
 
     async def read_newest(self, room: str, *, limit: int, max_bytes: int, now: float) -> HistoryRecords:
@@ -241,11 +249,13 @@ class HubStore(Store):
     async def read_inbox(
         self, user: str, *, after: int, limit: int, max_bytes: int, now: float
     ) -> list[StoredInboxMessage]:
-        found: list[StoredInboxMessage] = await self._call("read_inbox", user, after, limit, max_bytes, now)
+        found: list[StoredInboxMessage] = await self._call(
+            "read_inbox", user, min(after, GREATEST), limit, max_bytes, now
+        )
         return found
 
     async def acknowledge(self, user: str, upto: int) -> None:
-        await self._call("acknowledge", user, upto)
+        await self._call("acknowledge", user, min(upto, GREATEST))
 
     async def save_sessions(self, sessions: Sequence[SavedSession]) -> None:
         await self._call("save_sessions", sessions)
@@ -269,9 +279,12 @@ class HubStore(Store):
         await self._call("sweep", now, inbox_age)
 
     async def aclose(self) -> None:
+        self._closed = True
         await trio.lowlevel.checkpoint()  # the connection is closed by `open_hub`
 
     async def _call(self, method: str, *arguments: Any) -> Any:
+        if self._closed:
+            raise trio.ClosedResourceError("the store was closed")
         try:
             answer = await self._connection.call(method, arguments)
         except _Lost as lost:

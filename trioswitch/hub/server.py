@@ -58,11 +58,14 @@ class Hub:
         self._processes[process] = None
         try:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(process.write, nursery.cancel_scope)
+                process.connection = nursery.cancel_scope
+                nursery.start_soon(process.write)
                 try:
                     await self._read(process, nursery)
-                except (trio.BrokenResourceError, ValueError, msgspec.MsgspecError) as error:
-                    _log.debug("a process is disconnected: %s", error)
+                except trio.BrokenResourceError:
+                    _log.debug("a process is gone")
+                except ValueError as error:
+                    _log.error("a process that sends garbage is disconnected: %s", error)
                 nursery.cancel_scope.cancel()
         finally:
             del self._processes[process]
@@ -85,6 +88,8 @@ class Hub:
                     case "unsubscribe":
                         self._unsubscribe(process, _decode_topics(call.arguments))
                         process.send(frame([call.id, None, None]))
+                    case method if method not in STORE_CALLS:
+                        raise ValueError(f"there is no call {method!r}")
                     case _:
                         nursery.start_soon(self._call_store, process, call)
             for receiver, payloads in published.items():
@@ -174,24 +179,28 @@ class _Process:
     def __init__(self, stream: trio.SocketStream) -> None:
         self.stream = stream
         self.topics: set[str] = set()
+        self.connection = trio.CancelScope()
         self._pending: list[bytes] = []
         self._size = 0
         self._to_write = Wakeup()
 
     def send(self, data: bytes) -> None:
+        """Write bytes soon. A process that is too slow for them is disconnected."""
         self._pending.append(data)
         self._size += len(data)
+        if self._size > MAX_BACKLOG and not self.connection.cancel_called:
+            _log.warning("a process that does not read is disconnected")
+            self.connection.cancel()
         self._to_write.notify()
 
-    async def write(self, connection: trio.CancelScope) -> None:
-        """Write what is sent, until the process is too slow, or gone: then the connection is cancelled."""
+    async def write(self) -> None:
+        """The task that writes."""
         try:
-            while self._size <= MAX_BACKLOG:
+            while True:
                 while not self._pending:
                     await self._to_write.wait()
                 data, self._pending, self._size = b"".join(self._pending), [], 0
                 await self.stream.send_all(data)
-            _log.warning("a process that does not read is disconnected")
         except trio.BrokenResourceError:
             _log.debug("a process is gone")
-        connection.cancel()
+            self.connection.cancel()

@@ -1,0 +1,251 @@
+"""`serve --workers`: several processes are one server, and whoever of them dies is replaced."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+import trio
+import trio_websocket
+
+from trioswitch.client import Message, open_client
+
+PATIENCE = 60.0
+STORED = ("--room", "stored*:history=stored")
+
+
+@attrs.define(eq=False)
+class Supervisor:
+    process: trio.Process
+    url: str
+    said: bytearray
+
+    @property
+    def port(self) -> int:
+        return int(self.url.split(":")[-1].split("/")[0])
+
+    def workers(self) -> list[int]:
+        """The processes that serve, by their ids."""
+        children = [path.read_text() for path in Path(f"/proc/{self.process.pid}/task").glob("*/children")]
+        return sorted(int(pid) for pid in " ".join(children).split())
+
+    async def health(self) -> dict[str, Any]:
+        async with await trio.open_tcp_stream("127.0.0.1", self.port) as stream:  # at any of the workers
+            await stream.send_all(b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            answer = b"".join([data async for data in stream])
+        found: dict[str, Any] = json.loads(answer.partition(b"\r\n\r\n")[2])
+        return found
+
+    async def wait_said(self, text: str) -> None:
+        with trio.fail_after(PATIENCE):
+            while text not in self.said.decode():
+                await trio.sleep(0.05)
+
+
+@asynccontextmanager
+async def supervisor(*arguments: str, workers: int = 2) -> AsyncIterator[Supervisor]:
+    command = [
+        sys.executable,
+        "-X",
+        "dev",
+        "-m",
+        "trioswitch",
+        "serve",
+        "--port",
+        "0",
+        "--workers",
+        str(workers),
+        *arguments,
+    ]
+    process = await trio.lowlevel.open_process(command, stderr=subprocess.PIPE)
+    assert process.stderr is not None
+    said = bytearray()
+
+    async def read() -> None:
+        assert process.stderr is not None
+        async for data in process.stderr:
+            said.extend(data)
+
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(read)
+            with trio.fail_after(PATIENCE):
+                while (found := re.search(rb"listens on (ws://\S+)", said)) is None:
+                    assert process.poll() is None, said.decode()
+                    await trio.sleep(0.02)
+            yield Supervisor(process, found[1].decode(), said)
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+            with trio.fail_after(PATIENCE):
+                status = await process.wait()
+            assert status in (0, -signal.SIGKILL), said.decode()
+            assert b"Traceback" not in said, said.decode()
+    finally:
+        with trio.CancelScope(shield=True):
+            if process.poll() is None:
+                process.terminate()
+                with trio.move_on_after(20):
+                    await process.wait()
+                process.kill()
+            await process.stderr.aclose()
+
+
+def _is_alive(pid: int) -> bool:
+    return Path(f"/proc/{pid}").exists()
+
+
+async def test_clients_of_all_workers_are_in_the_same_rooms(tmp_path: Path) -> None:
+    async with supervisor("--store", f"sqlite:{tmp_path / 'x.db'}", *STORED) as server:
+        assert len(server.workers()) == 2
+        async with trio.open_nursery() as nursery:
+            async with open_client(server.url, user_id="publisher") as publisher:
+                received: dict[int, list[str]] = {number: [] for number in range(8)}
+                joined = trio.Event()
+
+                async def member(number: int) -> None:
+                    async with (
+                        open_client(server.url, user_id=f"user {number}") as client,
+                        client.room("stored 1") as room,
+                    ):
+                        received[number].append("joined")
+                        if all(received.values()):
+                            joined.set()
+                        async for message in room:
+                            if isinstance(message, Message) and message.content is not None:
+                                received[number].append(message.content)
+                            if len(received[number]) == 21:
+                                return
+
+                for number in range(8):
+                    nursery.start_soon(member, number)
+                with trio.fail_after(PATIENCE):
+                    await joined.wait()
+                async with publisher.room("stored 1") as room:
+                    for number in range(20):
+                        await room.chat(f"{number}")
+                with trio.fail_after(PATIENCE):
+                    while any(len(texts) < 21 for texts in received.values()):
+                        await trio.sleep(0.05)
+        assert all(texts == ["joined", *[f"{number}" for number in range(20)]] for texts in received.values())
+        with trio.fail_after(PATIENCE):  # `health` is that of the whole, whoever answers
+            while {len((await server.health())["nodes"]) for _ in range(6)} != {2}:
+                await trio.sleep(0.1)
+
+
+@pytest.mark.kill
+async def test_a_killed_worker_is_replaced_and_nothing_acknowledged_is_lost(tmp_path: Path) -> None:
+    async with supervisor("--store", f"sqlite:{tmp_path / 'x.db'}", *STORED) as server:
+        acknowledged: list[str] = []
+        received: list[str] = []
+        done = trio.Event()
+
+        async def publish() -> None:
+            async with open_client(server.url, user_id="publisher") as client, client.room("stored") as room:
+                for number in range(300):
+                    await room.chat(f"{number}")  # it is sent again, with its key, when the connection is lost
+                    acknowledged.append(f"{number}")
+                    await trio.sleep(0.01)
+            done.set()
+
+        async def receive() -> None:
+            async with open_client(server.url, user_id="receiver") as client, client.room("stored") as room:
+                async for message in room:
+                    if isinstance(message, Message) and message.content is not None:
+                        received.append(message.content)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(receive)
+            await trio.sleep(0.5)
+            nursery.start_soon(publish)
+            for _ in range(3):
+                await trio.sleep(1)
+                for pid in server.workers()[:1]:
+                    os.kill(pid, signal.SIGKILL)
+            with trio.fail_after(PATIENCE):
+                await done.wait()
+                while len(received) < 300:
+                    await trio.sleep(0.05)
+            nursery.cancel_scope.cancel()
+        assert received == acknowledged == [f"{number}" for number in range(300)]
+        with trio.fail_after(PATIENCE):
+            while len(server.workers()) < 2:
+                await trio.sleep(0.05)
+        assert server.said.count(b"is started again") == 3
+
+
+@pytest.mark.kill
+async def test_workers_end_when_the_supervisor_is_killed() -> None:
+    async with supervisor() as server:
+        workers = server.workers()
+        server.process.kill()
+        with trio.fail_after(PATIENCE):
+            while any(map(_is_alive, workers)):
+                await trio.sleep(0.05)
+        assert b"the supervisor is gone" in server.said
+
+
+async def _read_on(websocket: trio_websocket.WebSocketConnection) -> None:
+    while True:
+        await websocket.get_message()
+
+
+@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGINT])
+async def test_a_signal_drains_all_workers(end: signal.Signals) -> None:
+    async with supervisor(workers=3) as server:
+        async with trio.open_nursery() as nursery:
+            codes: list[int | None] = []
+
+            async def stay() -> None:
+                async with trio_websocket.open_websocket_url(server.url) as websocket:
+                    await websocket.get_message()
+                    codes.append(None)
+                    with pytest.raises(trio_websocket.ConnectionClosed) as closed:
+                        await _read_on(websocket)
+                    assert closed.value.reason is not None
+                    codes.append(closed.value.reason.code)
+
+            for _ in range(6):
+                nursery.start_soon(stay)
+            with trio.fail_after(PATIENCE):
+                while len(codes) < 6:
+                    await trio.sleep(0.05)
+            server.process.send_signal(end)
+            with trio.fail_after(PATIENCE):
+                assert await server.process.wait() == 0
+        assert codes[6:] == [1001] * 6
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("--workers", "0"), "argument --workers: '0' is neither a number of processes, 1 to 256, nor auto"),
+        (("--workers", "many"), "argument --workers: 'many' is neither a number of processes, 1 to 256, nor auto"),
+        (
+            ("--workers", "2", "--uds", "x"),
+            "argument --workers: not allowed with --uds: processes share a TCP port only",
+        ),
+        (("--workers", "2", *STORED), "argument --room: history=stored needs --store sqlite:PATH"),
+    ],
+)
+def test_wrong_options(arguments: tuple[str, ...], sentence: str) -> None:
+    command = [sys.executable, "-m", "trioswitch", "serve", *arguments]
+    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, timeout=PATIENCE, check=False)
+    assert done.returncode == 2
+    assert sentence in done.stderr
+
+
+async def test_a_port_that_is_taken() -> None:
+    async with supervisor() as server:
+        command = [sys.executable, "-m", "trioswitch", "serve", "--port", str(server.port)]
+        for workers in ((), ("--workers", "2")):
+            done = await trio.run_process([*command, *workers], capture_stderr=True, check=False)
+            assert done.returncode == 1
+            assert b"Address already in use" in done.stderr

@@ -1,6 +1,8 @@
 import pytest
 from trio.testing import MockClock
 
+pytest.register_assert_rewrite("store_contract", "broker_contract")
+
 
 @pytest.fixture(params=["native", "trio-websocket"])
 def transport(request: pytest.FixtureRequest) -> str:

@@ -8,6 +8,7 @@ from trio.testing import MockClock
 from trioswitch import Options, RoomPolicy
 from trioswitch.brokers import Exchange
 from trioswitch.cluster.messages import Committed, Live, decode_parcel
+from trioswitch.stores import MemoryStore
 
 STORED = Options(policies=(RoomPolicy(pattern="stored*", history="stored"),))
 
@@ -183,12 +184,18 @@ async def test_a_slow_node_is_disconnected_and_told_so(
         assert await texts(bob, 50) == [f"{number}" for number in range(50)]
 
 
+class Forgetful(MemoryStore):
+    def forget(self) -> None:
+        super().__init__()
+
+
 async def test_a_store_that_forgets_begins_anew(autojump_clock: MockClock) -> None:
-    async with open_nodes(2, STORED) as nodes:
+    store = Forgetful()
+    async with open_nodes(2, STORED, store=store) as nodes:
         ann, bob = await nodes.join(0, "stored", "ann"), await nodes.join(1, "stored", "bob")
         await nodes[0].app.switch.publish("stored", "old")
         assert await texts(bob, 1) == ["old"]
-        nodes.store._rooms.clear()  # type: ignore[attr-defined]
+        store.forget()
         await nodes[0].app.switch.publish("stored", "new")
         gap = await bob.receive_until(type="gap")
         assert gap["lost"]

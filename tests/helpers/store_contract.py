@@ -561,7 +561,7 @@ class StoreContract:
         )
         assert await store.load_session("a", 29.0) == b"4"
         assert await store.load_session("b", 0.0) is None
-        await store.sweep(30.0, 60.0)
+        await store.sweep(31.0, 60.0)
         assert await store.load_session("a", 0.0) is None
         await store.save_sessions([])
 

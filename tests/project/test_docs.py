@@ -276,7 +276,7 @@ def value_of(text: str) -> Any:
 
 
 def option_rows() -> dict[str, Any]:
-    titles = ("Rooms and outboxes", "History, sessions and inboxes", "Clients", "Compression", "Time")
+    titles = ("Rooms and outboxes", "History, sessions and inboxes", "Clients", "Compression", "Time", "Clusters")
     return {code(row[0]): value_of(code(row[1])) for title in titles for row in rows(sections(OPTIONS, 2)[title])}
 
 
@@ -406,7 +406,7 @@ def test_lines_are_not_too_long_to_read_in_a_terminal() -> None:
         assert not long, (path.name, long)
 
 
-PUBLIC = {f"trioswitch{name}" for name in ("", ".client", ".messages", ".stores", ".testing", ".web")}
+PUBLIC = {f"trioswitch{name}" for name in ("", ".brokers", ".client", ".messages", ".stores", ".testing", ".web")}
 """The modules that applications import. Each has a page of the API reference."""
 
 

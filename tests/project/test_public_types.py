@@ -14,7 +14,10 @@ import pytest
 
 import trioswitch
 
-PUBLIC = ("trioswitch", *(f"trioswitch.{name}" for name in ("client", "messages", "stores", "testing", "web")))
+PUBLIC = (
+    "trioswitch",
+    *(f"trioswitch.{name}" for name in ("brokers", "client", "messages", "stores", "testing", "web")),
+)
 
 
 def public_names() -> set[str]:

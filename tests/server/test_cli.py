@@ -260,9 +260,10 @@ def test_a_unix_socket_that_cannot_be_made(tmp_path: Path, name: str) -> None:
 def test_whatever_else_goes_wrong(error: str, sentence: str) -> None:
     program = f"""
 import trioswitch.cli.main as cli
+import trioswitch.cli.serving as serving
 async def serve(*args, **options):
     raise {error}
-cli.serve = serve
+serving.serve = serve
 cli.main(["serve", "--port", "0"])
 """
     done = subprocess.run(
@@ -275,9 +276,10 @@ cli.main(["serve", "--port", "0"])
 def test_for_whom_wants_to_know_there_is_a_traceback() -> None:
     program = """
 import trioswitch.cli.main as cli
+import trioswitch.cli.serving as serving
 async def serve(*args, **options):
     raise RuntimeError("it broke")
-cli.serve = serve
+serving.serve = serve
 cli.main(["serve", "--port", "0", "--log-level", "debug"])
 """
     done = subprocess.run(

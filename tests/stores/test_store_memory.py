@@ -28,9 +28,9 @@ def records() -> int:
 async def test_it_holds_no_more_than_the_retention() -> None:
     store, others = MemoryStore(), records()
     assert not store.durable
-    for _ in range(100):
+    for number in range(100):
         await fill(store, 10, retention=Retention(10, None))
-        assert records() - others <= 10 + 64 + 10
+        assert number % 10 or records() - others <= 10 + 64 + 10
     await store.append([message(room="old", retention=Retention(1000, 60.0)) for _ in range(500)])
     await store.sweep(200.0, 60.0)
     assert records() - others == 10

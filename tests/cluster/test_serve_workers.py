@@ -204,7 +204,8 @@ async def test_a_signal_drains_all_workers(end: signal.Signals) -> None:
             codes: list[int | None] = []
 
             async def stay() -> None:
-                async with trio_websocket.open_websocket_url(server.url) as websocket:
+                async with await trio.open_tcp_stream("127.0.0.1", server.port) as stream:
+                    websocket = await trio_websocket.wrap_client_stream(nursery, stream, "localhost", "/ws")
                     await websocket.get_message()
                     codes.append(None)
                     with pytest.raises(trio_websocket.ConnectionClosed) as closed:

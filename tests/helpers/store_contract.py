@@ -306,7 +306,7 @@ class StoreContract:
             assert [await fill(sender, inboxes=inboxes) for sender in ("eve", "mallory", "ann")] == [10, 5, 3]
 
     async def test_what_is_gone_does_not_count_for_its_sender(self, store: Store) -> None:
-        retention, limits = Retention(1, None), upto(1000, total=200)
+        retention, limits = Retention(2, None), upto(1000, total=200)
         big = b"x" * 100
 
         async def append(sender: str, expires_at: float | None = None) -> Refusal | None:

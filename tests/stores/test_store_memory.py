@@ -36,8 +36,8 @@ async def test_it_holds_no_more_than_the_retention() -> None:
     assert records() - others == 10
 
 
-@pytest.mark.parametrize("url", ["", "memory:", "redis://localhost", "sqlite", "sqlite:", "/tmp/x.db"])
+@pytest.mark.parametrize("url", ["", "memory:", "kafka://localhost", "sqlite", "sqlite:", "/tmp/x.db"])
 async def test_a_store_that_nobody_knows(url: str) -> None:
-    with pytest.raises(ValueError, match="it is memory or sqlite:PATH"):
+    with pytest.raises(ValueError, match="it is memory, sqlite:PATH or redis://HOST"):
         async with open_store(url):
             pass

@@ -2,9 +2,12 @@
 
 port        the interface of a broker, which every engine implements
 in_process  an engine between switches of one program
+redis       an engine between machines
+open        from a broker's URL to the broker
 """
 
 from .in_process import Exchange, InProcessBroker
+from .open import open_broker
 from .port import Broker, Receiver
 
-__all__ = ["Broker", "Exchange", "InProcessBroker", "Receiver"]
+__all__ = ["Broker", "Exchange", "InProcessBroker", "Receiver", "open_broker"]

@@ -20,6 +20,7 @@ from .._util.logs import NonBlockingHandler
 from .._util.process import collect_rarely, keep_freed_memory
 from ..admission import TransportName
 from ..bench.cli import add_bench
+from ..brokers.open import open_broker
 from ..client.terminal import add_connect
 from ..config import HistoryStorage, Options, Overflow
 from ..errors import ServeError, StoreError
@@ -55,10 +56,12 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
             raise ValueError("argument --port: not allowed with --uds, which listens on a Unix socket only")
         if chosen.workers > 1 and chosen.uds is not None:
             raise ValueError("argument --workers: not allowed with --uds: processes share a TCP port only")
+        if chosen.broker is not None and not chosen.store.startswith("redis"):
+            raise ValueError("argument --broker: needs a store that all servers share: --store redis://HOST")
         chosen.workers = 1 if chosen.worker_hub is not None else chosen.workers
         chosen.arguments = sys.argv[1:] if arguments is None else list(arguments)
         if options.needs_store and chosen.store == "memory" and chosen.worker_hub is None:
-            raise ValueError("argument --room: history=stored needs --store sqlite:PATH")
+            raise ValueError("argument --room: history=stored needs --store sqlite:PATH or redis://HOST")
     except ValueError as error:
         chosen.parser.error(str(error))
     keep_freed_memory()
@@ -163,7 +166,11 @@ def make_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     add(
         "--store", type=_store, default="memory", metavar="URL",
-        help="where stored rooms and inboxes are kept: memory (lost with the process), or sqlite:PATH",
+        help="where stored rooms and inboxes are kept: memory (lost with the process), sqlite:PATH, or redis://HOST",
+    )  # fmt: skip
+    add(
+        "--broker", type=_broker, metavar="URL",
+        help="what connects this server with others, as one server: redis://HOST; needs a --store that they share",
     )  # fmt: skip
     add(
         "--workers", type=_workers, default=1, metavar="N",
@@ -230,6 +237,14 @@ def _port(text: str) -> int:
     if not text.isascii() or not text.isdigit() or int(text) > 65535:
         raise argparse.ArgumentTypeError(f"{text} is not a valid port (0 to 65535)")
     return int(text)
+
+
+def _broker(text: str) -> str:
+    try:
+        open_broker(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
 
 
 def _store(text: str) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 import trio
 
 from ..assembly import open_switch
+from ..brokers.open import open_broker
 from ..brokers.port import Broker
 from ..config import Options
 from ..hub.client import open_hub
@@ -76,7 +77,10 @@ def _say_listening(urls: Sequence[str], page_urls: Sequence[str], more: str = ""
 @asynccontextmanager
 async def _open_engines(chosen: argparse.Namespace) -> AsyncIterator[tuple[Store, Broker | None]]:
     """The store, and the broker if there are other nodes."""
-    if chosen.worker_hub is not None:
+    if chosen.broker is not None:
+        async with open_store(chosen.store) as store:
+            yield store, open_broker(chosen.broker)
+    elif chosen.worker_hub is not None:
         async with open_hub(chosen.worker_hub) as (hub_store, broker):
             yield hub_store, broker
     else:
@@ -95,7 +99,8 @@ async def _supervise(
         _say_listening(urls, pages, f" with {chosen.workers} workers")
 
     workers = Workers(chosen.workers, chosen.arguments, chosen.host or ["127.0.0.1"], chosen.port)
-    async with open_store(chosen.store) as store:
+    # With a broker, the workers reach the store and each other by themselves.
+    async with open_store("memory" if chosen.broker is not None else chosen.store) as store:
         await workers.run(store, signals, chosen.drain_timeout, listening, Interrupted)
 
 

@@ -4,34 +4,41 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from ..redis.url import parse_redis_url
 from .memory import MemoryStore
 from .port import Store
+from .redis.store import open_redis_store
 from .sqlite.store import SqliteStore
+
+_REDIS = ("redis://", "rediss://")
 
 __all__ = ["check_url", "open_store"]
 
 
 @asynccontextmanager
 async def open_store(url: str) -> AsyncIterator[Store]:
-    """Open a store, `memory` or `sqlite:PATH`: `async with open_store("sqlite:chat.db") as store`.
+    """Open a store, `memory`, `sqlite:PATH` or `redis://HOST`: `async with open_store("sqlite:chat.db") as store`.
 
     Finishes what waits when the block is left, also when that is cancelled. Raises ValueError for another name, and
     StoreError when the store cannot be opened.
     """
-    store = await _open(url)
+    check_url(url)
+    if url.startswith(_REDIS):
+        async with open_redis_store(parse_redis_url(url)) as redis:
+            yield redis
+        return
+    store = MemoryStore() if url == "memory" else await SqliteStore.open(Path(url.partition(":")[2]))
     try:
         yield store
     finally:
         await store.aclose()
 
 
-async def _open(url: str) -> Store:
-    check_url(url)
-    return MemoryStore() if url == "memory" else await SqliteStore.open(Path(url.partition(":")[2]))
-
-
 def check_url(url: str) -> str:
     """The same, if it names a store. Raises ValueError."""
+    if url.startswith(_REDIS):
+        parse_redis_url(url)
+        return url
     scheme, _, path = url.partition(":")
     if scheme == "sqlite" and path.startswith("//"):
         relative = path.lstrip("/")
@@ -39,5 +46,5 @@ def check_url(url: str) -> str:
     if path == ":memory:":
         raise ValueError(f"unknown store {url!r}: what is in memory only is called memory")
     if url != "memory" and not (scheme == "sqlite" and path):
-        raise ValueError(f"unknown store {url!r}: it is memory or sqlite:PATH")
+        raise ValueError(f"unknown store {url!r}: it is memory, sqlite:PATH or redis://HOST")
     return url

@@ -1,0 +1,213 @@
+"""A cluster of real processes on a real Redis: nodes and Redis are killed, and nothing that was acknowledged is lost."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import attrs
+import pytest
+import trio
+from redis_server import RedisServer, redis_server
+
+from trioswitch.client import ClientError, Gap, Message, Room, open_client
+
+PATIENCE = 60.0
+DURABLE = ("--appendonly", "yes", "--appendfsync", "always")
+
+
+@pytest.fixture
+async def redis(tmp_path: Path) -> AsyncIterator[RedisServer]:
+    async with redis_server(tmp_path, *DURABLE) as server:
+        yield server
+
+
+@attrs.define(eq=False)
+class Node:
+    url: str
+    process: trio.Process
+    said: bytearray
+
+
+@asynccontextmanager
+async def node(redis: RedisServer, name: str, port: int = 0) -> AsyncIterator[Node]:
+    command = [
+        *(sys.executable, "-X", "dev", "-m", "trioswitch", "serve", "--port", str(port), "--node-name", name),
+        *("--store", redis.url, "--broker", redis.url, "--room", "stored*:history=stored,history-size=10000"),
+    ]
+    process = await trio.lowlevel.open_process(command, stderr=subprocess.PIPE)
+    said = bytearray()
+
+    async def read() -> None:
+        assert process.stderr is not None
+        async for data in process.stderr:
+            said.extend(data)
+
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(read)
+            with trio.fail_after(PATIENCE):
+                while (found := re.search(rb"listens on (ws://[^\s;]+)", said)) is None:
+                    assert process.poll() is None, said.decode()
+                    await trio.sleep(0.02)
+            yield Node(found[1].decode(), process, said)
+            if process.poll() is None:
+                process.terminate()
+                with trio.fail_after(PATIENCE):
+                    assert await process.wait() == 0, said.decode()
+            assert b"Traceback" not in said, said.decode()
+            nursery.cancel_scope.cancel()
+    finally:
+        with trio.CancelScope(shield=True):
+            process.kill()
+            await process.wait()
+            assert process.stderr is not None
+            await process.stderr.aclose()
+
+
+async def _read(url: str, user: str, room: str, received: list[str]) -> None:
+    async with open_client(url, user_id=user) as client, client.room(room) as joined:
+        received.append("joined")
+        async for message in joined:
+            if isinstance(message, Gap):
+                received.append("gap")
+            elif isinstance(message, Message) and message.content is not None:
+                received.append(message.content)
+
+
+async def _said(room: Room, text: str) -> bool:
+    """Whether a message was acknowledged. If not, it is sent again, with its key."""
+    try:
+        await room.chat(text, idempotency_key=text)
+    except ClientError:
+        return False
+    return True
+
+
+async def _wait(received: list[str], count: int) -> None:
+    with trio.fail_after(PATIENCE):
+        while len(received) < count:
+            await trio.sleep(0.02)
+
+
+@pytest.mark.parametrize("room", ["plain", "stored"])
+async def test_nodes_on_one_redis_are_one_server(redis: RedisServer, room: str) -> None:
+    async with node(redis, "one") as one, node(redis, "two") as two, trio.open_nursery() as nursery:
+        received: list[list[str]] = [[], []]
+        nursery.start_soon(_read, one.url, "ann", room, received[0])
+        nursery.start_soon(_read, two.url, "bob", room, received[1])
+        for texts in received:
+            await _wait(texts, 1)
+        async with open_client(two.url, user_id="cat") as cat, cat.room(room) as joined:
+            for number in range(100):
+                await joined.chat(f"{number}")
+        for texts in received:
+            await _wait(texts, 101)
+            assert texts[1:] == [f"{number}" for number in range(100)]
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.kill
+async def test_redis_is_killed_and_nothing_acknowledged_is_lost(redis: RedisServer) -> None:
+    async with node(redis, "one") as one, node(redis, "two") as two, trio.open_nursery() as nursery:
+        received: list[str] = []
+        nursery.start_soon(_read, one.url, "ann", "stored", received)
+        await _wait(received, 1)
+        done = trio.Event()
+
+        async def publish() -> None:
+            async with open_client(two.url, user_id="bob") as bob, bob.room("stored") as joined:
+                for number in range(200):
+                    while not await _said(joined, f"{number}"):
+                        await trio.sleep(0.1)
+                    await trio.sleep(0.01)
+            done.set()
+
+        nursery.start_soon(publish)
+        for _ in range(2):
+            await trio.sleep(0.7)
+            await redis.kill()
+            await trio.sleep(0.7)
+            await redis.start()
+        with trio.fail_after(PATIENCE):
+            await done.wait()
+        await _wait(received, 201)
+        assert received[1:] == [f"{number}" for number in range(200)]
+        assert b"the connection to the broker is lost" in one.said
+        assert b"the broker is connected" in one.said
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.kill
+async def test_the_connections_to_redis_are_cut_again_and_again(redis: RedisServer) -> None:
+    async with node(redis, "one") as one, node(redis, "two") as two, trio.open_nursery() as nursery:
+        received: list[str] = []
+        nursery.start_soon(_read, one.url, "ann", "stored", received)
+        await _wait(received, 1)
+
+        async def cut() -> None:
+            while True:
+                await trio.sleep(0.3)
+                await redis.command("CLIENT", "KILL", "TYPE", "pubsub")
+
+        async with trio.open_nursery() as cutting:
+            cutting.start_soon(cut)
+            async with open_client(two.url, user_id="bob") as bob, bob.room("stored") as joined:
+                for number in range(200):
+                    await joined.chat(f"{number}")
+                    await trio.sleep(0.01)
+            cutting.cancel_scope.cancel()
+        await _wait(received, 201)
+        assert received[1:] == [f"{number}" for number in range(200)]
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.kill
+async def test_a_node_is_killed_and_its_clients_go_on_elsewhere(redis: RedisServer) -> None:
+    async with node(redis, "two") as two, trio.open_nursery() as nursery:
+        received: list[str] = []
+        nursery.start_soon(_read, two.url, "ann", "stored", received)
+        await _wait(received, 1)
+        async with node(redis, "one") as one:
+            port = int(one.url.split(":")[-1].split("/")[0])
+            async with open_client(one.url, user_id="bob") as bob, bob.room("stored") as joined:
+                for number in range(20):
+                    await joined.chat(f"{number}")
+                await trio.sleep(0.5)
+                one.process.send_signal(signal.SIGKILL)
+                await one.process.wait()
+                async with node(redis, "one again", port):  # the client finds it at the same address
+                    for number in range(20, 40):
+                        await joined.chat(f"{number}")
+        await _wait(received, 41)
+        assert received[1:] == [f"{number}" for number in range(40)]
+        nursery.cancel_scope.cancel()
+
+
+def test_a_redis_that_cannot_be_reached() -> None:
+    command = [sys.executable, "-m", "trioswitch", "serve", "--port", "0", "--store", "redis://127.0.0.1:1"]
+    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, timeout=PATIENCE, check=False, env={**os.environ})
+    assert done.returncode == 1
+    assert "trioswitch: Redis at 127.0.0.1:1 cannot be reached: Connection refused" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("--broker", "redis://h"), "argument --broker: needs a store that all servers share: --store redis://HOST"),
+        (
+            ("--broker", "kafka://h"),
+            "argument --broker: unknown broker 'kafka://h': it is redis://HOST or rediss://HOST",
+        ),
+        (("--store", "redis://h/x"), "argument --store: the database in the URL of Redis is a number, not 'x'"),
+    ],
+)
+def test_wrong_options(arguments: tuple[str, ...], sentence: str) -> None:
+    command = [sys.executable, "-m", "trioswitch", "serve", *arguments]
+    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, timeout=PATIENCE, check=False)
+    assert done.returncode == 2
+    assert sentence in done.stderr

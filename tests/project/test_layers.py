@@ -15,6 +15,7 @@ LAYERS = [
     ["errors", "config", "metrics", "version"],
     ["_util"],
     ["wire"],
+    ["redis"],
     ["stores", "brokers", "transport", "auth"],
     ["hub"],
     ["connections"],

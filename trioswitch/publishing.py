@@ -76,6 +76,13 @@ class PendingPublish:
 class OtherNodes(Protocol):
     """The other nodes of a cluster. The calls do not wait."""
 
+    @property
+    def full(self) -> bool:
+        """Whether publishers should wait (`wait_space`)."""
+
+    async def wait_space(self) -> None:
+        """Wait until it is not full. Safe to cancel."""
+
     def publish(self, room: str, message: Prepared) -> None:
         """Publish to a room of which this node has nothing, and report the outcome."""
 
@@ -126,7 +133,8 @@ class Publisher:
 
     async def _enqueue(self, room: str, message: Prepared) -> None:
         try:
-            target = self._rooms.for_publishing(room)
+            while (target := self._rooms.for_publishing(room)) is None and self._nodes is not None and self._nodes.full:
+                await self._nodes.wait_space()
             if target is not None:
                 await target.publish(message)
             else:
@@ -136,6 +144,8 @@ class Publisher:
 
     def _nobody_here(self, room: str, message: Prepared) -> None:
         if self._nodes is not None:
+            if self._nodes.full:
+                raise trio.WouldBlock
             self._nodes.publish(room, message)
         else:
             message.report(Receipt())

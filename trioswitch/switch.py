@@ -302,9 +302,11 @@ class Switch:
     async def subscribe(self, room: str) -> AsyncIterator[Subscription]:
         """Be a member of a room: `async with switch.subscribe("r") as events: async for event in events`.
 
-        Other members are not told of it. The room's overflow policy holds; see `Subscription`.
+        Other members are not told of it. The room's overflow policy holds; see `Subscription`. In a cluster, it raises StoreError
+        when the history of the room cannot be read.
         """
         check_name("room", room)
+        await self._parts.recovery.prepare(room)
         subscription = Subscription(f"subscription-{token_urlsafe(9)}", room, self._parts.traffic)
         self._parts.rooms.add_member(room, subscription)
         try:

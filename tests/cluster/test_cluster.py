@@ -45,6 +45,28 @@ async def test_a_node_without_members_publishes(room: str, autojump_clock: MockC
         assert (receipt.offset is not None) == (room != "plain")
 
 
+@pytest.mark.parametrize("room", ROOMS)
+async def test_a_subscription_gets_what_is_published_elsewhere(room: str, autojump_clock: MockClock) -> None:
+    async with open_nodes(2, STORED) as nodes, nodes[0].app.switch.subscribe(room) as events:
+        for number in range(3):
+            await nodes[1].app.switch.publish(room, number)
+        received = [await anext(events) for _ in range(3)]
+        assert [getattr(event, "data", None) for event in received] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("room", ROOMS)
+async def test_a_flood_makes_publishers_wait(
+    room: str, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trioswitch.cluster.link.MAX_PENDING", 5)
+    async with open_nodes(2, STORED) as nodes, nodes[0].app.switch.subscribe(room) as events:
+        async with trio.open_nursery() as nursery:
+            for number in range(200):
+                nursery.start_soon(nodes[1].app.switch.publish, room, number)
+            received = [await anext(events) for _ in range(200)]
+        assert sorted(getattr(event, "data", -1) for event in received) == list(range(200))
+
+
 async def test_excluded_connections_are_excluded_on_other_nodes(autojump_clock: MockClock) -> None:
     async with open_nodes(2) as nodes:
         ann, bob = await nodes.join(0, "r", "ann"), await nodes.join(0, "r", "bob")

@@ -86,6 +86,13 @@ class Cluster:
 
     # --- `publishing.OtherNodes`
 
+    @property
+    def full(self) -> bool:
+        return self.link.full
+
+    async def wait_space(self) -> None:
+        await self.link.wait_space()
+
     def publish(self, room: str, message: Prepared) -> None:
         self.live.publish_elsewhere(room, message)
 

@@ -63,6 +63,8 @@ class CommittedMessages:
         """What is committed from now on is heard."""
         if room.history is not None:
             self._compare_soon()
+        elif room.is_stored and room.membership.members:
+            self.behind(room)
 
     def _compare_soon(self) -> None:
         self._compare.set()
@@ -82,6 +84,8 @@ class CommittedMessages:
             return
         history = room.history
         if history is None:
+            if room.membership.members:
+                self.behind(room)
             return  # it is loaded from the store when somebody needs it, with this message
         if committed.epoch != history.epoch:
             if history.epoch:
@@ -120,7 +124,9 @@ class CommittedMessages:
     async def _catch_up(self, room: Intake) -> None:
         """Read one page of what is missing. A room of which more is missing has its next turn after the others."""
         history = room.history
-        if history is None or room.closed:
+        if history is None:
+            if not room.closed:
+                await self._writer.load_history(self._rooms[room_topic(room.name)])
             return
         room.resume()
         if room.waits_for_space or not room.is_behind:

@@ -25,7 +25,7 @@ CALL_TIMEOUT: Final = 5.0
 INTEREST_GRACE: Final = 10.0
 """Seconds that a topic stays subscribed to when nobody needs it: many come back, as the room of a client that reconnects."""
 MAX_PENDING: Final = 20_000
-"""Messages that wait to be sent. More are not sent, and the sender is told."""
+"""Messages that wait to be sent. Beyond that publishers wait; what does not wait is not sent, and the sender is told."""
 PARCEL_MESSAGES: Final = 500
 """Messages in one parcel; of messages of 200 bytes, that is 100 KB."""
 COMPLAINT_INTERVAL: Final = 60.0
@@ -62,6 +62,7 @@ class Link:
         self._on_disconnected: list[Callable[[], None]] = []
         self._pending: list[_Outgoing] = []
         self._to_send = Wakeup()
+        self._space = Wakeup()
         self._wanted: dict[str, Callable[[], None] | None] = {}  # topics, and what is called when one is subscribed to
         self._subscribed: set[str] = set()
         self._unwanted: DueQueue[str, None] = DueQueue()  # topics that are given up when their grace is over
@@ -92,6 +93,16 @@ class Link:
         self._pending.append(_Outgoing(topic, message, on_sent))
         self._to_send.notify()
 
+    @property
+    def full(self) -> bool:
+        """Whether publishers should wait (`wait_space`)."""
+        return len(self._pending) >= MAX_PENDING
+
+    async def wait_space(self) -> None:
+        """Wait until it is not full. Safe to cancel."""
+        while self.full:
+            await self._space.wait()
+
     async def publish_now(self, topic: str, message: NodeMessage) -> None:
         """Send a message without the help of a task, if there is a connection. Safe to cancel."""
         if self.connected:
@@ -106,6 +117,7 @@ class Link:
             while not self._pending:
                 await self._to_send.wait()
             batch, self._pending = self._pending, []
+            self._space.notify()
             await self._publish(batch)
 
     async def _publish(self, batch: Sequence[_Outgoing]) -> None:
@@ -232,6 +244,7 @@ class Link:
         self._subscribed.clear()
         self._attached.notify()
         pending, self._pending = self._pending, []
+        self._space.notify()
         for each in pending:
             if each.on_sent is not None:
                 each.on_sent(BrokerError(reason), None)

@@ -6,6 +6,7 @@ A change that older nodes could not skip raises VERSION; a node takes what has i
 """
 
 import copy
+import logging
 from collections.abc import Sequence
 from typing import Final
 
@@ -44,6 +45,8 @@ __all__ = [
     "unpack",
     "user_topic",
 ]
+
+_log = logging.getLogger(__name__)
 
 VERSION: Final = 1
 OLDEST: Final = 1
@@ -200,9 +203,34 @@ class Leaving(NodeMessage, tag="leaving"):
 
 
 class Parcel(msgspec.Struct, array_like=True):
+    """Of any version."""
+
     version: int
     node: str
     messages: list[Raw]
+
+
+class _KnownParcel(msgspec.Struct, array_like=True):
+    """Of this version, with nothing in it that is not known: decoded in one step."""
+
+    version: int
+    node: str
+    messages: list[
+        Live
+        | Streams
+        | Committed
+        | Changes
+        | Ask
+        | Direct
+        | ToUsers
+        | Broadcast
+        | Take
+        | Taken
+        | GroupChanged
+        | Kick
+        | Beat
+        | Leaving
+    ]
 
 
 _KINDS: Final = (
@@ -223,6 +251,7 @@ _KINDS: Final = (
 )
 _encode: Final = msgspec.msgpack.Encoder().encode
 _decode_parcel: Final = msgspec.msgpack.Decoder(Parcel).decode
+_decode_known: Final = msgspec.msgpack.Decoder(_KnownParcel).decode
 _decode_kind: Final = msgspec.msgpack.Decoder(list[Raw]).decode
 _decode_tag: Final = msgspec.msgpack.Decoder(str).decode
 _decoders: Final = {kind.__struct_config__.tag: msgspec.msgpack.Decoder(kind).decode for kind in _KINDS}
@@ -232,8 +261,14 @@ def encode_parcel(node: str, messages: Sequence[NodeMessage]) -> bytes:
     return _encode([VERSION, node, messages])
 
 
-def decode_parcel(payload: bytes) -> tuple[str, list[NodeMessage]]:
+def decode_parcel(payload: bytes) -> tuple[str, Sequence[NodeMessage]]:
     """The node that sent it, and its messages; those of unknown kinds are left out. Raises ValueError."""
+    try:
+        known = _decode_known(payload)
+        if known.version == VERSION:
+            return known.node, known.messages
+    except msgspec.ValidationError:
+        _log.debug("a parcel of another version")  # or garbage: then what follows says so
     parcel = _decode_parcel(payload)
     if not OLDEST <= parcel.version <= VERSION:
         raise ValueError(f"format {parcel.version} of node {parcel.node!r} is not understood (this is {VERSION})")

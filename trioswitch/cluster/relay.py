@@ -27,6 +27,13 @@ class ClusterRelay:
         self._live = live
         self._committed = committed
 
+    @property
+    def full(self) -> bool:
+        return self._link.full
+
+    async def wait_space(self) -> None:
+        await self._link.wait_space()
+
     def submit(self, room: Intake, message: Prepared) -> None:
         self._live.submit(room, message)
 

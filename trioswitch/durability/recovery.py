@@ -13,25 +13,22 @@ from typing import Final, Protocol, cast
 import attrs
 import trio
 
-from .._util.clock import timestamp
-from ..config import HistoryStorage, Options, Overflow
+from ..config import HistoryStorage, Options
 from ..connections.driver import ConnectionDriver
-from ..connections.outbox import OfferResult
 from ..errors import CloseCause, HistoryNotAvailable, Refused, StoreError
 from ..rooms.directory import RoomDirectory
 from ..rooms.history import History
 from ..rooms.presence import Presence
 from ..rooms.room import Room
-from ..wire.messages import Gap, Position, Recorded, thawed
+from ..wire.messages import Position, Recorded, thawed
 from ..wire.prepared import Prepared
+from .catch_up import CatchUp, known_offset, offset_of
 from .store_writer import PAGE_BYTES, StoreWriter
 
 __all__ = ["HistoryPage", "Joined", "Recovery", "RoomReadiness"]
 
 PAGE: Final = 200
 """Messages that are read, and delivered, at once while a client catches up."""
-_BEGINNING = Position("", 0)
-"""Where a client is that has joined a stored room before its first message."""
 
 
 @attrs.frozen
@@ -108,6 +105,19 @@ class Recovery:
                 await self._relay.wait_ready(room)
             yield
 
+    async def prepare(self, name: str) -> None:
+        """Wait until a member that is added to a room gets all that is published from then on, or for a while. Safe to cancel.
+
+        Raises StoreError when the room's history cannot be read.
+        """
+        if self._relay is None:
+            return
+        room = self._rooms.open(name)
+        with room.pinned():
+            await self._relay.wait_ready(room)
+            if room.is_stored:
+                await self._writer.load_history(room)
+
     # --- joining
 
     def join_nowait(
@@ -133,7 +143,7 @@ class Recovery:
         if since is None and not newest:
             self._presence.join(connection, name, reserved=reserved)
             return Joined(room, room.history.position, None)
-        catch_up = _CatchUp(room, room.history, connection, reserved, since, newest)
+        catch_up = CatchUp(room, room.history, connection, reserved, since, newest)
         return self._finish(catch_up) if catch_up.is_little() else None
 
     async def join(
@@ -181,7 +191,7 @@ class Recovery:
             _check(connection)
             self._presence.join(connection, room.name, reserved=reserved)
             return Joined(room, history.position, None)
-        catch_up = _CatchUp(room, history, connection, reserved, since, newest)
+        catch_up = CatchUp(room, history, connection, reserved, since, newest)
         try:
             catch_up.begin()
             while (joined := self._finish(catch_up)) is None:
@@ -190,7 +200,7 @@ class Recovery:
             catch_up.end()
         return joined
 
-    def _finish(self, catch_up: "_CatchUp") -> Joined | None:
+    def _finish(self, catch_up: "CatchUp") -> Joined | None:
         """Hand over what is left, and join; None when it is too much. There is no checkpoint in here.
 
         Raises Refused when the connection ends.
@@ -207,7 +217,7 @@ class Recovery:
         self._presence.join(connection, room.name, reserved=catch_up.has_place)
         return Joined(room, history.position, catch_up.recovered if catch_up.since is not None else None)
 
-    async def _advance(self, catch_up: "_CatchUp") -> None:
+    async def _advance(self, catch_up: "CatchUp") -> None:
         """Hand over one page, as fast as the client reads."""
         history, connection = catch_up.history, catch_up.connection
         if catch_up.at + 1 >= history.first:
@@ -219,7 +229,7 @@ class Recovery:
             catch_up.missed(min(page.first, history.first))
             if catch_up.at + 1 >= history.first:
                 return
-            messages = [message for message in messages if _offset(message) <= history.last]
+            messages = [message for message in messages if offset_of(message) <= history.last]
             if not messages:  # what there was has expired
                 catch_up.at = max(catch_up.at, min(page.last, history.first - 1))
         for message in messages:
@@ -244,7 +254,7 @@ class Recovery:
             if len(messages := history.newest(limit)) < min(limit, history.last) and self._is_stored(name):
                 return None
             return _newest(messages, history.position)
-        at = _known_offset(since, history)
+        at = known_offset(since, history)
         if at is not None and at + 1 < history.first and self._is_stored(name):
             return None
         if at is None and since.epoch == history.epoch:
@@ -263,13 +273,13 @@ class Recovery:
             return answer
         if since is None:
             return _newest(_recorded(await writer.read_newest(name, limit), history), history.position)
-        at = _known_offset(since, history)
+        at = known_offset(since, history)
         page, messages = await writer.read(name, at or 0, limit)
         recovered, more = at is not None and at + 1 >= min(page.first, history.first), False
         if page.first > history.first:  # for what is not recorded yet, it has let go of what is in memory still
             messages, more = history.page(max(at or 0, history.first - 1), limit, PAGE_BYTES)
         elif messages:
-            more = _offset(messages[-1]) < history.last
+            more = offset_of(messages[-1]) < history.last
         return HistoryPage(_recorded(messages, history), history.position, recovered, more)
 
     def _room(self, name: str) -> Room:
@@ -281,105 +291,15 @@ class Recovery:
         return self._rooms.open(name).is_stored
 
 
-class _CatchUp:
-    """How far a client has come: it has, or cannot have, everything up to `at`."""
-
-    def __init__(
-        self,
-        room: Room,
-        history: History,
-        connection: ConnectionDriver,
-        reserved: bool,
-        since: Position | None,
-        newest: int,
-    ) -> None:
-        self.room, self.history, self.connection, self.reserved, self.since = room, history, connection, reserved, since
-        known = None if since is None else _known_offset(since, history)
-        self.recovered = self._knows = known is not None  # up to where it has everything; later: that it has begun
-        self._to_tell = since is not None and known is None
-        self._was_member = False
-        if known is not None:
-            self.at = known
-        elif since is not None and since.epoch == history.epoch:
-            self.at = history.last  # nothing follows what is beyond the end
-        else:
-            self.at = 0 if room.is_stored else history.first - 1
-            if since is None:
-                self.at = max(self.at, history.last - newest)
-
-    def begin(self) -> None:
-        """Tell the client if its position is of another epoch. If it is a member, it gets nothing new meanwhile."""
-        if self.room.membership.remove(self.connection.id):
-            if self.reserved:  # its user has a place that is reserved, and the member's own
-                self.room.membership.depart(self.connection.user)
-            self.reserved = self._was_member = True
-        if self._to_tell:
-            self._to_tell = False
-            self.connection.reply(Gap(room=self.room.name, epoch=self.history.epoch, lost=True))
-
-    @property
-    def has_place(self) -> bool:
-        """Whether a place is reserved for it: unless it was a member, and was made to leave meanwhile."""
-        return self.reserved and not (self._was_member and self.room.name not in self.connection.rooms)
-
-    def end(self) -> None:
-        """If it failed, a member is one again, with what comes from here on."""
-        if self._was_member and self.room.name in self.connection.rooms:
-            self.room.membership.add(self.connection.outbox)
-
-    def is_little(self) -> bool:
-        """Whether the rest is in memory, and one write at most; with a gap before it, it would be two."""
-        if self._to_tell or self.at + 1 < self.history.first:
-            return False
-        window = self.history.replay(self.at, timestamp)
-        return window is not None and (not window.messages or self.connection.outbox.direct)
-
-    def missed(self, first: int) -> None:
-        """Nothing before `first` is kept."""
-        if first <= self.at + 1:
-            return
-        if self._knows:
-            lost = Gap(room=self.room.name, epoch=self.history.epoch, start=self.at + 1, to=first - 1, lost=True)
-            self.connection.reply(lost)
-        self.recovered, self.at = False, first - 1
-
-    async def put(self, message: Prepared) -> None:
-        await self.connection.outbox.put(message)
-        self.connection.allowance.charge(message.size)
-        self.at, self._knows = _offset(message), True
-
-    def replay(self) -> bool:
-        """Give the rest to the outbox. Returns False when there is no space for all of it."""
-        outbox = self.connection.outbox
-        window = self.history.replay(self.at, timestamp)
-        if window is None:
-            return False
-        self.connection.allowance.charge(sum([message.size for message in window.messages]))
-        if not window.messages or outbox.deliver(window) is not None:
-            return True
-        for message in window.messages:
-            if outbox.offer(message, Overflow.BLOCK) is OfferResult.FULL:
-                return False
-            self.at, self._knows = _offset(message), True
-        return True
-
-
 def _check(connection: ConnectionDriver) -> None:
     """Raises Refused when the connection ends: its session may be another's by now, and its places with it."""
     if connection.cause is not None:
         raise Refused("the connection ends", code="unavailable")
 
 
-def _known_offset(since: Position, history: History) -> int | None:
-    """How far a client has come in this history; None when its position is of another one."""
-    if since.epoch == history.epoch and since.offset <= history.last:
-        return since.offset
-    return 0 if since == _BEGINNING else None
-
-
 def _recorded(messages: list[Prepared], history: History) -> list[Prepared]:
     """Without those that were committed, but not delivered: a client at the answer's position is to get them still."""
-    return [message for message in messages if _offset(message) <= history.last]
+    return [message for message in messages if offset_of(message) <= history.last]
 
 
 def _newest(messages: list[Prepared], position: Position) -> HistoryPage:
@@ -390,10 +310,3 @@ def _newest(messages: list[Prepared], position: Position) -> HistoryPage:
         if count and size > PAGE_BYTES:
             return HistoryPage(messages[-count:], position, None, False)
     return HistoryPage(messages, position, None, False)
-
-
-def _offset(message: Prepared) -> int:
-    event = message.event
-    assert isinstance(event, Recorded)
-    assert isinstance(event.offset, int)
-    return event.offset

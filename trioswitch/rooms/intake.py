@@ -28,6 +28,13 @@ __all__ = ["Intake", "Relay"]
 class Relay(Protocol):
     """Carries the messages of rooms between the nodes of a cluster."""
 
+    @property
+    def full(self) -> bool:
+        """Whether publishers should wait (`wait_space`)."""
+
+    async def wait_space(self) -> None:
+        """Wait until it is not full. Safe to cancel."""
+
     def submit(self, room: "Intake", message: Prepared) -> None:
         """Take a message that gets no offset. It comes back by `on_relayed` when it is its turn among those of all nodes."""
 
@@ -100,6 +107,8 @@ class Intake:
             self._queue.reserve_nowait(message)
             self._store(message)
         elif self._relay is not None and not isinstance(message, Announcement):
+            if self._relay.full:
+                raise trio.WouldBlock
             self._queue.reserve_nowait(message)
             self._relay.submit(self, message)
         else:
@@ -113,7 +122,10 @@ class Intake:
             try:
                 self.publish_nowait(message)
             except trio.WouldBlock:
-                await self._queue.wait_space()
+                if self._relay is not None and self._relay.full:
+                    await self._relay.wait_space()
+                else:
+                    await self._queue.wait_space()
             else:
                 return
 

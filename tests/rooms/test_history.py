@@ -726,3 +726,22 @@ async def test_what_one_codec_cannot_carry_spoils_no_page(clock: MockClock) -> N
                 continue
             instead = answer["messages"][bad - 1]
             assert (instead["code"], instead["room"], instead["epoch"]) == ("unencodable", "r", answer["epoch"])
+
+
+async def test_a_room_that_is_published_to_while_another_is_loaded(clock: MockClock) -> None:
+    class Slow(MemoryStore):
+        async def read_newest(self, room: str, **how: Any) -> Any:
+            await trio.sleep(1)
+            return await super().read_newest(room, **how)
+
+    receipts: list[Receipt] = []
+    async with app_with(HistoryStorage.STORED, store=Slow()) as app:
+
+        async def publish(room: str, after: float) -> None:
+            await trio.sleep(after)
+            receipts.append(await app.switch.publish(room, 1))
+
+        async with trio.open_nursery() as nursery:
+            for number in range(5):
+                nursery.start_soon(publish, f"r{number}", number * 0.5)
+    assert [receipt.offset for receipt in receipts] == [1] * 5

@@ -76,7 +76,7 @@ class CommittedMessages:
         epoch, offset = message.position
         assert epoch is not None
         assert offset is not None
-        self._link.send(room_topic(room.name), Committed(epoch, offset, carry(message)))
+        self._link.send(room_topic(room.name), Committed(epoch, offset, carry(message)), although_full=True)
 
     def _on_committed(self, node: str, topic: str, committed: Committed) -> None:
         room = self._rooms.get(topic)

@@ -83,9 +83,14 @@ class Link:
 
     # --- out
 
-    def send(self, topic: str, message: NodeMessage, on_sent: OnSent | None = None) -> None:
-        """Send a message to all nodes that subscribe to a topic. Never waits: what cannot be sent is reported to `on_sent`."""
-        if not self.connected or len(self._pending) >= MAX_PENDING:
+    def send(
+        self, topic: str, message: NodeMessage, on_sent: OnSent | None = None, *, although_full: bool = False
+    ) -> None:
+        """Send a message to all nodes that subscribe to a topic. Never waits: what cannot be sent is reported to `on_sent`.
+
+        `although_full` is for what was let in while it was not full, and took a way round.
+        """
+        if not self.connected or (self.full and not although_full):
             if on_sent is not None:
                 reason = "too much waits for the broker" if self.connected else self.error
                 on_sent(BrokerError(reason or "there is no connection to the broker"), None)

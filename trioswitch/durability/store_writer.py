@@ -79,13 +79,14 @@ class StoreWriter:
         """The task that writes what is pending. Started again after a crash, it goes on with it."""
         while True:
             while self._commits.pending or self._to_load:
-                await self._load_histories()
-                await self._commits.commit_batch()
+                batch = self._commits.next_batch()
+                await self._load_histories(batch)
+                await self._commits.commit_batch(len(batch))  # and not what has come since, for rooms that are not loaded
             await self._commits.wait()
 
-    async def _load_histories(self) -> None:
+    async def _load_histories(self, batch: Sequence[tuple[Room, Prepared]]) -> None:
         """Load histories before anything of their rooms is appended: they end before all that is committed later."""
-        for room in dict.fromkeys([*self._to_load, *(room for room, _message in self._commits.next_batch())]):
+        for room in dict.fromkeys([*self._to_load, *(room for room, _message in batch)]):
             try:
                 if room.history is None and not room.closed:
                     with room.pinned():  # those who asked for it may be gone

@@ -103,14 +103,15 @@ class Intake:
             # The order of offsets is the order of delivery: priority ends a linger here, and does not reorder.
             message.deliver_by = 0.0 if message.priority > URGENT else message.deliver_by
             message.priority = 0
+        relay = self._relay
+        if relay is not None and relay.full and not isinstance(message, Announcement):
+            raise trio.WouldBlock
         if self.is_stored and isinstance(message.event, Recorded):
             self._queue.reserve_nowait(message)
             self._store(message)
-        elif self._relay is not None and not isinstance(message, Announcement):
-            if self._relay.full:
-                raise trio.WouldBlock
+        elif relay is not None and not isinstance(message, Announcement):
             self._queue.reserve_nowait(message)
-            self._relay.submit(self, message)
+            relay.submit(self, message)
         else:
             self._queue.put_nowait(message)
             if not self._scheduled:

@@ -24,7 +24,7 @@ from .errors import DeliveryError, RoomFull, StoreError
 from .rooms.directory import RoomDirectory
 from .wire.body import encoded
 from .wire.commands import MAX_NAME
-from .wire.messages import Event, Message, Published, Recorded
+from .wire.messages import Event, Message, Published, Recorded, copied
 from .wire.prepared import Outcome, Prepared, Receipt
 from .wire.protocols import JSON_CODEC
 
@@ -232,7 +232,7 @@ def frozen(event: Event) -> Event:
         value = getattr(event, field, None)
         if not (value is None or value is UNSET or isinstance(value, str)):
             raise TypeError(f"{field} of a {type(event).__name__} must be a str, not {value!r}")
-    event = copy.copy(event)
+    event = copied(event)
     event.replace_body(encoded)
     return event
 

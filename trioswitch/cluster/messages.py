@@ -5,7 +5,6 @@ with its kind. What a newer version adds is skipped by an older one: fields at t
 A change that older nodes could not skip raises VERSION; a node takes what has its own version or the one before.
 """
 
-import copy
 import logging
 from collections.abc import Sequence
 from typing import Final
@@ -14,7 +13,7 @@ import msgspec
 from msgspec import UNSET, Raw
 
 from .._util import clock
-from ..wire.messages import Published
+from ..wire.messages import Published, copied
 from ..wire.prepared import Prepared
 from ..wire.records import decode_record, encode_record
 
@@ -289,7 +288,7 @@ def carry(message: Prepared) -> Carried:
     if not isinstance(event, Published):
         raise TypeError(f"a {type(event).__name__} cannot be sent to other nodes")
     if message.recorded or getattr(event, "seq", UNSET) is not UNSET:  # the place is told apart from the message
-        event = copy.copy(event)
+        event = copied(event)
         for name in ("epoch", "offset", "seq"):
             if hasattr(event, name):
                 setattr(event, name, UNSET)

@@ -81,7 +81,9 @@ class StoreWriter:
             while self._commits.pending or self._to_load:
                 batch = self._commits.next_batch()
                 await self._load_histories(batch)
-                await self._commits.commit_batch(len(batch))  # and not what has come since, for rooms that are not loaded
+                await self._commits.commit_batch(
+                    len(batch)
+                )  # and not what has come since, for rooms that are not loaded
             await self._commits.wait()
 
     async def _load_histories(self, batch: Sequence[tuple[Room, Prepared]]) -> None:

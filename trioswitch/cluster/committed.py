@@ -16,7 +16,7 @@ from ..errors import StoreError
 from ..rooms.intake import Intake
 from ..rooms.room import Room
 from ..stores.port import Store
-from ..wire.messages import Recorded
+from ..wire.messages import Position, Recorded
 from ..wire.prepared import Prepared
 from .link import Link
 from .messages import Committed, carry, room_topic, unpack
@@ -32,6 +32,8 @@ POSITIONS_INTERVAL: Final = 10.0
 POSITIONS_INTERVAL_ALONE: Final = 1.0
 SPACE_DELAY: Final = 0.02
 """Seconds after which a room that was full is asked for space again."""
+REACH_TIMEOUT: Final = 5.0
+"""Seconds that a client who comes from a node that was further waits for this one."""
 RETRY_DELAY: Final = 1.0
 """Seconds after which the store is asked again that could not be read."""
 PAGE: Final = 200
@@ -169,6 +171,15 @@ class CommittedMessages:
                     break
                 for room, (epoch, last) in zip(some, positions, strict=True):
                     self._compare_room(room, epoch, last)
+
+    async def reach(self, room: Room, position: Position) -> None:
+        """Wait until this node has delivered what is up to a position, if the store has it; not for long. Raises StoreError."""
+        with trio.move_on_after(REACH_TIMEOUT):
+            ((epoch, last),) = await self._store.positions([room.name])
+            self._compare_room(room, epoch, last)
+            if epoch == position.epoch and last >= position.offset:
+                while room.history is not None and room.history.last < position.offset:  # noqa: ASYNC110
+                    await trio.sleep(SPACE_DELAY)  # waking somebody at each window would cost more: this is rare
 
     @staticmethod
     def _compare_room(room: Room, epoch: str, last: int) -> None:

@@ -5,6 +5,7 @@ from typing import Final
 
 from ..rooms.intake import Intake
 from ..rooms.room import Room
+from ..wire.messages import Position
 from ..wire.prepared import Prepared
 from .committed import CommittedMessages
 from .link import Link
@@ -52,6 +53,9 @@ class ClusterRelay:
         self._live.closed(room)
         self._committed.closed(room)
         self._presence.closed(room, room_topic(room.name))
+
+    async def reach(self, room: Room, position: Position) -> None:
+        await self._committed.reach(room, position)
 
     def _attached(self, room: Room) -> None:
         self._live.attached(room)

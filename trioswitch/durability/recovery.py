@@ -71,6 +71,12 @@ class RoomReadiness(Protocol):
     async def wait_ready(self, room: Room) -> None:
         """Wait until it is, or for a while. Safe to cancel."""
 
+    async def reach(self, room: Room, position: Position) -> None:
+        """Wait until this node has come as far in a room as a client has on another, or for a while. Raises StoreError.
+
+        Safe to cancel.
+        """
+
 
 class Recovery:
     """Answers from histories, and lets clients join where they left."""
@@ -143,8 +149,14 @@ class Recovery:
         if since is None and not newest:
             self._presence.join(connection, name, reserved=reserved)
             return Joined(room, room.history.position, None)
+        if self._is_ahead(since, room.history):
+            return None
         catch_up = CatchUp(room, room.history, connection, reserved, since, newest)
         return self._finish(catch_up) if catch_up.is_little() else None
+
+    def _is_ahead(self, since: Position | None, history: History) -> bool:
+        """Whether a client may know more of a room than this node, as it comes from another one."""
+        return self._relay is not None and since is not None and known_offset(since, history) is None
 
     async def join(
         self,
@@ -168,6 +180,8 @@ class Recovery:
                     return self._join_without_history(connection, room, since, reserved)
             try:
                 history = await self._writer.load_history(room)
+                if self._relay is not None and since is not None and self._is_ahead(since, history):
+                    await self._relay.reach(room, since)
                 return await self._join(room, history, connection, since, newest, reserved)
             except StoreError as error:
                 raise Refused(str(error), code="unavailable") from None

@@ -1,0 +1,306 @@
+"""Nodes, a broker, a store and clients in one Trio run, on a mock clock; what goes wrong is drawn from a seed.
+
+Nodes are killed, drained and started, lose the broker and get it back; the broker loses messages; the store fails for a while;
+clients lose their connections and come back to any node. In the end everything works again, and what has to hold is checked. A
+seed that has failed once stays in SEEDS.
+"""
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import attrs
+import pytest
+import trio
+import trio_websocket
+from cluster_support import Node, Nodes, open_nodes
+from trio.testing import MockClock
+
+from trioswitch import DeliveryError, Options, RoomPolicy, StoreError
+from trioswitch.stores import MemoryStore
+from trioswitch.testing import MemoryClient
+
+SEEDS = range(100, 160)
+SECONDS = 120.0
+"""Simulated, with faults; then those that it takes to calm down."""
+CALM = 45.0
+STORED, PLAIN = "stored", "plain"
+OPTIONS = Options(policies=(RoomPolicy(pattern=STORED, history="stored", history_size=100_000),))
+
+
+class FlakyStore(MemoryStore):
+    """Fails while `broken`, before or after it has done what it was asked for."""
+
+    def __init__(self, chance: random.Random) -> None:
+        super().__init__()
+        self.broken = False
+        self._chance = chance
+
+    @contextmanager
+    def _failing(self) -> Iterator[None]:
+        if self.broken and self._chance.random() < 0.5:
+            raise StoreError("the store is broken")
+        yield
+        if self.broken:
+            raise StoreError("the store has broken meanwhile")
+
+    async def append(self, appends: Any, **how: Any) -> Any:
+        with self._failing():
+            return await super().append(appends, **how)
+
+    async def read(self, room: str, **how: Any) -> Any:
+        with self._failing():
+            return await super().read(room, **how)
+
+    async def read_newest(self, room: str, **how: Any) -> Any:
+        with self._failing():
+            return await super().read_newest(room, **how)
+
+    async def positions(self, rooms: Any) -> Any:
+        with self._failing():
+            return await super().positions(rooms)
+
+    async def save_sessions(self, sessions: Any) -> None:
+        with self._failing():
+            await super().save_sessions(sessions)
+
+
+@attrs.define(eq=False)
+class World:
+    nodes: Nodes
+    store: FlakyStore
+    chance: random.Random
+    alive: list[Node]
+    acknowledged: list[int] = attrs.field(factory=list)
+    """Numbers of the messages to the stored room that were acknowledged."""
+    published: int = 0
+    over: bool = False
+
+    def any_node(self) -> Node:
+        return self.chance.choice(self.alive)
+
+    # --- publishing
+
+    async def publish_stored(self) -> None:
+        """Publish again and again, each message until it is acknowledged; the publisher is a program on any node."""
+        while not self.over:
+            number = self.published
+            self.published += 1
+            while not await self._published(number):
+                await trio.sleep(0.2)
+            self.acknowledged.append(number)
+            await trio.sleep(self.chance.expovariate(4))
+
+    async def _published(self, number: int) -> bool:
+        node = self.any_node()
+        with trio.move_on_after(3):
+            try:
+                await node.app.switch.publish(STORED, number, idempotency_key=f"{number}")
+            except (StoreError, DeliveryError):
+                return False
+            return node in self.alive  # else its death was faster than the acknowledgement
+        return False
+
+    async def publish_plain(self, publisher: int) -> None:
+        number = 0
+        while not self.over:
+            with trio.move_on_after(3):
+                await self.any_node().app.switch.publish(PLAIN, [publisher, number])
+            number += 1
+            await trio.sleep(self.chance.expovariate(4))
+
+    # --- faults
+
+    async def go_wrong(self) -> None:
+        while True:
+            await trio.sleep(self.chance.uniform(1, 8))
+            await self.chance.choice(
+                [
+                    self._kill,
+                    self._drain,
+                    self._cut_broker,
+                    self._cut_broker,
+                    self._lose,
+                    self._break_store,
+                    self._stall,
+                ]
+            )()
+
+    async def _kill(self) -> None:
+        node = self.any_node()
+        self.alive.remove(node)
+        node.kill()
+        self.alive.append(await self.nodes.start())
+
+    async def _drain(self) -> None:
+        node = self.any_node()
+        self.alive.append(await self.nodes.start())
+        self.alive.remove(node)
+        await node.app.switch.drain(5)
+        await node.stop()
+
+    async def _cut_broker(self) -> None:
+        node = self.any_node()
+        node.broker.disconnect()
+        await trio.sleep(self.chance.choice([0.1, 1, 15]))
+        node.broker.reconnect()
+
+    async def _lose(self) -> None:
+        """The broker loses a third of what is published, for a second."""
+        publish, chance = self.nodes.exchange.publish, self.chance
+        if getattr(publish, "__name__", "") == "losing":
+            return
+
+        def losing(topic: str, payload: bytes) -> int:
+            return 1 if chance.random() < 0.3 else publish(topic, payload)
+
+        self.nodes.exchange.publish = losing  # type: ignore[method-assign]
+        await trio.sleep(1)
+        self.nodes.exchange.publish = publish  # type: ignore[method-assign]
+
+    async def _break_store(self) -> None:
+        self.store.broken = True
+        await trio.sleep(self.chance.choice([0.1, 1, 5]))
+        self.store.broken = False
+
+    async def _stall(self) -> None:
+        """A node gets nothing from the broker for a while, and is told nothing: only its own signs of life are missing."""
+        self.nodes.exchange.forget(self.any_node().broker)
+        await trio.sleep(1)
+
+
+@attrs.define(eq=False)
+class Member:
+    """A client that is in both rooms, loses its connection now and then, and comes back to any node."""
+
+    user: str
+    world: World
+    offsets: list[int] = attrs.field(factory=list)
+    stored: list[int] = attrs.field(factory=list)
+    plain: list[list[list[int]]] = attrs.field(factory=list)
+    """What came of the plain room, on each connection. One that moves while the broker fails may get a message on both."""
+    lost: list[dict[str, Any]] = attrs.field(factory=list)
+    """Gaps that say that messages of the stored room are lost."""
+    position: dict[str, Any] | None = None
+    session: str = ""
+    resumed: int = 0
+    joined: trio.Event = attrs.field(factory=trio.Event)
+
+    async def run(self) -> None:
+        while True:
+            try:
+                client = await self.world.any_node().app.connect()
+                self.plain.append([])
+                await self._come_back(client)
+                self.joined.set()
+                with trio.move_on_after(self.world.chance.expovariate(1 / 10)):
+                    await self._read(client)
+                while self.world.over:
+                    await self._read(client)
+                await client.cut()
+            except* (
+                trio_websocket.ConnectionClosed,
+                trio_websocket.HandshakeError,
+                trio.BrokenResourceError,
+                trio.ClosedResourceError,
+                trio.TooSlowError,
+            ):
+                pass  # the node is dead, drains, or was told that the connection is lost
+            await trio.sleep(self.world.chance.uniform(0.05, 1))
+
+    async def _read(self, client: MemoryClient) -> None:
+        while True:
+            self._take(await client.receive())
+
+    async def _come_back(self, client: MemoryClient) -> None:
+        rooms = {PLAIN, STORED}
+        if self.session:
+            positions = {} if self.position is None else {STORED: self.position}
+            await client.send("resume", session=self.session, rooms=positions, id="resume")
+            answer = await self._answer(client, "resume")
+            if answer["type"] == "ack":
+                rooms -= answer["rooms"].keys()
+                self.resumed += 1
+            else:
+                assert answer["code"] in ("unknown_session", "unavailable"), answer
+                self.session = client.session
+        else:
+            self.session = client.session
+        for room in sorted(rooms):
+            since = {} if room == PLAIN or self.position is None else {"since": self.position}
+            while True:
+                await client.send("join_room", room=room, user_id=self.user, id=room, **since)
+                answer = await self._answer(client, room)
+                if answer["type"] == "ack":
+                    break
+                assert answer["code"] == "unavailable", answer
+                await trio.sleep(0.5)
+            if room == STORED and self.position is None:
+                self.position = {"epoch": answer["epoch"], "offset": answer["offset"]}
+
+    async def _answer(self, client: MemoryClient, id: str) -> dict[str, Any]:
+        while (message := await client.receive()).get("id") != id:
+            self._take(message)
+        return message
+
+    def _take(self, message: dict[str, Any]) -> None:
+        if message["type"] == "gap" and message.get("lost") and message.get("room") == STORED:
+            self.lost.append(message)
+        if message["type"] != "message":
+            return
+        if message["room"] == PLAIN:
+            self.plain[-1].append(message["data"])
+        elif self.position is None or message["offset"] > self.position["offset"]:
+            self.position = {"epoch": message["epoch"], "offset": message["offset"]}
+            self.offsets.append(message["offset"])
+            self.stored.append(message["data"])
+
+
+def _seed_trio(seed: int) -> None:
+    """Trio runs tasks in a random order: in this one."""
+    trio._core._run._ALLOW_DETERMINISTIC_SCHEDULING = True  # type: ignore[misc]
+    trio._core._run._r.seed(seed)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+async def test_everything_holds_whatever_goes_wrong(
+    seed: int, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    _seed_trio(seed)
+    chance = random.Random(seed)
+    store = FlakyStore(chance)
+    async with open_nodes(3, OPTIONS, store=store) as nodes, trio.open_nursery() as nursery:
+        world = World(nodes, store, chance, list(nodes.nodes))
+        members = [Member(f"user {number}", world) for number in range(5)]
+        for member in members:
+            nursery.start_soon(member.run)
+            await member.joined.wait()
+        for publisher in range(3):
+            nursery.start_soon(world.publish_stored)
+            nursery.start_soon(world.publish_plain, publisher)
+        with trio.move_on_after(SECONDS):
+            await world.go_wrong()
+        store.broken = False
+        for node in world.alive:
+            node.broker.reconnect()
+        await trio.sleep(5)
+        world.over = True
+        await trio.sleep(CALM)
+        (position,) = await store.positions([STORED])
+        users = sorted(member.user for member in members)
+        for node in world.alive:
+            assert len(node.app.switch.nodes()) == len(world.alive)
+            for room in (STORED, PLAIN):
+                if node.app.switch.room_statistics(room) is not None:
+                    assert node.app.switch.users_in(room) == users
+        for member in members:
+            assert member.lost == []
+            assert member.offsets == list(range(member.offsets[0], position[1] + 1)), member.user
+            assert len(set(member.stored)) == len(member.stored)
+            assert set(world.acknowledged) <= set(member.stored)
+            assert all(len({tuple(each) for each in plain}) == len(plain) for plain in member.plain)
+            assert sum(map(len, member.plain)) > 100
+        assert sum(member.resumed for member in members) > 5
+        assert not [record for record in caplog.records if "crashed" in record.message or record.exc_info]
+        nursery.cancel_scope.cancel()

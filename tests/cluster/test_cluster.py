@@ -137,8 +137,12 @@ async def test_who_joins_is_told_of_users_elsewhere(autojump_clock: MockClock) -
 async def test_presence_of_a_room_of_other_nodes(autojump_clock: MockClock) -> None:
     async with open_nodes(2) as nodes:
         await nodes.join(0, "r", "ann")
-        answer = await (await nodes[1].app.connect()).ask("presence", room="r")
+        client = await nodes[1].app.connect()
+        answer = await client.ask("presence", room="r")
         assert (answer["users"], answer["connections"]) == (["ann"], 1)
+        for number in range(20):
+            assert (await client.ask("presence", room=f"nobody {number}"))["users"] == []
+        assert nodes[1].app.switch.rooms() == []  # looking into rooms leaves nothing behind
 
 
 async def test_the_users_of_a_dead_node_leave_once(autojump_clock: MockClock) -> None:

@@ -34,6 +34,8 @@ TRANSIT_TIME: Final = 1.0
 """Seconds that a message is under way between nodes, at most, while the broker works."""
 ECHO_TIME: Final = 2.0
 """Seconds in which a message that the broker has taken comes back, or is delivered without: this time, or up to twice as long."""
+MAX_STREAMS: Final = 100_000
+"""Streams at most, 0.3 KB each: clients that may publish to any room can invent names."""
 STREAM_TIME: Final = 600.0
 """Seconds after its last message that the stream of a room is remembered in which this node has no members."""
 
@@ -131,10 +133,20 @@ class LiveMessages:
             for name, old in list(self._streams.pop_due(now)):
                 if old.waiting or room_topic(name) in self._places:
                     self._streams.add(name, old, now + STREAM_TIME)
+            if len(self._streams) >= MAX_STREAMS:
+                self._forget_oldest()
             self._stream_ids += 1
             stream = _Stream(self._stream_ids, now)
         self._streams.add(room, stream, now + STREAM_TIME)
         return stream
+
+    def _forget_oldest(self) -> None:
+        """Forget the stream that is idle for longest. The others take what follows for a stream that begins."""
+        oldest = self._streams.oldest()
+        if oldest is not None:
+            stream = self._streams.remove(oldest)
+            if stream is not None:
+                self._deliver_up_to(stream, stream.number)
 
     def _send(self, topic: str, stream: _Stream, message: Prepared, on_sent: OnSent | None) -> None:
         try:

@@ -121,8 +121,8 @@ class Committed(NodeMessage, tag="committed"):
 class Changes(NodeMessage, tag="changes"):
     """Which values the sender's part of a topic's shared state has now (`presence`): 0 removes a key.
 
-    `version` counts the sender's changes in this topic. `full`: all keys that are not here are removed, too. `known`: it has been
-    so, and nothing has happened now.
+    `version` counts the sender's changes in this topic. Without values it only says which one is the newest. `full`: all keys
+    that are not here are removed, too. `known`: it has been so, and nothing has happened now.
     """
 
     version: int

@@ -26,6 +26,7 @@ class ClusterPresence:
         self._announcements: Announcements | None = None
         self._state = SharedState(link, roster, "room", self._on_change)
         self.run = self._state.run
+        self.run_repeating = self._state.run_repeating
         self.is_known = self._state.is_known
         self.wait_known = self._state.wait_known
 

@@ -2,8 +2,8 @@
 subscribe to the topic know.
 
 A part is a number for each key: the connections of a user in a room, say. Changes have a version, so that a node which missed
-one asks for the whole part. A node asks for all parts when it subscribes to a topic, and when it is connected again.
-The part of a node that has ended is forgotten.
+one asks for the whole part. A node asks for all parts when it subscribes to a topic, and when it is connected again. As a broker
+may lose messages without a word, versions are told again now and then. The part of a node that has ended is forgotten.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,6 +15,7 @@ import trio
 
 from .._util.expiry import DueQueue
 from .._util.wakeup import Wakeup
+from ..connections.directory import YIELD_EVERY
 from ..errors import BrokerError
 from .link import Link
 from .messages import Ask, Changes
@@ -25,6 +26,11 @@ __all__ = ["SharedState"]
 ANSWER_TIME: Final = 1.0
 """Seconds within which nodes answer. A node that does not has nothing to do with the topic any more, or is dead."""
 
+REPEAT_INTERVAL: Final = 15.0
+"""Seconds after which a node tells the version of its part again, in case that the broker has lost something."""
+SILENT: Final = 3 * REPEAT_INTERVAL
+"""Seconds after which a node is asked whose part was not heard of."""
+
 OnChange = Callable[[str, str, str, int, bool], None]
 
 
@@ -34,6 +40,7 @@ class _Part:
 
     version: int = 0
     values: dict[str, int] = attrs.field(factory=dict)
+    heard_at: float = attrs.field(factory=trio.current_time)
 
 
 @attrs.define(eq=False)
@@ -55,7 +62,7 @@ class _Topic:
 
 
 class SharedState:
-    """The shared state of all topics of one kind, `room` say. `run` is its task.
+    """The shared state of all topics of one kind, `room` say. `run` and `run_repeating` are its tasks.
 
     `on_change(topic, node, key, value, is_new)` is called when a key of another node's part has another value, 0 if it is gone;
     `is_new` says that it has just happened, rather than that this node has just learned of it.
@@ -112,6 +119,19 @@ class SharedState:
                     await self._to_send.wait()
             await trio.lowlevel.checkpoint()
 
+    async def run_repeating(self) -> None:
+        """The task that tells the versions of this node's parts again, and asks for parts that were not heard of."""
+        while True:
+            await trio.sleep(REPEAT_INTERVAL)
+            for count, (topic, state) in enumerate(list(self._topics.items())):
+                if not count % YIELD_EVERY:
+                    await trio.lowlevel.checkpoint()
+                if state.version:
+                    self._link.send(topic, Changes(state.version, {}))
+                silent = trio.current_time() - SILENT
+                for node in [node for node, part in state.parts.items() if part.heard_at < silent]:
+                    self._ask_again(topic, node)
+
     def _send_changes(self, topic: str) -> None:
         state = self._topics.get(topic)
         if state is None:
@@ -165,6 +185,12 @@ class SharedState:
         self._silent.add((topic, node), None, trio.current_time() + ANSWER_TIME)
         self._to_send.notify()
 
+    def _ask_again(self, topic: str, node: str) -> None:
+        """Ask a node for its part, of which something is missing."""
+        if (topic, node) not in self._silent:
+            self._await_answer(topic, node)
+            self._link.send(topic, Ask(of=node))
+
     def _asked(self, state: _Topic, error: BrokerError | None, receivers: int | None) -> None:
         """The question was sent. Answers may have come before this is known."""
         if error is None:
@@ -186,6 +212,7 @@ class SharedState:
         part = state.parts.get(node)
         if part is None:
             part = state.parts[node] = _Part()
+        part.heard_at = trio.current_time()
         if changes.full:
             self._silent.remove((topic, node))
             if changes.known:
@@ -193,12 +220,12 @@ class SharedState:
                 self._answered.notify()
             gone = {key: 0 for key in part.values if key not in changes.values}
             values = gone | changes.values
-        elif changes.version == part.version + 1:
+        elif not changes.values and changes.version == part.version:
+            return  # as we know
+        elif changes.values and changes.version == part.version + 1:
             values = changes.values
         else:
-            if (topic, node) not in self._silent:
-                self._await_answer(topic, node)
-                self._link.send(topic, Ask(of=node))
+            self._ask_again(topic, node)
             return
         part.version = changes.version
         self._apply(topic, node, part, values, is_new=not changes.known)

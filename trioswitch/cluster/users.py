@@ -58,6 +58,7 @@ class ClusterUsers:
         self._wakeup = Wakeup()
         self._to_send, self._sending = trio.open_memory_channel[tuple[list[ConnectionDriver], Prepared]](MAX_SENDING)
         self.run_state = self._state.run
+        self.run_repeating = self._state.run_repeating
         for kind in ("user", "node"):
             link.on(kind, Direct, self._on_direct)
         link.on("node", Kick, self._on_kick)

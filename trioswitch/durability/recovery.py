@@ -110,6 +110,7 @@ class Recovery:
             if self._relay is not None:
                 await self._relay.wait_ready(room)
             yield
+        self._rooms.close_if_idle(room)
 
     async def prepare(self, name: str) -> None:
         """Wait until a member that is added to a room gets all that is published from then on, or for a while. Safe to cancel.

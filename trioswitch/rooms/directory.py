@@ -143,6 +143,12 @@ class RoomDirectory:
         else:
             self._deserted.add(room.name)
 
+    def close_if_idle(self, room: Room) -> None:
+        """Close a room that was opened to look into it, if nobody needs it."""
+        if room.idle and self._rooms.get(room.name) is room:
+            self._deserted.discard(room.name)
+            self._close(room)
+
     def _close(self, room: Room) -> None:
         del self._rooms[room.name]
         self._traffic.forget_room(room.name)

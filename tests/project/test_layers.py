@@ -96,8 +96,16 @@ def test_files_stay_small() -> None:
     assert {name: lines for name, path in MODULES.items() if (lines := len(path.read_text().splitlines())) > 400} == {}
 
 
-PRIVATE = {("os", "_exit"), ("sys", "_current_frames"), ("sys", "_getframe")}
-"""Names of the standard library with an underscore that are documented."""
+PRIVATE = {
+    *(("os", "_exit"), ("sys", "_current_frames"), ("sys", "_getframe")),
+    *(
+        ("trio._core._run", "_ALLOW_DETERMINISTIC_SCHEDULING"),
+        ("trio._core._run", "_r"),
+        ("trio._core", "_run"),
+        ("trio", "_core"),
+    ),
+}
+"""Names of the standard library with an underscore that are documented, and what Trio has for tests with a seed."""
 SCRIPTS = sorted(
     [*PROJECT.glob("tests/**/*.py"), *PROJECT.glob("benchmarks/**/*.py"), *PROJECT.glob("examples/**/*.py")]
 )

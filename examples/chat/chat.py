@@ -14,6 +14,7 @@ from typing import Any
 import trio
 
 import trioswitch
+from trioswitch.brokers import open_broker
 from trioswitch.web import Page
 
 log = logging.getLogger("chat")
@@ -59,13 +60,18 @@ async def roll(connection: trioswitch.Connection, message: dict[str, Any]) -> No
     await connection.switch.publish(message["room"], data, idempotency_key=key)
 
 
-async def main(host: str, port: int, store_url: str) -> None:
+async def main(host: str, port: int, store_url: str, broker_url: str | None) -> None:
     """Serve the chat until Ctrl-C."""
     options = trioswitch.Options(policies=POLICIES)
     async with (
         trioswitch.open_store(store_url) as store,
         trioswitch.open_switch(
-            options, store=store, handlers=handlers, on_connect=let_in, on_disconnect=say_goodbye
+            options,
+            store=store,
+            broker=None if broker_url is None else open_broker(broker_url),
+            handlers=handlers,
+            on_connect=let_in,
+            on_disconnect=say_goodbye,
         ) as switch,
     ):
         await trioswitch.serve_until_signal(
@@ -82,10 +88,15 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="A chat with rooms, direct messages and dice.")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
     parser.add_argument("--port", type=int, default=8765, help="port to listen on; 0 takes a free one")
-    parser.add_argument("--store", default="sqlite:chat.db", help="where all is kept: sqlite:PATH, or memory")
+    parser.add_argument(
+        "--store", default="sqlite:chat.db", help="where all is kept: sqlite:PATH, redis://HOST, or memory"
+    )
+    parser.add_argument(
+        "--broker", help="what connects several chats as one, with a store that they share: redis://HOST"
+    )
     chosen = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     try:
-        trio.run(main, chosen.host, chosen.port, chosen.store)
+        trio.run(main, chosen.host, chosen.port, chosen.store, chosen.broker)
     except (ValueError, trioswitch.StoreError, trioswitch.ServeError) as error:
         sys.exit(f"chat: {error}")

@@ -77,11 +77,12 @@ class GroupCommit(Generic[Item, Encoded, Result]):
         """The items that `commit_batch` will take if it is called now."""
         return self._pending[:MAX_BATCH]
 
-    async def commit_batch(self, most: int = MAX_BATCH) -> None:
-        """Commit the items that are pending, the first `most` at most. To be called by one task.
+    async def commit_batch(self, most: int | None = None) -> None:
+        """Commit the items that are pending, the first `most`, or MAX_BATCH. To be called by one task.
 
         When it is cancelled the items are in flight: `abandon` gives them back.
         """
+        most = MAX_BATCH if most is None else most
         batch, self._pending = self._pending[:most], self._pending[most:]
         encoded: list[Encoded] = []
         in_flight: list[Item] = []

@@ -14,7 +14,7 @@ from .._util.expiry import DueQueue
 from .._util.wakeup import Wakeup
 from ..brokers.port import Broker, Sent
 from ..errors import BrokerError
-from .messages import NodeMessage, decode_parcel, encode_parcel
+from .messages import NodeMessage, decode_parcel, encode_parcel, size_of
 
 __all__ = ["Link", "OnSent"]
 
@@ -26,8 +26,12 @@ INTEREST_GRACE: Final = 10.0
 """Seconds that a topic stays subscribed to when nobody needs it: many come back, as the room of a client that reconnects."""
 MAX_PENDING: Final = 20_000
 """Messages that wait to be sent. Beyond that publishers wait; what does not wait is not sent, and the sender is told."""
-PARCEL_MESSAGES: Final = 500
-"""Messages in one parcel; of messages of 200 bytes, that is 100 KB."""
+MAX_PENDING_BYTES: Final = 16 * 1024 * 1024
+"""Bytes of them, likewise."""
+PARCEL_BYTES: Final = 128 * 1024
+"""Bytes in one parcel, about; a larger message goes alone. Brokers bound what they keep for a slow node, and parcels count."""
+RETRY_DELAY: Final = 0.1
+"""Seconds after which topics are subscribed to again that could not be."""
 COMPLAINT_INTERVAL: Final = 60.0
 """Seconds between two lines of the log about payloads that cannot be read."""
 
@@ -43,6 +47,7 @@ class _Outgoing:
     topic: str
     message: NodeMessage
     on_sent: OnSent | None
+    size: int
 
 
 class Link:
@@ -61,10 +66,12 @@ class Link:
         self._on_connected: list[Callable[[], None]] = []
         self._on_disconnected: list[Callable[[], None]] = []
         self._pending: list[_Outgoing] = []
+        self._pending_bytes = 0
         self._to_send = Wakeup()
         self._space = Wakeup()
         self._wanted: dict[str, Callable[[], None] | None] = {}  # topics, and what is called when one is subscribed to
         self._subscribed: set[str] = set()
+        self._missing: dict[str, None] = {}  # those that are wanted, and not subscribed to
         self._unwanted: DueQueue[str, None] = DueQueue()  # topics that are given up when their grace is over
         self._interest_changed = Wakeup()
         self._attached = Wakeup()
@@ -95,13 +102,15 @@ class Link:
                 reason = "too much waits for the broker" if self.connected else self.error
                 on_sent(BrokerError(reason or "there is no connection to the broker"), None)
             return
-        self._pending.append(_Outgoing(topic, message, on_sent))
+        size = size_of(message)
+        self._pending.append(_Outgoing(topic, message, on_sent, size))
+        self._pending_bytes += size
         self._to_send.notify()
 
     @property
     def full(self) -> bool:
         """Whether publishers should wait (`wait_space`)."""
-        return len(self._pending) >= MAX_PENDING
+        return len(self._pending) >= MAX_PENDING or self._pending_bytes >= MAX_PENDING_BYTES
 
     async def wait_space(self) -> None:
         """Wait until it is not full. Safe to cancel."""
@@ -121,19 +130,25 @@ class Link:
         while True:
             while not self._pending:
                 await self._to_send.wait()
-            batch, self._pending = self._pending, []
-            self._space.notify()
-            await self._publish(batch)
+            await self._publish(self._take_pending())
+
+    def _take_pending(self) -> list[_Outgoing]:
+        batch, self._pending, self._pending_bytes = self._pending, [], 0
+        self._space.notify()
+        return batch
 
     async def _publish(self, batch: Sequence[_Outgoing]) -> None:
         parcels: list[tuple[str, list[_Outgoing]]] = []
         open_parcels: dict[str, list[_Outgoing]] = {}
+        sizes: dict[str, int] = {}
         for outgoing in batch:
-            parcel = open_parcels.get(outgoing.topic)
-            if parcel is None or len(parcel) == PARCEL_MESSAGES:
-                parcel = open_parcels[outgoing.topic] = []
-                parcels.append((outgoing.topic, parcel))
+            topic, parcel = outgoing.topic, open_parcels.get(outgoing.topic)
+            if parcel is None or sizes[topic] + outgoing.size > PARCEL_BYTES:
+                parcel, sizes[topic] = [], 0
+                open_parcels[topic] = parcel
+                parcels.append((topic, parcel))
             parcel.append(outgoing)
+            sizes[topic] += outgoing.size
         counts: Sequence[int | None] = [None] * len(parcels)
         error: BrokerError | None = BrokerError("the node ended before the broker had the message")
         try:
@@ -160,6 +175,7 @@ class Link:
         self._unwanted.remove(topic)
         self._wanted[topic] = on_attached
         if topic not in self._subscribed:
+            self._missing[topic] = None
             self._interest_changed.notify()
         elif on_attached is not None:
             on_attached()
@@ -189,8 +205,9 @@ class Link:
             given_up = [topic for topic, _ in self._unwanted.pop_due(now)]
             for topic in given_up:
                 del self._wanted[topic]
+                self._missing.pop(topic, None)
             stale = [topic for topic in given_up if topic in self._subscribed]
-            fresh = [topic for topic in self._wanted if topic not in self._subscribed] if self.connected else []
+            fresh = list(self._missing) if self.connected else []
             try:
                 with trio.fail_after(CALL_TIMEOUT):
                     if stale and self.connected:
@@ -204,6 +221,7 @@ class Link:
                 self._broker.drop_connection(f"the broker has not answered within {CALL_TIMEOUT:g} s")
             except BrokerError as error:
                 _log.debug("topics were not subscribed to: %s", error)  # the next connection begins with them
+                await trio.sleep(RETRY_DELAY)
             if stale or fresh:
                 await trio.lowlevel.checkpoint()
                 continue
@@ -214,6 +232,7 @@ class Link:
         self._subscribed.update(topics)
         self._attached.notify()
         for topic in topics:
+            self._missing.pop(topic, None)
             on_attached = self._wanted.get(topic)
             if on_attached is not None:
                 on_attached()
@@ -247,10 +266,9 @@ class Link:
             _log.error("the broker cannot be reached: %s", reason)
         self.connected, self.error = False, reason
         self._subscribed.clear()
+        self._missing = dict.fromkeys(self._wanted)
         self._attached.notify()
-        pending, self._pending = self._pending, []
-        self._space.notify()
-        for each in pending:
+        for each in self._take_pending():
             if each.on_sent is not None:
                 each.on_sent(BrokerError(reason), None)
         for callback in self._on_disconnected:

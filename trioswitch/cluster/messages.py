@@ -41,6 +41,7 @@ __all__ = [
     "encode_parcel",
     "node_topic",
     "room_topic",
+    "size_of",
     "unpack",
     "user_topic",
 ]
@@ -48,6 +49,8 @@ __all__ = [
 _log = logging.getLogger(__name__)
 
 VERSION: Final = 1
+OVERHEAD: Final = 100
+"""Bytes that a message takes beside its payload, about."""
 OLDEST: Final = 1
 """The oldest version that is understood."""
 
@@ -254,6 +257,13 @@ _decode_known: Final = msgspec.msgpack.Decoder(_KnownParcel).decode
 _decode_kind: Final = msgspec.msgpack.Decoder(list[Raw]).decode
 _decode_tag: Final = msgspec.msgpack.Decoder(str).decode
 _decoders: Final = {kind.__struct_config__.tag: msgspec.msgpack.Decoder(kind).decode for kind in _KINDS}
+
+
+def size_of(message: NodeMessage) -> int:
+    """About how many bytes it takes, for bounds."""
+    if isinstance(message, Live | Committed | Direct | ToUsers | Broadcast):
+        return OVERHEAD + len(message.message.payload) + (16 * len(message.users) if isinstance(message, ToUsers) else 0)
+    return OVERHEAD + (32 * len(message.values) if isinstance(message, Changes) else 0)
 
 
 def encode_parcel(node: str, messages: Sequence[NodeMessage]) -> bytes:

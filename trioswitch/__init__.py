@@ -19,6 +19,7 @@ from .connections.connection import Connection
 from .durability.recovery import HistoryPage
 from .endpoints import WebSocket
 from .errors import (
+    BrokerError,
     CloseCause,
     DeliveryError,
     HistoryNotAvailable,
@@ -48,6 +49,7 @@ from .wire.prepared import Receipt
 from .workers import MissingExtra, WorkerDied, Workers, WorkersStatistics, open_workers
 
 __all__ = [
+    "BrokerError",
     "CloseCause",
     "ConnectRequest",
     "Connection",

@@ -25,8 +25,9 @@ from .rooms.directory import RoomDirectory
 from .wire.body import encoded
 from .wire.commands import MAX_NAME
 from .wire.messages import Event, Message, Published, Recorded, copied
-from .wire.prepared import Outcome, Prepared, Receipt
+from .wire.prepared import Announcement, Outcome, Prepared, Receipt
 from .wire.protocols import JSON_CODEC
+from .wire.records import is_recordable
 
 __all__ = [
     "OtherNodes",
@@ -84,7 +85,7 @@ class OtherNodes(Protocol):
         """Wait until it is not full. Safe to cancel."""
 
     def publish(self, room: str, message: Prepared) -> None:
-        """Publish to a room of which this node has nothing, and report the outcome."""
+        """Publish to a room of which this node has nothing, and report the outcome; it may be a BrokerError."""
 
     def send_to_users(self, users: list[str], message: Prepared) -> None: ...
 
@@ -109,7 +110,11 @@ class Publisher:
         self._keys = keys
 
     def publish(self, room: str, message: Prepared) -> PendingPublish | None:
-        """Publish to a room. Returns what waits for space there; None when the message was enqueued, or has ended."""
+        """Publish to a room. Returns what waits for space there; None when the message was enqueued, or has ended.
+
+        Raises TypeError, in a cluster, for an event that cannot be sent to other nodes.
+        """
+        self._check_event(message)
         if message.idempotency_key is not None and not self._keys.claim("room", room, message):
             return None
         try:
@@ -142,6 +147,10 @@ class Publisher:
         except trio.ClosedResourceError:
             message.report(self._closed(room))
 
+    def _check_event(self, message: Prepared) -> None:
+        if self._nodes is not None and not isinstance(message, Announcement) and not is_recordable(message.event):
+            raise TypeError(f"in a cluster, a {type(message.event).__name__} can be sent to single connections only")
+
     def _nobody_here(self, room: str, message: Prepared) -> None:
         if self._nodes is not None:
             if self._nodes.full:
@@ -155,7 +164,11 @@ class Publisher:
         return StoreError("the server is shutting down") if self._rooms.is_stored(room) else Receipt()
 
     def send_to_user(self, user: str, message: Prepared, *, keep: bool = True) -> PendingPublish | None:
-        """Send a message to a user; `keep`: into the inbox, where that is needed (`durability.inbox`). Returns as `publish`."""
+        """Send a message to a user; `keep`: into the inbox, where that is needed (`durability.inbox`).
+
+        Returns, and raises, as `publish`.
+        """
+        self._check_event(message)
         if message.idempotency_key is not None and not self._keys.claim("user", user, message):
             return None
         try:
@@ -165,7 +178,11 @@ class Publisher:
         return None
 
     async def send_to_users(self, users: Collection[str], message: Prepared) -> Receipt:
-        """Send to all connections of users; the receipt counts those on this node. When cancelled, some of them may have it."""
+        """Send to all connections of users; the receipt counts those on this node. When cancelled, some of them may have it.
+
+        Raises TypeError as `publish`.
+        """
+        self._check_event(message)
         receipt = await self._connections.send(self._connections.of_users(users), message)
         if self._nodes is not None:
             self._nodes.send_to_users(list(users), message)
@@ -173,6 +190,7 @@ class Publisher:
 
     async def broadcast(self, message: Prepared) -> Receipt:
         """As `send_to_users`, to all connections."""
+        self._check_event(message)
         receipt = await self._connections.send(list(self._connections), message)
         if self._nodes is not None:
             self._nodes.broadcast(message)

@@ -87,7 +87,8 @@ class Switch:
         """Publish to a room, and wait until the message was offered to all members. Waits while the room is full.
 
         When it is cancelled, the message may have been published or not. Raises StoreError when the room is `stored` and the
-        message could not be stored, DeliveryError when too many retries with the same key wait already.
+        message could not be stored, DeliveryError when too many retries with the same key wait already, and in a cluster
+        BrokerError when the other nodes may not have it: no member of the room is here, and the broker does not answer.
         """
         event = event_of(data, room, key)
         message = prepare(

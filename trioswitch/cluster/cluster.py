@@ -32,8 +32,8 @@ from .users import ClusterUsers
 
 __all__ = ["Cluster"]
 
-LEAVE_TIMEOUT: Final = 1.0
-"""Seconds that a node which ends takes to tell the others."""
+LEAVE_TIMEOUT: Final = 5.0
+"""Seconds that a node which ends may take to save its sessions and to tell the others."""
 
 
 class Cluster:

@@ -132,7 +132,7 @@ class CommittedMessages:
             return
         room.resume()
         if room.waits_for_space or not room.is_behind:
-            return
+            return  # `resume` has said so, if there is no space
         after = room.in_order
         records, messages = await self._writer.read(room.name, after, PAGE)
         if room.in_order != after or room.history is not history:
@@ -165,9 +165,7 @@ class CommittedMessages:
                 try:
                     positions = await self._store.positions([room.name for room in some])
                 except StoreError as error:
-                    _log.debug(
-                        "positions were not compared: %s", error
-                    )  # the store's health is watched by those who need it
+                    _log.debug("positions were not compared: %s", error)  # those who need the store watch its health
                     break
                 for room, (epoch, last) in zip(some, positions, strict=True):
                     self._compare_room(room, epoch, last)

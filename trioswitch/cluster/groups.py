@@ -28,6 +28,7 @@ class ClusterGroups:
         self._groups = groups
         self._to_save: list[GroupChange] = []
         self._to_load = True
+        self._heard: list[GroupChange] | None = None  # changes on other nodes, while all groups are loaded
         self._wakeup = Wakeup()
         groups.on_change(self._on_change)
         link.on(ALL, GroupChanged, self._on_group_changed)
@@ -40,6 +41,8 @@ class ClusterGroups:
 
     def _on_group_changed(self, node: str, _topic: str, changed: GroupChanged) -> None:
         if node != self._link.node:
+            if self._heard is not None:
+                self._heard.append(GroupChange(changed.group, changed.user, changed.added))
             self._groups.apply(changed.group, changed.user, changed.added)
 
     def _connected(self) -> None:
@@ -62,15 +65,18 @@ class ClusterGroups:
                         self._link.send(ALL, GroupChanged(change.group, change.user, change.added))
                 elif self._to_load:
                     self._to_load = False
+                    heard = self._heard = []
                     loaded = await self._store.read_groups()
                     self._groups.replace(loaded)
-                    for change in self._to_save:
+                    for change in [*heard, *self._to_save]:  # they may be newer than what was read
                         self._groups.apply(change.group, change.user, change.added)
             except StoreError as error:
                 self._to_load = True
                 self._health.failed(error, "groups")
                 await trio.sleep(RETRY_DELAY)
                 continue
+            finally:
+                self._heard = None
             self._health.works("groups")
             while not self._to_save and not self._to_load:
                 await self._wakeup.wait()

@@ -1,12 +1,12 @@
 """Messages of rooms that have no offset, on their way between nodes: one order for all, and losses are counted.
 
-A message goes to the broker, and comes back from it to its own node as well: the order in which the broker hands out what is
-published to the room's topic is the room's order. While there is no connection to the broker, a node delivers to its own members
-at once. Each node numbers its messages of a room, so that the others notice when some are missing, and tell their members how
-many (`gap`).
+A message goes to the broker, and comes back from it to its own node as well: the order in which the broker delivers the messages
+of the room's topic is the room's order. While there is no connection to the broker, a node delivers to its own members at once.
+Each node numbers its messages of a room, so that the others notice when some are missing, and tell their members how many
+(`gap`).
 """
 
-import logging
+from collections import deque
 from functools import partial
 from typing import Final
 
@@ -16,7 +16,7 @@ import trio
 from .._util.clock import timestamp
 from .._util.expiry import DueQueue
 from ..durability.idempotency import IdempotencyKeys
-from ..errors import BrokerError, UnencodableData
+from ..errors import BrokerError
 from ..metrics import Drop
 from ..rooms.intake import Intake
 from ..rooms.room import Room
@@ -27,8 +27,6 @@ from .messages import Ask, Live, Streams, carry, room_topic, unpack
 from .roster import Roster
 
 __all__ = ["LiveMessages"]
-
-_log = logging.getLogger(__name__)
 
 TRANSIT_TIME: Final = 1.0
 """Seconds that a message is under way between nodes, at most, while the broker works."""
@@ -47,8 +45,8 @@ class _Stream:
     id: int
     began_at: float
     number: int = 0
-    waiting: dict[int, tuple[Intake, Prepared]] = attrs.field(factory=dict)
-    """Those that have not come back from the broker."""
+    waiting: deque[tuple[int, Intake, Prepared]] = attrs.field(factory=deque)
+    """Those that have not come back from the broker, by their numbers, in order."""
     overdue: int = 0
     """Those up to this number were here when `run` last looked."""
 
@@ -81,6 +79,7 @@ class LiveMessages:
         self._link = link
         self._keys = keys
         self._places: dict[str, _Place] = {}  # by topic
+        self._owing: dict[str, _Place] = {}  # rooms whose members could not be told of a gap yet, by name
         self._streams: DueQueue[str, _Stream] = DueQueue()  # by room
         self._stream_ids = 0
         self._waiting: dict[int, _Stream] = {}  # streams of which messages have not come back, by id
@@ -97,6 +96,7 @@ class LiveMessages:
 
     def closed(self, room: Room) -> None:
         del self._places[room_topic(room.name)]
+        self._owing.pop(room.name, None)
 
     def attached(self, room: Room) -> None:
         """What is published from now on is heard."""
@@ -112,7 +112,7 @@ class LiveMessages:
         message.stamp(timestamp())
         stream.number += 1
         if self._link.connected and self._link.attached(topic):
-            stream.waiting[stream.number] = (room, message)
+            stream.waiting.append((stream.number, room, message))
             self._waiting[stream.id] = stream
             self._send(topic, stream, message, partial(self._sent, stream, stream.number))
         else:
@@ -120,7 +120,7 @@ class LiveMessages:
             room.on_relayed(message)
 
     def publish_elsewhere(self, name: str, message: Prepared) -> None:
-        """Publish to a room of which this node has nothing."""
+        """Publish to a room of which this node has nothing. The outcome is a BrokerError if the broker may not have it."""
         message.stamp(timestamp())
         stream = self._stream(name)
         stream.number += 1
@@ -149,15 +149,8 @@ class LiveMessages:
                 self._deliver_up_to(stream, stream.number)
 
     def _send(self, topic: str, stream: _Stream, message: Prepared, on_sent: OnSent | None) -> None:
-        try:
-            carried = carry(message)
-        except UnencodableData as error:
-            _log.warning("a message cannot be carried to other nodes: %s", error)
-            if on_sent is not None:
-                on_sent(BrokerError(str(error)), None)
-            return
         age = trio.current_time() - stream.began_at
-        self._link.send(topic, Live(stream.id, stream.number, age, carried), on_sent)
+        self._link.send(topic, Live(stream.id, stream.number, age, carry(message)), on_sent)
 
     def _sent(self, stream: _Stream, number: int, error: BrokerError | None, _receivers: int | None) -> None:
         if error is not None:
@@ -165,19 +158,22 @@ class LiveMessages:
 
     def _deliver_up_to(self, stream: _Stream, number: int) -> None:
         """Deliver our own messages up to this one: the others of them do not come back."""
-        for waiting in [waiting for waiting in stream.waiting if waiting <= number]:
-            room, message = stream.waiting.pop(waiting)
+        waiting = stream.waiting
+        while waiting and waiting[0][0] <= number:
+            _number, room, message = waiting.popleft()
             room.on_relayed(message)
-        if not stream.waiting:
+        if not waiting:
             self._waiting.pop(stream.id, None)
 
     async def run(self) -> None:
-        """The task that delivers messages of our own which do not come back, though the broker has taken them."""
+        """The task that delivers messages of our own which do not come back, and tells gaps that found no space before."""
         while True:
             await trio.sleep(ECHO_TIME)
             for stream in list(self._waiting.values()):
                 self._deliver_up_to(stream, stream.overdue)
                 stream.overdue = stream.number
+            for place in list(self._owing.values()):
+                self._tell_missing(place)
 
     # --- in
 
@@ -234,10 +230,14 @@ class LiveMessages:
             place.untold += number
 
     def _tell_missing(self, place: _Place) -> None:
-        if place.untold:
-            members = len(place.room.membership.members)
-            if not members or place.room.tell_gap(Gap(room=place.room.name, dropped=place.untold)):
-                place.untold = 0
+        if not place.untold:
+            return
+        room = place.room
+        if not room.membership.members or room.tell_gap(Gap(room=room.name, dropped=place.untold)):
+            place.untold = 0
+            self._owing.pop(room.name, None)
+        else:
+            self._owing[room.name] = place
 
     def _node_left(self, node: str) -> None:
         for place in self._places.values():
@@ -248,5 +248,5 @@ class LiveMessages:
             self._deliver_up_to(stream, stream.number)
 
 
-def _report(message: Prepared, _error: BrokerError | None, _receivers: int | None) -> None:
-    message.report(Receipt())
+def _report(message: Prepared, error: BrokerError | None, _receivers: int | None) -> None:
+    message.report(Receipt() if error is None else error)

@@ -14,7 +14,7 @@ from msgspec import UNSET, Raw
 
 from .._util import clock
 from ..wire.messages import Published, copied
-from ..wire.prepared import Prepared
+from ..wire.prepared import Arrived, Prepared
 from ..wire.records import decode_record, encode_record
 
 __all__ = [
@@ -262,7 +262,9 @@ _decoders: Final = {kind.__struct_config__.tag: msgspec.msgpack.Decoder(kind).de
 def size_of(message: NodeMessage) -> int:
     """About how many bytes it takes, for bounds."""
     if isinstance(message, Live | Committed | Direct | ToUsers | Broadcast):
-        return OVERHEAD + len(message.message.payload) + (16 * len(message.users) if isinstance(message, ToUsers) else 0)
+        return (
+            OVERHEAD + len(message.message.payload) + (16 * len(message.users) if isinstance(message, ToUsers) else 0)
+        )
     return OVERHEAD + (32 * len(message.values) if isinstance(message, Changes) else 0)
 
 
@@ -293,10 +295,9 @@ def decode_parcel(payload: bytes) -> tuple[str, Sequence[NodeMessage]]:
 
 
 def carry(message: Prepared) -> Carried:
-    """What other nodes need of a message. Raises UnencodableData, and TypeError for events that are never carried."""
+    """What other nodes need of a message, whose event `is_recordable`."""
     event = message.event
-    if not isinstance(event, Published):
-        raise TypeError(f"a {type(event).__name__} cannot be sent to other nodes")
+    assert isinstance(event, Published), "the publisher has looked at it"
     if message.recorded or getattr(event, "seq", UNSET) is not UNSET:  # the place is told apart from the message
         event = copied(event)
         for name in ("epoch", "offset", "seq"):
@@ -315,7 +316,7 @@ def carry(message: Prepared) -> Carried:
 
 def unpack(carried: Carried, room: str | None = None) -> Prepared:
     """The message on another node. Raises ValueError for a payload that cannot be read."""
-    return Prepared(
+    return Arrived(
         decode_record(carried.payload),
         room=room,
         priority=carried.priority,

@@ -31,12 +31,12 @@ class NodeInfo:
 
     id: str
     name: str
-    """As the operator calls it; its host and process, by default."""
+    """As the operator calls it (`node_name`); its id, by default."""
     version: str
     started: float
     """Seconds of wall time, by the node's own clock."""
     statistics: Mapping[str, int]
-    """`connections`, `users`, `rooms`, `messages_sent`, at its last sign of life."""
+    """`connections`, `users` and `rooms`, at its last sign of life; other versions may tell others."""
 
 
 class Roster:
@@ -126,9 +126,7 @@ class Roster:
     def _on_leaving(self, node: str, _topic: str, _leaving: Leaving) -> None:
         if node in self._others:
             _log.info("node %s (%s) has ended", self._others[node].name, node)
-            del self._others[
-                node
-            ]  # its clients come back to other nodes: its users have left when they have not, in time
+            del self._others[node]  # its users have left when they do not come to another node in time
 
     def _remove(self, node: str) -> None:
         self._others.pop(node, None)

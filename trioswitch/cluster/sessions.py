@@ -92,7 +92,7 @@ class ClusterSessions:
             for id, _ in self._saved.pop_due(trio.current_time()):
                 self._changed[id] = None
             await trio.sleep(SAVE_INTERVAL)
-            await self._save()
+            await self.flush()
 
     async def flush(self) -> None:
         """Save everything, if the store works. Safe to cancel."""
@@ -110,6 +110,9 @@ class ClusterSessions:
             self._changed = dict.fromkeys(changed) | self._changed
             self._health.failed(error, "saving sessions")
             return False
+        except trio.Cancelled:
+            self._changed = dict.fromkeys(changed) | self._changed
+            raise
         self._health.works("saving sessions")
         return True
 

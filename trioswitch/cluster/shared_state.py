@@ -15,7 +15,6 @@ import trio
 
 from .._util.expiry import DueQueue
 from .._util.wakeup import Wakeup
-from ..connections.directory import YIELD_EVERY
 from ..errors import BrokerError
 from .link import Link
 from .messages import Ask, Changes
@@ -28,6 +27,8 @@ ANSWER_TIME: Final = 1.0
 
 REPEAT_INTERVAL: Final = 15.0
 """Seconds after which a node tells the version of its part again, in case that the broker has lost something."""
+REPEAT_STEPS: Final = 30
+"""Parts into which the topics are divided for that, so that not all are told at once."""
 SILENT: Final = 3 * REPEAT_INTERVAL
 """Seconds after which a node is asked whose part was not heard of."""
 
@@ -70,10 +71,10 @@ class SharedState:
 
     def __init__(self, link: Link, roster: Roster, kind: str, on_change: OnChange) -> None:
         self._link = link
-        self._kind = kind
         self._on_change = on_change
         self._topics: dict[str, _Topic] = {}
         self._dirty: dict[str, None] = {}
+        self._to_answer: dict[str, None] = {}  # topics of which somebody has asked for the whole
         self._silent: DueQueue[tuple[str, str], None] = (
             DueQueue()
         )  # parts that were asked for, until they are forgotten
@@ -113,24 +114,31 @@ class SharedState:
             dirty, self._dirty = self._dirty, {}
             for topic in dirty:
                 self._send_changes(topic)
+            to_answer, self._to_answer = self._to_answer, {}
+            for topic in to_answer:  # all who have asked until now get the same answer
+                self._send_whole(topic)
             self._forget_silent()
             with trio.move_on_at(self._silent.next_due()):
-                if not self._dirty:
+                if not (self._dirty or self._to_answer):
                     await self._to_send.wait()
             await trio.lowlevel.checkpoint()
 
     async def run_repeating(self) -> None:
         """The task that tells the versions of this node's parts again, and asks for parts that were not heard of."""
         while True:
-            await trio.sleep(REPEAT_INTERVAL)
-            for count, (topic, state) in enumerate(list(self._topics.items())):
-                if not count % YIELD_EVERY:
-                    await trio.lowlevel.checkpoint()
-                if state.version:
-                    self._link.send(topic, Changes(state.version, {}))
-                silent = trio.current_time() - SILENT
-                for node in [node for node, part in state.parts.items() if part.heard_at < silent]:
-                    self._ask_again(topic, node)
+            topics = list(self._topics.items())
+            for start in range(0, max(len(topics), 1), max(len(topics) // REPEAT_STEPS, 1)):
+                await trio.sleep(REPEAT_INTERVAL / REPEAT_STEPS)
+                for topic, state in topics[start : start + max(len(topics) // REPEAT_STEPS, 1)]:
+                    if self._topics.get(topic) is state:
+                        self._repeat(topic, state)
+
+    def _repeat(self, topic: str, state: _Topic) -> None:
+        if state.version and state.parts:  # where no other node is known, there is none, or it repeats itself
+            self._link.send(topic, Changes(state.version, {}))
+        silent = trio.current_time() - SILENT
+        for node in [node for node, part in state.parts.items() if part.heard_at < silent]:
+            self._ask_again(topic, node)
 
     def _send_changes(self, topic: str) -> None:
         state = self._topics.get(topic)
@@ -142,17 +150,16 @@ class SharedState:
             full = state.version == 1
             self._link.send(topic, Changes(state.version, state.snapshot() if full else values, full))
 
-    def _send_whole(self, topic: str, state: _Topic) -> None:
-        state.dirty.clear()
-        state.version += 1
-        self._link.send(topic, Changes(state.version, state.snapshot(), full=True, known=True))
+    def _send_whole(self, topic: str) -> None:
+        self._send_changes(topic)  # those that nobody knows of yet: they have just happened
+        state = self._topics.get(topic)
+        if state is not None:
+            state.version += 1
+            self._link.send(topic, Changes(state.version, state.snapshot(), full=True, known=True))
+        elif self._link.attached(topic):  # nobody is there any more
+            self._link.send(topic, Changes(0, {}, full=True, known=True))
 
     # --- the parts of others
-
-    def of_node(self, topic: str, node: str) -> Mapping[str, int]:
-        state = self._topics.get(topic)
-        part = None if state is None else state.parts.get(node)
-        return {} if part is None else part.values
 
     def others(self, topic: str) -> Mapping[str, Mapping[str, int]]:
         """The parts of other nodes, by node."""
@@ -176,8 +183,8 @@ class SharedState:
         for node in state.parts:
             self._await_answer(topic, node)
         state.answered, state.expected = set(), None
-        if state.snapshot():
-            self._send_whole(topic, state)
+        if state.version:
+            self._send_whole(topic)
         self._link.send(topic, Ask(), partial(self._asked, state))
         state.on_attached()
 
@@ -198,12 +205,9 @@ class SharedState:
             self._answered.notify()
 
     def _on_ask(self, node: str, topic: str, ask: Ask) -> None:
-        state = self._topics.get(topic)
-        if node != self._link.node and ask.of in ("", self._link.node) and self._link.attached(topic):
-            if state is not None:
-                self._send_whole(topic, state)
-            else:  # it is still subscribed to, and nobody is there
-                self._link.send(topic, Changes(0, {}, full=True, known=True))
+        if node != self._link.node and ask.of in ("", self._link.node):
+            self._to_answer[topic] = None
+            self._to_send.notify()
 
     def _on_changes(self, node: str, topic: str, changes: Changes) -> None:
         state = self._topics.get(topic)

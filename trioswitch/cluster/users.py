@@ -53,7 +53,8 @@ class ClusterUsers:
         self._state = SharedState(link, roster, "user", lambda *_: None)
         self._graces: DueQueue[str, None] = (
             DueQueue()
-        )  # users that a client of has come, until it is clear what it does
+        )  # users of whom a client has come, until it is clear what it does
+        self._told: dict[str, int] = {}  # of each user what the other nodes know
         self._to_forget: dict[str, int] = {}  # seqs up to which inboxes can be forgotten
         self._wakeup = Wakeup()
         self._to_send, self._sending = trio.open_memory_channel[tuple[list[ConnectionDriver], Prepared]](MAX_SENDING)
@@ -75,14 +76,22 @@ class ClusterUsers:
     def offline(self, user: str) -> None:
         """The last connection of a user here has ended, or is another's now."""
         if not self._is_unnamed(user):
+            self._told.pop(user, None)
             self._state.close(user_topic(user))
 
     def changed(self, user: str) -> None:
         """Whether clients of a user acknowledge may be another matter now."""
-        if not self._is_unnamed(user) and self._connections.of_user(user):
-            self._state.changed(user_topic(user), _HERE, self._values(user)[_HERE])
-            self._graces.add(user, None, trio.current_time() + ACK_GRACE)
-            self._wakeup.notify()
+        self._tell(user)
+        self._graces.add(user, None, trio.current_time() + ACK_GRACE)
+        self._wakeup.notify()
+
+    def _tell(self, user: str) -> None:
+        if self._is_unnamed(user) or not self._connections.of_user(user):
+            return
+        value = self._values(user)[_HERE]
+        if self._told.get(user) != value:
+            self._told[user] = value
+            self._state.changed(user_topic(user), _HERE, value)
 
     def _is_unnamed(self, user: str) -> bool:
         return user.startswith(f"{self._link.node}.")
@@ -98,7 +107,8 @@ class ClusterUsers:
 
     def send(self, user: str, seq: int, message: Prepared) -> None:
         """Send a direct message to the connections of a user on other nodes."""
-        message.stamp(timestamp())
+        if not seq:  # else it was stamped when it was committed
+            message.stamp(timestamp())
         node, dot, _ = user.partition(".")
         if dot and node == self._link.node:
             return
@@ -166,8 +176,7 @@ class ClusterUsers:
         """The task that forgets what was delivered, and notices that clients do not acknowledge."""
         while True:
             for user, _ in self._graces.pop_due(trio.current_time()):
-                if self._connections.of_user(user):
-                    self._state.changed(user_topic(user), _HERE, self._values(user)[_HERE])
+                self._tell(user)
             to_forget, self._to_forget = self._to_forget, {}
             for user, seq in to_forget.items():
                 try:

@@ -108,6 +108,9 @@ class ConnectionDirectory:
 
     def change_user(self, connection: ConnectionDriver, user: str, *, declared: bool) -> None:
         """The connection belongs to another user from now on; `declared` as in `ConnectionDriver.become`."""
+        if user == connection.user:
+            connection.become(user, declared=declared)
+            return
         self._remove_from_user(connection)
         connection.become(user, declared=declared)
         self._add_to_user(connection)

@@ -172,7 +172,8 @@ class Sessions:
         if session is None:
             return None
         if session.reserved:
-            self._reserved.add(f"{id} given", session, trio.current_time() + self._options.leave_grace)
+            grace = min(self._options.leave_grace, self._options.session_time)
+            self._reserved.add(f"{id} given", session, trio.current_time() + grace)
             self._wakeup.notify()
         return _portable(session)
 

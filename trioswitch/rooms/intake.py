@@ -12,7 +12,7 @@ import attrs
 import trio
 
 from ..config import HistoryStorage, Options, RoomPolicy
-from ..errors import TrioswitchError
+from ..errors import StoreError, TrioswitchError
 from ..metrics import Traffic
 from ..stores.port import Appended
 from ..wire.messages import Gap, Recorded
@@ -68,6 +68,9 @@ class Intake:
     _scheduled: bool = attrs.field(default=False, init=False)  # it was woken, or has a task: no need to wake it again
     _stored_up_to: int = attrs.field(default=0, init=False)  # the newest offset that came back from the store
     _sequence: Sequence = attrs.field(factory=Sequence, init=False)  # in a cluster, instead of this
+    _owed: list[Gap] = attrs.field(
+        factory=list, init=False
+    )  # gaps that find no space yet, two at most; then what follows
 
     def __attrs_post_init__(self) -> None:
         options = self._options
@@ -201,6 +204,11 @@ class Intake:
     def resume(self) -> None:
         """Take into the queue what is next in the order of offsets, as far as there is space."""
         sequence = self._sequence
+        while self._owed and not self._queue.closed:
+            if not self.tell_gap(self._owed[0]):
+                self._tell_behind()
+                return
+            del self._owed[0]
         while (found := sequence.next()) is not None and not self._queue.closed:
             message, own = found
             if own:
@@ -228,12 +236,12 @@ class Intake:
     @property
     def is_behind(self) -> bool:
         """Whether messages are missing here, or wait for space."""
-        return self._sequence.behind
+        return self._sequence.behind or bool(self._owed)
 
     @property
     def waits_for_space(self) -> bool:
-        """Whether the next message in order is here."""
-        return self._sequence.next() is not None
+        """Whether what is next in order is here."""
+        return bool(self._owed) or self._sequence.next() is not None
 
     def hear_of(self, offset: int) -> None:
         """The room has a message at this offset."""
@@ -249,7 +257,7 @@ class Intake:
             return
         self._sequence.pass_over(offset)
         if lost and self.history is not None:
-            self.tell_gap(Gap(room=self.name, epoch=self.history.epoch, start=first, to=offset, lost=True))
+            self._owed.append(Gap(room=self.name, epoch=self.history.epoch, start=first, to=offset, lost=True))
         self.resume()
 
     def begin_epoch(self, epoch: str) -> None:
@@ -258,10 +266,11 @@ class Intake:
         is_first = not self.history.epoch
         for message in self._sequence.clear():
             self._queue.withdraw(message)
-            self._end([message], Receipt(dropped=len(self.membership.members)))
+            self._end([message], StoreError("the store has lost the message, and the history of its room"))
         self.history.begin(epoch)
         if not is_first:
-            self.tell_gap(Gap(room=self.name, epoch=epoch, lost=True))
+            self._owed = [Gap(room=self.name, epoch=epoch, lost=True)]
+            self.resume()
 
     def tell_gap(self, gap: Gap) -> bool:
         """Tell the members that messages are missing here. Returns False when the room is full, or closed."""

@@ -24,7 +24,7 @@ from ..connections.directory import YIELD_EVERY
 from ..connections.outbox import OfferResult
 from ..metrics import Drop, RoomStatistics
 from ..wire.messages import Recorded
-from ..wire.prepared import Outcome, Prepared, Receipt
+from ..wire.prepared import Announcement, Outcome, Prepared, Receipt
 from ..wire.windows import Window
 from .history import History
 from .intake import Intake
@@ -126,7 +126,7 @@ class Room(Intake):
             self._in_delivery = messages = self._drop_expired(messages)
         if self.history is None:
             for message in messages:
-                if self._relay is None or not message.stamped:
+                if self._relay is None or isinstance(message, Announcement):  # else it was stamped before it was sent
                     message.stamp(now)
         else:
             self._record(messages, now, self.history)

@@ -46,7 +46,7 @@ def health(switch: Switch) -> Callable[[], Page]:
         facts: dict[str, Any] = {"status": status, "version": __version__, "connections": len(switch.connections())}
         if nodes := switch.nodes():
             facts["nodes"] = {node.id: {"name": node.name, **node.statistics} for node in nodes}
-            facts["connections"] = sum([node.statistics["connections"] for node in nodes])
+            facts["connections"] = sum([node.statistics.get("connections", 0) for node in nodes])
         if problem is not None:
             facts["problem"] = problem
         body = msgspec.json.encode(facts)

@@ -11,7 +11,7 @@ from .formats import Framing, Payload
 from .messages import Ack, Error, Event, Position, Published, Recorded
 from .protocols.port import Codec
 
-__all__ = ["URGENT", "Announcement", "Outcome", "Prepared", "Receipt"]
+__all__ = ["URGENT", "Announcement", "Arrived", "Outcome", "Prepared", "Receipt"]
 
 URGENT = 5
 """Messages of a priority above this one are written at once."""
@@ -142,11 +142,6 @@ class Prepared:
         """Whether it has a position in the history of its room."""
         return isinstance(self.event, Recorded) and self.event.offset is not UNSET
 
-    @property
-    def stamped(self) -> bool:
-        """Whether the event has its time."""
-        return not isinstance(self.event, Published) or bool(self.event.timestamp)
-
     def stamp(self, timestamp: str) -> None:
         """Give the event its time. Once, and before the first encoding."""
         if isinstance(self.event, Published):
@@ -207,6 +202,15 @@ class Prepared:
     def weight(self, framing: Framing) -> int:
         """Bytes that it counts against a connection's limits: its frame, or the body in memory where that is more."""
         return max(self.size, len(self.frame(framing)) if framing.framed else len(self.payload(framing.codec)))
+
+
+class Arrived(Prepared):
+    """A message of another node, which has given the event its time."""
+
+    __slots__ = ()
+
+    def stamp(self, timestamp: str) -> None:
+        pass
 
 
 class Announcement(Prepared):

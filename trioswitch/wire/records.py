@@ -12,7 +12,7 @@ from .body import Body, Packed
 from .messages import ChatMessage, DirectMessage, GroupMessage, Message, Published, System
 from .protocols import JSON_CODEC, MSGPACK_CODEC
 
-__all__ = ["decode_record", "encode_record"]
+__all__ = ["decode_record", "encode_record", "is_recordable"]
 
 
 class _Record(msgspec.Struct, forbid_unknown_fields=True):
@@ -42,8 +42,13 @@ _decode_json: Final = msgspec.json.Decoder(_Record).decode
 _decode_msgpack: Final = msgspec.msgpack.Decoder(_Record).decode
 
 
+def is_recordable(event: object) -> bool:
+    """Whether there is a record of events of this kind."""
+    return isinstance(event, Published) and _KEPT.get(event.type) is type(event)
+
+
 def encode_record(event: Published) -> bytes:
-    """The event's bytes. What its place in a history or an inbox will say (`offset`, `seq`) is not part of them.
+    """The bytes of an event that `is_recordable`. Its place in a history or an inbox (`offset`, `seq`) is not part of them.
 
     Raises UnencodableData.
     """

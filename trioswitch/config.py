@@ -187,9 +187,9 @@ class Options:
     )
     room_messages: int = option(4096, "messages that may wait in a room; then its publishers wait", ge(1))
     room_bytes: int = option(4 * MIB, "bytes that may wait in a room; then its publishers wait", ge(1))
-    window_messages: int = option(1024, "messages that a room hands out at once at most", ge(1))
+    window_messages: int = option(1024, "messages that a room delivers at once at most", ge(1))
     window_bytes: int = option(
-        256 * KIB, "bytes that a room hands out at once at most; a larger message goes alone", ge(1)
+        256 * KIB, "bytes that a room delivers at once at most; a larger message goes alone", ge(1)
     )
     policies: tuple[RoomPolicy, ...] = attrs.field(default=(), converter=_policies)
     """Policies for rooms by name pattern: the first that matches holds, `RoomPolicy()` where none does."""

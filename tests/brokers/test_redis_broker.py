@@ -89,6 +89,25 @@ async def test_servers_that_cannot_be_used(tmp_path: Path, settings: tuple[str, 
         nursery.cancel_scope.cancel()
 
 
+@pytest.mark.parametrize(
+    "answer", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"*-7\r\n", b"\0" * 100, b"$99999999999999999999\r\n"]
+)
+async def test_what_answers_is_no_redis(answer: bytes) -> None:
+    async def respond(stream: trio.SocketStream) -> None:
+        await stream.receive_some()
+        await stream.send_all(answer)
+        await trio.sleep_forever()
+
+    async with trio.open_nursery() as nursery:
+        listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        nursery.start_soon(trio.serve_listeners, respond, listeners)
+        client = Client(open_broker(f"redis://127.0.0.1:{listeners[0].socket.getsockname()[1]}"))
+        nursery.start_soon(client.broker.run, client)
+        await client.wait(lambda: bool(client.reasons))
+        assert "what answers is no Redis" in client.reasons[0]
+        nursery.cancel_scope.cancel()
+
+
 async def test_with_a_password(tmp_path: Path) -> None:
     async with redis_server(tmp_path, "--requirepass", "p@ss:/word") as server, trio.open_nursery() as nursery:
         client = Client(open_broker(f"redis://:p%40ss%3A%2Fword@127.0.0.1:{server.port}/3?prefix=other"), ["t"])

@@ -1,22 +1,20 @@
 """A cluster of real processes on a real Redis: nodes and Redis are killed, and nothing that was acknowledged is lost."""
 
 import os
-import re
 import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
-import attrs
 import pytest
 import trio
 from redis_server import RedisServer, redis_server
+from servers import PATIENCE, Program, run
 
 from trioswitch.client import ClientError, Gap, Message, Room, open_client
 
-PATIENCE = 60.0
 DURABLE = ("--appendonly", "yes", "--appendfsync", "always")
 
 
@@ -26,47 +24,10 @@ async def redis(tmp_path: Path) -> AsyncIterator[RedisServer]:
         yield server
 
 
-@attrs.define(eq=False)
-class Node:
-    url: str
-    process: trio.Process
-    said: bytearray
-
-
-@asynccontextmanager
-async def node(redis: RedisServer, name: str, port: int = 0) -> AsyncIterator[Node]:
-    command = [
-        *(sys.executable, "-X", "dev", "-m", "trioswitch", "serve", "--port", str(port), "--node-name", name),
-        *("--store", redis.url, "--broker", redis.url, "--room", "stored*:history=stored,history-size=10000"),
-    ]
-    process = await trio.lowlevel.open_process(command, stderr=subprocess.PIPE)
-    said = bytearray()
-
-    async def read() -> None:
-        assert process.stderr is not None
-        async for data in process.stderr:
-            said.extend(data)
-
-    try:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(read)
-            with trio.fail_after(PATIENCE):
-                while (found := re.search(rb"listens on (ws://[^\s;]+)", said)) is None:
-                    assert process.poll() is None, said.decode()
-                    await trio.sleep(0.02)
-            yield Node(found[1].decode(), process, said)
-            if process.poll() is None:
-                process.terminate()
-                with trio.fail_after(PATIENCE):
-                    assert await process.wait() == 0, said.decode()
-            assert b"Traceback" not in said, said.decode()
-            nursery.cancel_scope.cancel()
-    finally:
-        with trio.CancelScope(shield=True):
-            process.kill()
-            await process.wait()
-            assert process.stderr is not None
-            await process.stderr.aclose()
+def node(redis: RedisServer, name: str, port: int = 0) -> AbstractAsyncContextManager[Program]:
+    serve = ("-m", "trioswitch", "serve", "--port", str(port), "--node-name", name)
+    shared = ("--store", redis.url, "--broker", redis.url, "--room", "stored*:history=stored,history-size=10000")
+    return run(*serve, *shared, is_up=r"listens on (ws://[^\s;]+)")
 
 
 async def _read(url: str, user: str, room: str, received: list[str]) -> None:
@@ -98,11 +59,11 @@ async def _wait(received: list[str], count: int) -> None:
 async def test_nodes_on_one_redis_are_one_server(redis: RedisServer, room: str) -> None:
     async with node(redis, "one") as one, node(redis, "two") as two, trio.open_nursery() as nursery:
         received: list[list[str]] = [[], []]
-        nursery.start_soon(_read, one.url, "ann", room, received[0])
-        nursery.start_soon(_read, two.url, "bob", room, received[1])
+        nursery.start_soon(_read, one.found, "ann", room, received[0])
+        nursery.start_soon(_read, two.found, "bob", room, received[1])
         for texts in received:
             await _wait(texts, 1)
-        async with open_client(two.url, user_id="cat") as cat, cat.room(room) as joined:
+        async with open_client(two.found, user_id="cat") as cat, cat.room(room) as joined:
             for number in range(100):
                 await joined.chat(f"{number}")
         for texts in received:
@@ -115,12 +76,12 @@ async def test_nodes_on_one_redis_are_one_server(redis: RedisServer, room: str) 
 async def test_redis_is_killed_and_nothing_acknowledged_is_lost(redis: RedisServer) -> None:
     async with node(redis, "one") as one, node(redis, "two") as two, trio.open_nursery() as nursery:
         received: list[str] = []
-        nursery.start_soon(_read, one.url, "ann", "stored", received)
+        nursery.start_soon(_read, one.found, "ann", "stored", received)
         await _wait(received, 1)
         done = trio.Event()
 
         async def publish() -> None:
-            async with open_client(two.url, user_id="bob") as bob, bob.room("stored") as joined:
+            async with open_client(two.found, user_id="bob") as bob, bob.room("stored") as joined:
                 for number in range(200):
                     while not await _said(joined, f"{number}"):
                         await trio.sleep(0.1)
@@ -137,8 +98,8 @@ async def test_redis_is_killed_and_nothing_acknowledged_is_lost(redis: RedisServ
             await done.wait()
         await _wait(received, 201)
         assert received[1:] == [f"{number}" for number in range(200)]
-        assert b"the connection to the broker is lost" in one.said
-        assert b"the broker is connected" in one.said
+        assert "the connection to the broker is lost" in one.said
+        assert "the broker is connected" in one.said
         nursery.cancel_scope.cancel()
 
 
@@ -146,7 +107,7 @@ async def test_redis_is_killed_and_nothing_acknowledged_is_lost(redis: RedisServ
 async def test_the_connections_to_redis_are_cut_again_and_again(redis: RedisServer) -> None:
     async with node(redis, "one") as one, node(redis, "two") as two, trio.open_nursery() as nursery:
         received: list[str] = []
-        nursery.start_soon(_read, one.url, "ann", "stored", received)
+        nursery.start_soon(_read, one.found, "ann", "stored", received)
         await _wait(received, 1)
 
         async def cut() -> None:
@@ -156,7 +117,7 @@ async def test_the_connections_to_redis_are_cut_again_and_again(redis: RedisServ
 
         async with trio.open_nursery() as cutting:
             cutting.start_soon(cut)
-            async with open_client(two.url, user_id="bob") as bob, bob.room("stored") as joined:
+            async with open_client(two.found, user_id="bob") as bob, bob.room("stored") as joined:
                 for number in range(200):
                     await joined.chat(f"{number}")
                     await trio.sleep(0.01)
@@ -170,11 +131,11 @@ async def test_the_connections_to_redis_are_cut_again_and_again(redis: RedisServ
 async def test_a_node_is_killed_and_its_clients_go_on_elsewhere(redis: RedisServer) -> None:
     async with node(redis, "two") as two, trio.open_nursery() as nursery:
         received: list[str] = []
-        nursery.start_soon(_read, two.url, "ann", "stored", received)
+        nursery.start_soon(_read, two.found, "ann", "stored", received)
         await _wait(received, 1)
         async with node(redis, "one") as one:
-            port = int(one.url.split(":")[-1].split("/")[0])
-            async with open_client(one.url, user_id="bob") as bob, bob.room("stored") as joined:
+            port = int(one.found.split(":")[-1].split("/")[0])
+            async with open_client(one.found, user_id="bob") as bob, bob.room("stored") as joined:
                 for number in range(20):
                     await joined.chat(f"{number}")
                 await trio.sleep(0.5)

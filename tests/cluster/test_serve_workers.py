@@ -1,101 +1,43 @@
 """`serve --workers`: several processes are one server, and whoever of them dies is replaced."""
 
+import errno
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
-import attrs
 import pytest
 import trio
 import trio_websocket
+from servers import PATIENCE, Program, run
 
+from trioswitch.cli import supervisor
+from trioswitch.cli.supervisor import Workers
 from trioswitch.client import Message, open_client
+from trioswitch.stores import MemoryStore
 
-PATIENCE = 60.0
 STORED = ("--room", "stored*:history=stored")
 
 
-@attrs.define(eq=False)
-class Supervisor:
-    process: trio.Process
-    url: str
-    said: bytearray
-
-    @property
-    def port(self) -> int:
-        return int(self.url.split(":")[-1].split("/")[0])
-
-    def workers(self) -> list[int]:
-        """The processes that serve, by their ids."""
-        children = [path.read_text() for path in Path(f"/proc/{self.process.pid}/task").glob("*/children")]
-        return sorted(int(pid) for pid in " ".join(children).split())
-
-    async def health(self) -> dict[str, Any]:
-        async with await trio.open_tcp_stream("127.0.0.1", self.port) as stream:  # at any of the workers
-            await stream.send_all(b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
-            answer = b"".join([data async for data in stream])
-        found: dict[str, Any] = json.loads(answer.partition(b"\r\n\r\n")[2])
-        return found
-
-    async def wait_said(self, text: str) -> None:
-        with trio.fail_after(PATIENCE):
-            while text not in self.said.decode():
-                await trio.sleep(0.05)
+def _supervisor(*arguments: str, workers: int = 2) -> AbstractAsyncContextManager[Program]:
+    command = ("-m", "trioswitch", "serve", "--port", "0", "--workers", str(workers), *arguments)
+    return run(*command, is_up=r"listens on (ws://\S+)")
 
 
-@asynccontextmanager
-async def supervisor(*arguments: str, workers: int = 2) -> AsyncIterator[Supervisor]:
-    command = [
-        sys.executable,
-        "-X",
-        "dev",
-        "-m",
-        "trioswitch",
-        "serve",
-        "--port",
-        "0",
-        "--workers",
-        str(workers),
-        *arguments,
-    ]
-    process = await trio.lowlevel.open_process(command, stderr=subprocess.PIPE)
-    assert process.stderr is not None
-    said = bytearray()
+def _port(server: Program) -> int:
+    return int(server.found.split(":")[-1].split("/")[0])
 
-    async def read() -> None:
-        assert process.stderr is not None
-        async for data in process.stderr:
-            said.extend(data)
 
-    try:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(read)
-            with trio.fail_after(PATIENCE):
-                while (found := re.search(rb"listens on (ws://\S+)", said)) is None:
-                    assert process.poll() is None, said.decode()
-                    await trio.sleep(0.02)
-            yield Supervisor(process, found[1].decode(), said)
-            if process.poll() is None:
-                process.send_signal(signal.SIGTERM)
-            with trio.fail_after(PATIENCE):
-                status = await process.wait()
-            assert status in (0, -signal.SIGKILL), said.decode()
-            assert b"Traceback" not in said, said.decode()
-    finally:
-        with trio.CancelScope(shield=True):
-            if process.poll() is None:
-                process.terminate()
-                with trio.move_on_after(20):
-                    await process.wait()
-                process.kill()
-            await process.stderr.aclose()
+async def _health(server: Program) -> dict[str, Any]:
+    async with await trio.open_tcp_stream("127.0.0.1", _port(server)) as stream:  # at any of the workers
+        await stream.send_all(b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        answer = b"".join([data async for data in stream])
+    found: dict[str, Any] = json.loads(answer.partition(b"\r\n\r\n")[2])
+    return found
 
 
 def _is_alive(pid: int) -> bool:
@@ -103,16 +45,16 @@ def _is_alive(pid: int) -> bool:
 
 
 async def test_clients_of_all_workers_are_in_the_same_rooms(tmp_path: Path) -> None:
-    async with supervisor("--store", f"sqlite:{tmp_path / 'x.db'}", *STORED) as server:
-        assert len(server.workers()) == 2
+    async with _supervisor("--store", f"sqlite:{tmp_path / 'x.db'}", *STORED) as server:
+        assert len(server.children()) == 2
         async with trio.open_nursery() as nursery:
-            async with open_client(server.url, user_id="publisher") as publisher:
+            async with open_client(server.found, user_id="publisher") as publisher:
                 received: dict[int, list[str]] = {number: [] for number in range(8)}
                 joined = trio.Event()
 
                 async def member(number: int) -> None:
                     async with (
-                        open_client(server.url, user_id=f"user {number}") as client,
+                        open_client(server.found, user_id=f"user {number}") as client,
                         client.room("stored 1") as room,
                     ):
                         received[number].append("joined")
@@ -136,19 +78,19 @@ async def test_clients_of_all_workers_are_in_the_same_rooms(tmp_path: Path) -> N
                         await trio.sleep(0.05)
         assert all(texts == ["joined", *[f"{number}" for number in range(20)]] for texts in received.values())
         with trio.fail_after(PATIENCE):  # `health` is that of the whole, whoever answers
-            while {len((await server.health())["nodes"]) for _ in range(6)} != {2}:
+            while {len((await _health(server))["nodes"]) for _ in range(6)} != {2}:
                 await trio.sleep(0.1)
 
 
 @pytest.mark.kill
 async def test_a_killed_worker_is_replaced_and_nothing_acknowledged_is_lost(tmp_path: Path) -> None:
-    async with supervisor("--store", f"sqlite:{tmp_path / 'x.db'}", *STORED) as server:
+    async with _supervisor("--store", f"sqlite:{tmp_path / 'x.db'}", *STORED) as server:
         acknowledged: list[str] = []
         received: list[str] = []
         done = trio.Event()
 
         async def publish() -> None:
-            async with open_client(server.url, user_id="publisher") as client, client.room("stored") as room:
+            async with open_client(server.found, user_id="publisher") as client, client.room("stored") as room:
                 for number in range(300):
                     await room.chat(f"{number}")  # it is sent again, with its key, when the connection is lost
                     acknowledged.append(f"{number}")
@@ -156,7 +98,7 @@ async def test_a_killed_worker_is_replaced_and_nothing_acknowledged_is_lost(tmp_
             done.set()
 
         async def receive() -> None:
-            async with open_client(server.url, user_id="receiver") as client, client.room("stored") as room:
+            async with open_client(server.found, user_id="receiver") as client, client.room("stored") as room:
                 async for message in room:
                     if isinstance(message, Message) and message.content is not None:
                         received.append(message.content)
@@ -167,7 +109,7 @@ async def test_a_killed_worker_is_replaced_and_nothing_acknowledged_is_lost(tmp_
             nursery.start_soon(publish)
             for _ in range(3):
                 await trio.sleep(1)
-                for pid in server.workers()[:1]:
+                for pid in server.children()[:1]:
                     os.kill(pid, signal.SIGKILL)
             with trio.fail_after(PATIENCE):
                 await done.wait()
@@ -176,20 +118,20 @@ async def test_a_killed_worker_is_replaced_and_nothing_acknowledged_is_lost(tmp_
             nursery.cancel_scope.cancel()
         assert received == acknowledged == [f"{number}" for number in range(300)]
         with trio.fail_after(PATIENCE):
-            while len(server.workers()) < 2:
+            while len(server.children()) < 2:
                 await trio.sleep(0.05)
-        assert server.said.count(b"is started again") == 3
+        assert server.said.count("is started again") == 3
 
 
 @pytest.mark.kill
 async def test_workers_end_when_the_supervisor_is_killed() -> None:
-    async with supervisor() as server:
-        workers = server.workers()
+    async with _supervisor() as server:
+        workers = server.children()
         server.process.kill()
         with trio.fail_after(PATIENCE):
             while any(map(_is_alive, workers)):
                 await trio.sleep(0.05)
-        assert b"the supervisor is gone" in server.said
+        assert "the supervisor is gone" in server.said
 
 
 async def _read_on(websocket: trio_websocket.WebSocketConnection) -> None:
@@ -199,12 +141,12 @@ async def _read_on(websocket: trio_websocket.WebSocketConnection) -> None:
 
 @pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGINT])
 async def test_a_signal_drains_all_workers(end: signal.Signals) -> None:
-    async with supervisor(workers=3) as server:
+    async with _supervisor(workers=3) as server:
         async with trio.open_nursery() as nursery:
             codes: list[int | None] = []
 
             async def stay() -> None:
-                async with await trio.open_tcp_stream("127.0.0.1", server.port) as stream:
+                async with await trio.open_tcp_stream("127.0.0.1", _port(server)) as stream:
                     websocket = await trio_websocket.wrap_client_stream(nursery, stream, "localhost", "/ws")
                     await websocket.get_message()
                     codes.append(None)
@@ -243,9 +185,35 @@ def test_wrong_options(arguments: tuple[str, ...], sentence: str) -> None:
     assert sentence in done.stderr
 
 
+async def test_a_worker_that_cannot_be_started_again_is_tried_later(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    attempts = 0
+    signals_send, signals = trio.open_memory_channel[int](1)
+    open_process = trio.lowlevel.open_process
+
+    async def open_seldom(command: list[str], **given: Any) -> trio.Process:
+        nonlocal attempts
+        attempts += 1
+        if attempts in (2, 3):
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        if attempts == 4:
+            signals_send.send_nowait(signal.SIGTERM)
+        ready = command[command.index("--worker-ready") + 1]
+        return await open_process([sys.executable, "-c", f"import os; os.write({ready}, b'1')"], **given)
+
+    monkeypatch.setattr(trio.lowlevel, "open_process", open_seldom)
+    monkeypatch.setattr(supervisor, "RESTART_DELAY", 0.01)
+    workers = Workers(1, ["serve"], ["127.0.0.1"], 0, "a")
+    with trio.fail_after(PATIENCE):
+        await workers.run(MemoryStore(), signals, 5.0, lambda _addresses: None, KeyboardInterrupt)
+    assert attempts == 4
+    assert caplog.text.count("could not be started: Resource temporarily unavailable") == 2
+
+
 async def test_a_port_that_is_taken() -> None:
-    async with supervisor() as server:
-        command = [sys.executable, "-m", "trioswitch", "serve", "--port", str(server.port)]
+    async with _supervisor() as server:
+        command = [sys.executable, "-m", "trioswitch", "serve", "--port", str(_port(server))]
         for workers in ((), ("--workers", "2")):
             done = await trio.run_process([*command, *workers], capture_stderr=True, check=False)
             assert done.returncode == 1

@@ -1,6 +1,7 @@
 """The hub: it is a broker and a store like any other, and survives its processes."""
 
 import os
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -10,6 +11,7 @@ import trio
 from broker_contract import BrokerContract, Client, Connect
 from store_contract import StoreContract
 from store_support import message
+from trio.testing import MockClock
 
 from trioswitch.errors import BrokerError, StoreError
 from trioswitch.hub import server
@@ -126,6 +128,45 @@ async def test_errors_of_the_store_are_those_of_the_hub(path: Path) -> None:
         await _wait_works(store)
         with pytest.raises(StoreError, match="the disk is full"):
             await store.append([message()])
+
+
+async def test_a_call_that_fails_harms_no_other_process(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    class Faulty(MemoryStore):
+        async def append(self, appends, *, total_bytes=0):  # type: ignore[no-untyped-def]
+            raise ZeroDivisionError
+
+    async with open_hub_at(path, Faulty()) as hub, open_hub(str(path)) as (store, broker):
+        await _wait_works(store)
+        with pytest.raises(StoreError, match="internal error"):
+            await store.append([message()])
+        wrong = await trio.open_unix_socket(str(path))
+        await wrong.send_all(frame([1, "append", ["these are no messages"]]))
+        assert b"internal error" in bytes(await wrong.receive_some())
+        assert await broker.publish([("t", b"x")]) == [0]
+        assert len(hub) == 2
+        await wrong.aclose()
+    assert "ZeroDivisionError" in caplog.text
+    assert "ValidationError" in caplog.text
+
+
+async def test_a_hub_that_hangs_is_not_waited_for(path: Path, autojump_clock: MockClock) -> None:
+    async def hang(_stream: trio.SocketStream) -> None:
+        await trio.sleep_forever()
+
+    listener = trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    await listener.bind(str(path))
+    listener.listen()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(trio.serve_listeners, hang, [trio.SocketListener(listener)])
+        async with open_hub(str(path)) as (store, broker):
+            with pytest.raises(StoreError, match="the hub did not answer within 10 s"):
+                await store.append([message()])
+            with pytest.raises(BrokerError, match="the hub did not answer within 10 s"):
+                await broker.publish([("t", b"x")])
+            receiver = Client(broker)
+            nursery.start_soon(broker.run, receiver)
+            await receiver.wait(lambda: receiver.reasons == ["the hub did not answer within 10 s"])
+            nursery.cancel_scope.cancel()
 
 
 async def test_a_process_that_does_not_read_is_disconnected(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """A broker between switches of one program: for tests and simulations of a cluster, and for programs with several switches."""
 
 from collections.abc import Collection, Sequence
+from typing import Final
 
 import trio
 
@@ -9,7 +10,7 @@ from .port import Broker, Receiver, Sent
 
 __all__ = ["Exchange", "InProcessBroker"]
 
-MAX_PENDING = 10_000
+MAX_PENDING: Final = 10_000
 """Payloads that wait for a subscriber. One that is slower is disconnected, and connects again."""
 
 
@@ -33,9 +34,11 @@ class Exchange:
         self._subscribers.setdefault(topic, {})[subscriber] = None
 
     def unsubscribe(self, subscriber: "InProcessBroker", topic: str) -> None:
-        subscribers = self._subscribers.get(topic)
-        if subscribers is not None and subscribers.pop(subscriber, topic) is None and not subscribers:
-            del self._subscribers[topic]
+        subscribers = self._subscribers.get(topic, {})
+        if subscriber in subscribers:
+            del subscribers[subscriber]
+            if not subscribers:
+                del self._subscribers[topic]
 
     def forget(self, subscriber: "InProcessBroker") -> None:
         for topic in list(self._subscribers):

@@ -31,9 +31,6 @@ class RedisBroker(Broker):
         self._publishing = RedisClient(url)
         self._subscribing = RedisClient(url, self._on_message)
         self._receiver: Receiver | None = None
-        self._arrived: list[Sent] = []
-        self._up = 0
-        """How many of the two connections there are."""
 
     # --- the connections
 

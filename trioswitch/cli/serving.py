@@ -98,7 +98,7 @@ async def _supervise(
         pages = [f"http{scheme[2:]}://{address}/" for address in addresses]
         _say_listening(urls, pages, f" with {chosen.workers} workers")
 
-    workers = Workers(chosen.workers, chosen.arguments, chosen.host or ["127.0.0.1"], chosen.port)
+    workers = Workers(chosen.workers, chosen.arguments, chosen.host or ["127.0.0.1"], chosen.port, options.node_name)
     # With a broker, the workers reach the store and each other by themselves.
     async with open_store("memory" if chosen.broker is not None else chosen.store) as store:
         await workers.run(store, signals, chosen.drain_timeout, listening, Interrupted)

@@ -66,17 +66,15 @@ class _Worker:
 
 
 class Workers:
-    """The workers of a supervisor. `arguments` are those of its own command line."""
+    """The workers of a supervisor. `arguments` are those of its own command line, and each has a name that begins with `name`."""
 
-    def __init__(self, count: int, arguments: Sequence[str], hosts: Sequence[str], port: int) -> None:
+    def __init__(self, count: int, arguments: Sequence[str], hosts: Sequence[str], port: int, name: str) -> None:
         self._workers = [_Worker(number) for number in range(1, count + 1)]
         self._arguments = arguments
         self._hosts = hosts
         self._port = port
-        self.stopping = False
-        """Whether a signal has come: workers that end are not started again."""
-        self.restarts = 0
-        """How often a worker has died and was started again."""
+        self._name = f"{name} " if name else ""
+        self._stopping = trio.Event()  # a signal has come: workers that end are not started again
 
     async def run(
         self,
@@ -93,7 +91,7 @@ class Workers:
         """
         for socket in await bound_sockets(
             self._hosts, self._port
-        ):  # fails if another server has the port, which may share it
+        ):  # fails if another server has the port, and shares it
             socket.close()
         reserved = await bound_sockets(self._hosts, self._port, reuse_port=True)
         with tempfile.TemporaryDirectory(prefix="trioswitch-") as directory:  # nobody else can enter it
@@ -118,23 +116,27 @@ class Workers:
         delay = RESTART_DELAY
         while True:
             started = trio.current_time()
-            status = await self._run_once(worker, hub)
-            if self.stopping:
+            try:
+                status = await self._run_once(worker, hub)
+                how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
+            except OSError as error:  # too many processes, or no memory
+                how = f"could not be started: {error.strerror or error}"
+            if self._stopping.is_set():
                 return
             if not worker.ready.is_set():
                 raise ServeError(f"worker {worker.number} could not be started")
             delay = RESTART_DELAY if trio.current_time() - started > delay else min(2 * delay, MAX_RESTART_DELAY)
-            how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
             _log.error("worker %d %s: it is started again", worker.number, how)
-            self.restarts += 1
             if delay > RESTART_DELAY:
-                await trio.sleep(delay)
+                with trio.move_on_after(delay):
+                    await self._stopping.wait()
+                    return
 
     async def _run_once(self, worker: _Worker, hub: str) -> int:
         """Run a worker until it ends. Returns its exit status."""
         reading, writing = os.pipe()
         given = ("--worker-hub", hub, "--worker-ready", str(writing))
-        own = ("--port", str(self._port), "--node-name", f"worker {worker.number}")
+        own = ("--port", str(self._port), "--node-name", f"{self._name}worker {worker.number}")
         try:
             worker.process = await trio.lowlevel.open_process(
                 [sys.executable, "-m", "trioswitch", *self._arguments, *given, *own],
@@ -142,8 +144,12 @@ class Workers:
                 pass_fds=[writing],
                 stdin=subprocess.PIPE,
             )
+        except BaseException:
+            os.close(reading)
+            raise
         finally:
             os.close(writing)
+        assert worker.process.stdin is not None, "the worker ends when it does"
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._watch_ready, worker, reading)
@@ -154,6 +160,7 @@ class Workers:
                 worker.process.kill()
                 with trio.CancelScope(shield=True):
                     await worker.process.wait()
+            await trio.aclose_forcefully(worker.process.stdin)
         return status
 
     async def _watch_ready(self, worker: _Worker, reading: int) -> None:
@@ -169,7 +176,7 @@ class Workers:
         self, signals: Any, drain_timeout: float, on_second_signal: Callable[[], BaseException], workers: trio.Nursery
     ) -> None:
         await anext(signals)
-        self.stopping = True
+        self._stopping.set()
         for worker in self._workers:
             if worker.process is not None and worker.process.returncode is None:
                 worker.process.terminate()

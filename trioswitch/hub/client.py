@@ -35,6 +35,8 @@ FIRST_TIMEOUT: Final = 1.0
 """Seconds that `open_hub` waits for the first connection."""
 RETRY_DELAY: Final = 0.2
 """Seconds between two attempts to connect."""
+CALL_TIMEOUT: Final = 10.0
+"""Seconds that the hub may take to answer a call."""
 GREATEST: Final = 2**63 - 1
 """The greatest offset, and the greatest seq."""
 _decode_answer: Final = msgspec.msgpack.Decoder(Answer).decode
@@ -56,7 +58,7 @@ async def open_hub(path: str) -> "AsyncIterator[tuple[HubStore, HubBroker]]":
 
 
 class _Lost(Exception):
-    """There is no connection to the hub, or it was lost during a call."""
+    """There is no connection to the hub, it was lost during a call, or the call took too long."""
 
 
 class _Pending:
@@ -166,9 +168,12 @@ class _Connection:
         self._to_write.append(frame([id, method, arguments]))
         self._written.notify()
         try:
-            await call.done.wait()
+            with trio.move_on_after(CALL_TIMEOUT) as patience:
+                await call.done.wait()
         finally:
             self._calls.pop(id, None)
+        if patience.cancelled_caught:
+            raise _Lost(f"the hub did not answer within {CALL_TIMEOUT:g} s")
         if call.answer is None:
             raise _Lost(self.reason)
         return call.answer
@@ -190,6 +195,8 @@ class HubBroker(Broker):
                 try:
                     await self.subscribe(topics)
                 except BrokerError as error:
+                    connection.drop(str(error))
+                    await connection.wait_lost()
                     receiver.on_disconnected(str(error))
                     continue
                 receiver.on_connected(topics)

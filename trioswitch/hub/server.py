@@ -1,4 +1,4 @@
-"""The hub: it owns the store of all processes, and hands out what one publishes to those that subscribe."""
+"""The hub: it owns the store of all processes, and delivers what one publishes to those that subscribe."""
 
 import logging
 import os
@@ -47,11 +47,8 @@ class Hub:
             await listener.bind(path)
             os.chmod(path, 0o600)
             listener.listen(BACKLOG)
-            async with trio.open_nursery() as nursery:
-                task_status.started()
-                while True:
-                    accepted, _ = await listener.accept()
-                    nursery.start_soon(self._serve_process, trio.SocketStream(accepted))
+            task_status.started()
+            await trio.serve_listeners(self._serve_process, [trio.SocketListener(listener)])
 
     async def _serve_process(self, stream: trio.SocketStream) -> None:
         process = _Process(stream)
@@ -134,6 +131,9 @@ class Hub:
             error = str(failure)
         except trio.ClosedResourceError:
             error = "the store is closed"
+        except Exception:  # the other processes are not to end with this call
+            _log.exception("the call %s failed", call.method)
+            error = "internal error"
         process.send(frame([call.id, error, result]))
 
 

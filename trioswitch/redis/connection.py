@@ -24,8 +24,6 @@ Command = Sequence[bytes | str | int | float]
 CONNECT_TIMEOUT: Final = 5.0
 """Seconds that a connection may take, with TLS, the password and the checks."""
 READ_BYTES: Final = 256 * 1024
-MAX_WRITE: Final = 1024 * 1024
-"""Bytes that are written at once, about."""
 LEAST_VERSION: Final = (6, 0)
 
 
@@ -58,7 +56,7 @@ class RedisConnection:
         hiredis = _hiredis()
         self._stream = stream
         self._pack: Callable[[tuple[Any, ...]], bytes] = hiredis.pack_command
-        self._reader = hiredis.Reader(replyError=RedisError)
+        self._reader = hiredis.Reader(protocolError=RedisError, replyError=RedisError)
         self._on_message = on_message
         self._waiting: deque[_Reply] = deque()
         self._to_write: list[bytes] = []

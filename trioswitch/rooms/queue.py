@@ -41,7 +41,7 @@ class RoomQueue:
         self._max_bytes = max_bytes
         self._window_messages = window_messages
         self._window_bytes = window_bytes
-        # Twice as many: what comes from other nodes is not to wait for what waits for them (`accept_nowait`).
+        # Twice as many: messages of other nodes have space of their own (`accept_nowait`).
         self._send, self._receive = trio.open_memory_channel[Prepared](2 * max_messages)
         self._left_over: Prepared | None = None  # taken out of the channel, but too big for the last window
         self._accepted = self._at_store = self._finished = self._bytes = 0
@@ -81,7 +81,7 @@ class RoomQueue:
         self._bytes = size
 
     def accept_nowait(self, message: Prepared) -> None:
-        """Accept a message of another node: what waits elsewhere (`reserve_nowait`) may wait for it, and takes no space from it.
+        """Accept a message of another node. Messages of this node that are at the store (`reserve_nowait`) take no space from it.
 
         Raises trio.WouldBlock when the queue is full, trio.ClosedResourceError when it is closed.
         """

@@ -1,6 +1,8 @@
 """Opens a broker from its URL, such as `redis://localhost`."""
 
+from ..nats.url import parse_nats_url
 from ..redis.url import parse_redis_url
+from .nats import NatsBroker
 from .port import Broker
 from .redis import RedisBroker
 
@@ -8,11 +10,14 @@ __all__ = ["open_broker"]
 
 
 def open_broker(url: str) -> Broker:
-    """A broker for one switch, which connects when the switch runs: `redis://[[user:]password@]host[:port][/database]`.
+    """A broker for one switch, which connects when the switch runs.
 
-    Raises ValueError, with a sentence, for another URL.
+    `redis://[[user:]password@]host[:port][/database]`, or `rediss://`; or `nats://[[user:]password@]host[:port]`, or `tls://`
+    (docs/cluster.md). Raises ValueError, with a sentence, for another URL.
     """
     scheme = url.partition("://")[0]
     if scheme in ("redis", "rediss"):
         return RedisBroker(parse_redis_url(url))
-    raise ValueError(f"unknown broker {url!r}: it is redis://HOST or rediss://HOST")
+    if scheme in ("nats", "tls"):
+        return NatsBroker(parse_nats_url(url))
+    raise ValueError(f"unknown broker {url!r}: it is redis://HOST or nats://HOST")

@@ -4,13 +4,13 @@ hiredis, in C, parses the replies. Why no client library is used: decision 25.
 """
 
 import logging
-import os
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import trio
 
+from .._util.remote import reason_of
 from .._util.wakeup import Wakeup
 from ..errors import TrioswitchError
 from .url import RedisUrl
@@ -193,7 +193,7 @@ async def connect(url: RedisUrl, on_message: Callable[[bytes, bytes], None] | No
     try:
         stream: trio.abc.Stream = await trio.open_tcp_stream(url.host, url.port)
     except OSError as error:
-        raise RedisLost(f"Redis at {url.place} cannot be reached: {_reason(error)}") from None
+        raise RedisLost(f"Redis at {url.place} cannot be reached: {reason_of(error)}") from None
     if url.tls is not None:
         tls = trio.SSLStream(stream, url.tls, server_hostname=url.host, https_compatible=True)
         try:
@@ -230,15 +230,6 @@ async def introduce(connection: RedisConnection, url: RedisUrl) -> None:
     policy = info.get("maxmemory_policy", "noeviction")
     if policy != "noeviction" and info.get("maxmemory", "0") != "0":
         _log.warning("Redis at %s evicts keys when its memory is full (%s): histories will be lost", url.place, policy)
-
-
-def _reason(error: BaseException) -> str:
-    """What the system says of a connection that failed; Trio has tried each address of the host."""
-    cause = error.__cause__
-    if isinstance(cause, BaseExceptionGroup):
-        cause = cause.exceptions[0]
-    number = getattr(cause or error, "errno", None)
-    return os.strerror(number) if number else str(error)
 
 
 def _info(text: bytes) -> dict[str, str]:

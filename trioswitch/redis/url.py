@@ -2,14 +2,15 @@
 
 import ssl
 from typing import Final
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import unquote, urlsplit
 
 import attrs
+
+from .._util.remote import PREFIX, options_of, prefix_of, trusted
 
 __all__ = ["RedisUrl", "parse_redis_url"]
 
 PORT: Final = 6379
-PREFIX: Final = "trioswitch"
 _OPTIONS: Final = {"prefix", "ca"}
 
 
@@ -44,26 +45,13 @@ def parse_redis_url(url: str) -> RedisUrl:
     database = parts.path.lstrip("/") or "0"
     if not database.isascii() or not database.isdigit():
         raise ValueError(f"the database in the URL of Redis is a number, not {database!r}")
-    options = parse_qs(parts.query, keep_blank_values=True)
-    if unknown := options.keys() - _OPTIONS:
-        known = ", ".join(sorted(_OPTIONS))
-        raise ValueError(f"unknown option {min(unknown)!r} in the URL of Redis; there are: {known}")
-    prefix = options.get("prefix", [PREFIX])[-1]
-    if not prefix or not prefix.isascii() or not prefix.replace("-", "").replace("_", "").isalnum():
-        raise ValueError(f"the prefix in the URL of Redis has letters, digits, - and _, not {prefix!r}")
+    options = options_of(parts.query, _OPTIONS, "Redis")
     return RedisUrl(
         host=parts.hostname,
         port=port,
         user=None if parts.username in (None, "") else unquote(parts.username or ""),
         password=None if parts.password is None else unquote(parts.password),
         database=int(database),
-        prefix=prefix,
-        tls=_tls(options.get("ca", [None])[-1]) if parts.scheme == "rediss" else None,
+        prefix=prefix_of(options, "Redis"),
+        tls=trusted(options.get("ca")) if parts.scheme == "rediss" else None,
     )
-
-
-def _tls(ca: str | None) -> ssl.SSLContext:
-    try:
-        return ssl.create_default_context(cafile=ca)
-    except OSError as error:
-        raise ValueError(f"the certificates in {ca!r} cannot be read: {error.strerror or error}") from None

@@ -2,6 +2,7 @@
 
     python benchmarks/cluster.py hub                        through the hub of `serve --workers`
     python benchmarks/cluster.py redis://127.0.0.1:6379     through a Redis, which should have nothing else to do
+    python benchmarks/cluster.py nats://127.0.0.1:4222 --store postgres://postgres@127.0.0.1/postgres
 
 Two processes, each with one node. One publishes, the other subscribes. Figures are of messages of 200 bytes of data, without
 history and with it (`stored`), in one room and in many; and of the latency at 1,000 messages a second.
@@ -35,20 +36,21 @@ OPTIONS = Options(policies=(RoomPolicy(pattern="stored*", history="stored", hist
 
 
 @asynccontextmanager
-async def engines(url: str) -> AsyncIterator[tuple[Store, Broker]]:
-    if url.startswith("redis"):
-        async with open_store(url) as store:
-            yield store, open_broker(url)
+async def engines(broker: str, store: str) -> AsyncIterator[tuple[Store, Broker]]:
+    """The URLs of both, or twice the path of a hub."""
+    if "://" in broker:
+        async with open_store(store) as opened:
+            yield opened, open_broker(broker)
     else:
-        async with open_hub(url) as (hub_store, broker):
-            yield hub_store, broker
+        async with open_hub(broker) as (hub_store, hub_broker):
+            yield hub_store, hub_broker
 
 
 def rooms_of(kind: str, count: int) -> list[str]:
     return [f"{kind}-{number}" for number in range(count)]
 
 
-async def receive(url: str, kind: str, rooms: int, messages: int) -> None:
+async def receive(urls: tuple[str, str], kind: str, rooms: int, messages: int) -> None:
     """The receiving process: it says `ready`, and in the end what it has measured."""
     times: list[float] = []
     latencies: list[float] = []
@@ -69,7 +71,7 @@ async def receive(url: str, kind: str, rooms: int, messages: int) -> None:
                     finished.set()
 
     async with (
-        engines(url) as (store, broker),
+        engines(*urls) as (store, broker),
         open_switch(OPTIONS, store=store, broker=broker) as switch,
         trio.open_nursery() as nursery,
     ):
@@ -110,8 +112,10 @@ async def publish(switch: Switch, kind: str, rooms: int, messages: int, rate: fl
             nursery.start_soon(run)
 
 
-async def measure(url: str, kind: str, rooms: int, messages: int, rate: float | None = None) -> dict[str, float]:
-    command = [sys.executable, __file__, url, "--receive", kind, str(rooms), str(messages)]
+async def measure(
+    urls: tuple[str, str], kind: str, rooms: int, messages: int, rate: float | None = None
+) -> dict[str, float]:
+    command = [sys.executable, __file__, urls[0], "--store", urls[1], "--receive", kind, str(rooms), str(messages)]
     async with trio.open_nursery() as nursery:
         process: trio.Process = await nursery.start(
             partial(trio.run_process, command, stdout=subprocess.PIPE, check=False)
@@ -120,7 +124,7 @@ async def measure(url: str, kind: str, rooms: int, messages: int, rate: float | 
         said = b""
         while b"ready" not in said:
             said += await process.stdout.receive_some()
-        async with engines(url) as (store, broker), open_switch(OPTIONS, store=store, broker=broker) as switch:
+        async with engines(*urls) as (store, broker), open_switch(OPTIONS, store=store, broker=broker) as switch:
             await trio.sleep(0.5)
             await publish(switch, kind, rooms, messages, rate)
             async for data in process.stdout:
@@ -129,7 +133,7 @@ async def measure(url: str, kind: str, rooms: int, messages: int, rate: float | 
     return found
 
 
-async def run(url: str, runs: int) -> None:
+async def run(urls: tuple[str, str], runs: int) -> None:
     cases: list[tuple[str, str, int, int, float | None]] = [
         ("one room", "plain", 1, 100_000, None),
         ("1,000 rooms", "plain", 1000, 50_000, None),
@@ -139,7 +143,7 @@ async def run(url: str, runs: int) -> None:
         ("1,000 messages/s, stored", "stored", 10, 5_000, 1000.0),
     ]
     for title, kind, rooms, messages, rate in cases:
-        found = [await measure(url, kind, rooms, messages, rate) for _ in range(runs)]
+        found = [await measure(urls, kind, rooms, messages, rate) for _ in range(runs)]
         rates, p50, p99 = (statistics.median([each[name] for each in found]) for name in ("rate", "p50", "p99"))
         received = min(each["received"] for each in found)
         print(
@@ -150,22 +154,24 @@ async def run(url: str, runs: int) -> None:
 
 async def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("url", metavar="hub|URL")
+    parser.add_argument("broker", metavar="hub|BROKER", help="hub, or the URL of a broker")
+    parser.add_argument("--store", metavar="URL", help="default: the broker is the store, too")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--receive", nargs=3, metavar=("KIND", "ROOMS", "MESSAGES"), help=argparse.SUPPRESS)
     chosen = parser.parse_args()
+    urls = (chosen.broker, chosen.store or chosen.broker)
     if chosen.receive:
         kind, rooms, messages = chosen.receive
-        await receive(chosen.url, kind, int(rooms), int(messages))
-    elif chosen.url == "hub":
+        await receive(urls, kind, int(rooms), int(messages))
+    elif chosen.broker == "hub":
         with tempfile.TemporaryDirectory() as directory:
             path = str(Path(directory) / "hub")
             async with trio.open_nursery() as nursery:
                 await nursery.start(Hub(MemoryStore()).serve, path)
-                await run(path, chosen.runs)
+                await run((path, path), chosen.runs)
                 nursery.cancel_scope.cancel()
     else:
-        await run(chosen.url, chosen.runs)
+        await run(urls, chosen.runs)
 
 
 if __name__ == "__main__":

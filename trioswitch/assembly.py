@@ -124,6 +124,7 @@ async def open_switch(
         try:
             switch = Switch(parts, nursery)
             parts.services.attach(switch)
+            await parts.join_cluster()
             yield switch
         finally:
             await parts.leave_cluster()

@@ -82,6 +82,11 @@ class Parts:
             compression=self.compressor.statistics(),
         )
 
+    async def join_cluster(self) -> None:
+        """Wait until the broker is connected, or it is clear that it is not. Safe to cancel."""
+        if self.cluster is not None:
+            await self.cluster.link.wait_first_attempt()
+
     async def leave_cluster(self) -> None:
         """The switch ends: the other nodes are told, even when it is cancelled."""
         if self.cluster is not None:

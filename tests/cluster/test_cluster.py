@@ -5,7 +5,8 @@ import trio
 from cluster_support import open_nodes, texts
 from trio.testing import MockClock
 
-from trioswitch import ConnectRequest, Identity, Options, RoomPolicy
+from trioswitch import ConnectRequest, Identity, Options, RoomPolicy, open_switch
+from trioswitch.brokers import Exchange
 from trioswitch.stores import MemoryStore
 
 STORED = Options(
@@ -383,3 +384,22 @@ async def test_a_broker_needs_a_store(autojump_clock: MockClock) -> None:
     with pytest.raises(TypeError, match="broker must be of the type Broker"):
         async with open_switch(broker="redis://", store=MemoryStore()):  # type: ignore[arg-type]
             pass
+
+
+@pytest.mark.parametrize(("reached_after", "seconds"), [(None, 5), (0, 0), (1, 1)])
+async def test_a_node_waits_for_its_broker_before_it_takes_clients(
+    reached_after: float | None, seconds: float, autojump_clock: MockClock
+) -> None:
+    broker = Exchange().broker()
+    broker.disconnect()
+    async with trio.open_nursery() as nursery:
+
+        async def reconnect() -> None:
+            if reached_after is not None:
+                await trio.sleep(reached_after)
+                broker.reconnect()
+
+        nursery.start_soon(reconnect)
+        began = trio.current_time()
+        async with open_switch(broker=broker, store=MemoryStore()):
+            assert trio.current_time() - began == seconds

@@ -175,7 +175,7 @@ async def test_a_signal_drains_all_workers(end: signal.Signals) -> None:
             ("--workers", "2", "--uds", "x"),
             "argument --workers: not allowed with --uds: processes share a TCP port only",
         ),
-        (("--workers", "2", *STORED), "argument --room: history=stored needs --store sqlite:PATH"),
+        (("--workers", "2", *STORED), "argument --room: history=stored needs a --store that keeps messages"),
     ],
 )
 def test_wrong_options(arguments: tuple[str, ...], sentence: str) -> None:

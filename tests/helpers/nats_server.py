@@ -49,7 +49,7 @@ class NatsServer:
             said = b""
             await stream.send_all(b"CONNECT {}\r\nSUB r 1\r\n")
             with trio.fail_after(3 * PATIENCE):
-                while b"\"config\"" not in said:
+                while b'"config"' not in said:
                     await stream.send_all(b"PUB $JS.API.STREAM.CREATE.probe r 37\r\n%b\r\n" % _PROBE)
                     with trio.move_on_after(0.2):
                         while True:
@@ -86,8 +86,8 @@ async def nats_cluster(directory: Path) -> AsyncIterator[list[NatsServer]]:
         for number, route in enumerate(routes):
             others = ",".join(f"nats://127.0.0.1:{port}" for port in routes if port != route)
             settings = ("-js", "--name", f"s{number}", "--cluster_name", "c", "--cluster", f"nats://127.0.0.1:{route}")
-            server = nats_server(directory / f"{number}", *settings, "--routes", others)
-            servers.append(await stack.enter_async_context(server))
+            each = nats_server(directory / f"{number}", *settings, "--routes", others)
+            servers.append(await stack.enter_async_context(each))
         for server in servers:
             await server.wait_jetstream()
         yield servers

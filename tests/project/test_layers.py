@@ -15,7 +15,7 @@ LAYERS = [
     ["errors", "config", "metrics", "version"],
     ["_util"],
     ["wire"],
-    ["redis"],
+    ["redis", "nats", "postgres"],
     ["stores", "brokers", "transport", "auth"],
     ["hub"],
     ["connections"],

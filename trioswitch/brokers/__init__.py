@@ -3,6 +3,8 @@
 port        the interface of a broker, which every engine implements
 in_process  an engine between switches of one program
 redis       an engine between machines
+nats        an engine between machines, which a stream of JetStream puts in order
+postgres    an engine between the machines of a small cluster
 open        from a broker's URL to the broker
 """
 

@@ -1,7 +1,8 @@
 """The interface of a broker, which carries payloads between the nodes of a cluster, by topic.
 
     brokers.in_process    between switches of one program
-    brokers.hub           between processes of one machine (`serve --workers`)
+    hub                   between processes of one machine (`serve --workers`)
+    brokers.redis         between machines, and so are brokers.nats and brokers.postgres
 
 A broker knows nothing of rooms and messages: a topic is text, a payload is bytes. All subscribers of a topic get its payloads in
 one order, the publisher included if it subscribes. What was published while a subscriber was not connected is lost to it; the

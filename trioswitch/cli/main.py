@@ -24,7 +24,7 @@ from ..brokers.open import open_broker
 from ..client.terminal import add_connect
 from ..config import HistoryStorage, Options, Overflow
 from ..errors import ServeError, StoreError
-from ..stores.open import check_url
+from ..stores.open import check_url, is_shared
 from ..version import __version__
 from .room_policy import room_policy
 from .serving import Interrupted, run_server, say
@@ -56,12 +56,14 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
             raise ValueError("argument --port: not allowed with --uds, which listens on a Unix socket only")
         if chosen.workers > 1 and chosen.uds is not None:
             raise ValueError("argument --workers: not allowed with --uds: processes share a TCP port only")
-        if chosen.broker is not None and not chosen.store.startswith("redis"):
-            raise ValueError("argument --broker: needs a store that all servers share: --store redis://HOST")
+        if chosen.broker is not None and not is_shared(chosen.store):
+            raise ValueError("argument --broker: needs a store that all servers share: redis:// or postgres://")
         chosen.workers = 1 if chosen.worker_hub is not None else chosen.workers
         chosen.arguments = sys.argv[1:] if arguments is None else list(arguments)
         if options.needs_store and chosen.store == "memory" and chosen.worker_hub is None:
-            raise ValueError("argument --room: history=stored needs --store sqlite:PATH or redis://HOST")
+            raise ValueError(
+                "argument --room: history=stored needs a --store that keeps messages: sqlite:PATH, redis:// or postgres://"
+            )
     except ValueError as error:
         chosen.parser.error(str(error))
     keep_freed_memory()
@@ -166,11 +168,11 @@ def make_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     add(
         "--store", type=_store, default="memory", metavar="URL",
-        help="where stored rooms and inboxes are kept: memory (lost with the process), sqlite:PATH, or redis://HOST",
+        help="where stored rooms and inboxes are kept: memory (lost with the process), sqlite:PATH, redis://, postgres://",
     )  # fmt: skip
     add(
         "--broker", type=_broker, metavar="URL",
-        help="what connects this server with others, as one server: redis://HOST; needs a --store that they share",
+        help="what connects this server with others, as one: redis://, nats://, postgres://; needs a --store that they share",
     )  # fmt: skip
     add(
         "--workers", type=_workers, default=1, metavar="N",

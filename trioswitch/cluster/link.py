@@ -22,6 +22,8 @@ _log = logging.getLogger(__name__)
 
 CALL_TIMEOUT: Final = 5.0
 """Seconds that the broker may take for a call. After that the connection is given up, and made anew."""
+FIRST_TIMEOUT: Final = 5.0
+"""Seconds that a node which starts waits for the broker before it takes clients."""
 INTEREST_GRACE: Final = 10.0
 """Seconds that a topic stays subscribed to when nobody needs it: many come back, as the room of a client that reconnects."""
 MAX_PENDING: Final = 20_000
@@ -76,6 +78,12 @@ class Link:
         self._interest_changed = Wakeup()
         self._attached = Wakeup()
         self._complained_at = -inf
+        self._attempted = trio.Event()
+
+    async def wait_first_attempt(self) -> None:
+        """Wait until there is a connection, or the first attempt has failed, for some seconds at most. Safe to cancel."""
+        with trio.move_on_after(FIRST_TIMEOUT):
+            await self._attempted.wait()
 
     # --- who is told
 
@@ -254,6 +262,7 @@ class Link:
         if self.error is not None:
             _log.info("the broker is connected")
         self.connected, self.error = True, None
+        self._attempted.set()
         for callback in self._on_connected:
             callback()
         self._now_attached([topic for topic in topics if topic in self._wanted])
@@ -265,6 +274,7 @@ class Link:
         elif reason != self.error:
             _log.error("the broker cannot be reached: %s", reason)
         self.connected, self.error = False, reason
+        self._attempted.set()
         self._subscribed.clear()
         self._missing = dict.fromkeys(self._wanted)
         self._attached.notify()

@@ -3,6 +3,8 @@
 port      the interface of a store, which every engine implements
 memory    an engine that lives as long as the process
 sqlite    an engine that keeps one file; what was acknowledged survives a crash and a power failure
+redis     an engine that several machines share
+postgres  an engine that several machines share
 open      from a store's URL to the store
 """
 

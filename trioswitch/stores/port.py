@@ -2,6 +2,8 @@
 
     stores.memory    as long as the process lives
     stores.sqlite    one file; what was acknowledged survives a crash and a power cut
+    stores.redis     on a Redis that several machines share
+    stores.postgres  in a PostgreSQL database that several machines share
 
 A store assigns offsets and seqs: 1, 2, 3 ... by room and by user. It reads no clock: `at`, `expires_at` and `now` are
 wall-clock seconds (`time.time()`), given by the caller. What expires at 5.0 is gone at 5.0. Bytes are of payloads.

@@ -1,4 +1,4 @@
-"""A cluster of real processes on a real Redis: nodes and Redis are killed, and nothing that was acknowledged is lost."""
+"""A cluster of real processes on real servers: nodes, brokers and stores are killed, and nothing acknowledged is lost."""
 
 import os
 import signal
@@ -10,24 +10,28 @@ from pathlib import Path
 
 import pytest
 import trio
-from redis_server import RedisServer, redis_server
+from engines import ENGINES, Engines, open_engines
+from redis_server import RedisServer
 from servers import PATIENCE, Program, run
 
 from trioswitch.client import ClientError, Gap, Message, Room, open_client
 
-DURABLE = ("--appendonly", "yes", "--appendfsync", "always")
-
 
 @pytest.fixture
-async def redis(tmp_path: Path) -> AsyncIterator[RedisServer]:
-    async with redis_server(tmp_path, *DURABLE) as server:
-        yield server
+async def engines(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Engines]:
+    async with open_engines(request.param, tmp_path) as opened:
+        yield opened
 
 
-def node(redis: RedisServer, name: str, port: int = 0) -> AbstractAsyncContextManager[Program]:
+on_all_engines = pytest.mark.parametrize("engines", ENGINES, indirect=True)
+on_redis = pytest.mark.parametrize("engines", ["redis"], indirect=True)
+
+
+def node(engines: Engines, name: str, port: int = 0) -> AbstractAsyncContextManager[Program]:
     serve = ("-m", "trioswitch", "serve", "--port", str(port), "--node-name", name)
-    shared = ("--store", redis.url, "--broker", redis.url, "--room", "stored*:history=stored,history-size=10000")
-    return run(*serve, *shared, is_up=r"listens on (ws://[^\s;]+)")
+    shared = ("--store", engines.store, "--broker", engines.broker)
+    room = ("--room", "stored*:history=stored,history-size=10000")
+    return run(*serve, *shared, *room, is_up=r"listens on (ws://[^\s;]+)")
 
 
 async def _read(url: str, user: str, room: str, received: list[str]) -> None:
@@ -55,9 +59,10 @@ async def _wait(received: list[str], count: int) -> None:
             await trio.sleep(0.02)
 
 
+@on_all_engines
 @pytest.mark.parametrize("room", ["plain", "stored"])
-async def test_nodes_on_one_redis_are_one_server(redis: RedisServer, room: str) -> None:
-    async with node(redis, "one") as one, node(redis, "two") as two, trio.open_nursery() as nursery:
+async def test_nodes_are_one_server(engines: Engines, room: str) -> None:
+    async with node(engines, "one") as one, node(engines, "two") as two, trio.open_nursery() as nursery:
         received: list[list[str]] = [[], []]
         nursery.start_soon(_read, one.found, "ann", room, received[0])
         nursery.start_soon(_read, two.found, "bob", room, received[1])
@@ -73,8 +78,9 @@ async def test_nodes_on_one_redis_are_one_server(redis: RedisServer, room: str) 
 
 
 @pytest.mark.kill
-async def test_redis_is_killed_and_nothing_acknowledged_is_lost(redis: RedisServer) -> None:
-    async with node(redis, "one") as one, node(redis, "two") as two, trio.open_nursery() as nursery:
+@on_all_engines
+async def test_broker_and_store_are_killed_and_nothing_acknowledged_is_lost(engines: Engines) -> None:
+    async with node(engines, "one") as one, node(engines, "two") as two, trio.open_nursery() as nursery:
         received: list[str] = []
         nursery.start_soon(_read, one.found, "ann", "stored", received)
         await _wait(received, 1)
@@ -91,9 +97,9 @@ async def test_redis_is_killed_and_nothing_acknowledged_is_lost(redis: RedisServ
         nursery.start_soon(publish)
         for _ in range(2):
             await trio.sleep(0.7)
-            await redis.kill()
+            await engines.kill()
             await trio.sleep(0.7)
-            await redis.start()
+            await engines.start()
         with trio.fail_after(PATIENCE):
             await done.wait()
         await _wait(received, 201)
@@ -104,8 +110,11 @@ async def test_redis_is_killed_and_nothing_acknowledged_is_lost(redis: RedisServ
 
 
 @pytest.mark.kill
-async def test_the_connections_to_redis_are_cut_again_and_again(redis: RedisServer) -> None:
-    async with node(redis, "one") as one, node(redis, "two") as two, trio.open_nursery() as nursery:
+@on_redis
+async def test_the_connections_to_redis_are_cut_again_and_again(engines: Engines) -> None:
+    async with node(engines, "one") as one, node(engines, "two") as two, trio.open_nursery() as nursery:
+        (redis,) = engines.servers
+        assert isinstance(redis, RedisServer)
         received: list[str] = []
         nursery.start_soon(_read, one.found, "ann", "stored", received)
         await _wait(received, 1)
@@ -128,12 +137,13 @@ async def test_the_connections_to_redis_are_cut_again_and_again(redis: RedisServ
 
 
 @pytest.mark.kill
-async def test_a_node_is_killed_and_its_clients_go_on_elsewhere(redis: RedisServer) -> None:
-    async with node(redis, "two") as two, trio.open_nursery() as nursery:
+@on_all_engines
+async def test_a_node_is_killed_and_its_clients_go_on_elsewhere(engines: Engines) -> None:
+    async with node(engines, "two") as two, trio.open_nursery() as nursery:
         received: list[str] = []
         nursery.start_soon(_read, two.found, "ann", "stored", received)
         await _wait(received, 1)
-        async with node(redis, "one") as one:
+        async with node(engines, "one") as one:
             port = int(one.found.split(":")[-1].split("/")[0])
             async with open_client(one.found, user_id="bob") as bob, bob.room("stored") as joined:
                 for number in range(20):
@@ -141,7 +151,7 @@ async def test_a_node_is_killed_and_its_clients_go_on_elsewhere(redis: RedisServ
                 await trio.sleep(0.5)
                 one.process.send_signal(signal.SIGKILL)
                 await one.process.wait()
-                async with node(redis, "one again", port):  # the client finds it at the same address
+                async with node(engines, "one again", port):  # the client finds it at the same address
                     for number in range(20, 40):
                         await joined.chat(f"{number}")
         await _wait(received, 41)
@@ -159,10 +169,10 @@ def test_a_redis_that_cannot_be_reached() -> None:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (("--broker", "redis://h"), "argument --broker: needs a store that all servers share: --store redis://HOST"),
+        (("--broker", "redis://h"), "argument --broker: needs a store that all servers share: redis:// or postgres://"),
         (
             ("--broker", "kafka://h"),
-            "argument --broker: unknown broker 'kafka://h': it is redis://HOST or rediss://HOST",
+            "argument --broker: unknown broker 'kafka://h': it is redis://HOST, nats://HOST or postgres://HOST/DATABASE",
         ),
         (("--store", "redis://h/x"), "argument --store: the database in the URL of Redis is a number, not 'x'"),
     ],

@@ -59,17 +59,22 @@ CREATE FUNCTION S.add_bytes(_kind text, _sender bytea, _bytes bigint) RETURNS vo
     ON CONFLICT (kind, sender) DO UPDATE SET bytes = usage.bytes + excluded.bytes
 $$;
 
-CREATE FUNCTION S.refusal(_kind text, _sender bytea, _size bigint, _free bigint) RETURNS text LANGUAGE plpgsql AS $$
-DECLARE
-    _used bigint;
+CREATE FUNCTION S.bytes_of(_kind text, _sender bytea) RETURNS bigint LANGUAGE sql AS $$
+    SELECT coalesce((SELECT bytes FROM S.usage WHERE kind = _kind AND sender = _sender), 0)
+$$;
+
+CREATE FUNCTION S.set_bytes(_kind text, _senders bytea[], _bytes bigint[]) RETURNS void LANGUAGE sql AS $$
+    INSERT INTO S.usage SELECT _kind, * FROM unnest(_senders, _bytes)
+    ON CONFLICT (kind, sender) DO UPDATE SET bytes = excluded.bytes WHERE usage.bytes <> excluded.bytes
+$$;
+
+CREATE FUNCTION S.refusal(_size bigint, _free bigint, _of_sender bigint) RETURNS text LANGUAGE plpgsql IMMUTABLE AS $$
 BEGIN
+    -- `stores.port.refusal`; without a sender: the server itself.
     IF _size > _free THEN
         RETURN 'total';
-    ELSIF _sender <> '' THEN
-        SELECT bytes INTO _used FROM S.usage WHERE kind = _kind AND sender = _sender;
-        IF coalesce(_used, 0) + _size > _free THEN
-            RETURN 'sender';
-        END IF;
+    ELSIF _of_sender + _size > _free THEN
+        RETURN 'sender';
     END IF;
     RETURN NULL;
 END $$;
@@ -79,16 +84,26 @@ CREATE FUNCTION S.append(
     _sizes bigint[], _ages float8[], _epochs text[], _total bigint
 ) RETURNS TABLE (o_epoch text, o_offset bigint, o_duplicate bool, o_refusal text) LANGUAGE plpgsql AS $$
 DECLARE
-    _room S.rooms;
-    _all bigint;
+    _room S.rooms;  -- the last one, until it is written
+    _changed bool := false;
+    _names bytea[] := ARRAY[''::bytea];  -- of senders, and what each has here, written in the end
+    _used bigint[];
+    _place int;
     _size bigint;
     _first bigint;
     _gone record;
 BEGIN
     PERFORM S.lock('rooms');
-    SELECT bytes INTO _all FROM S.usage WHERE kind = 'rooms' AND sender = '';
+    _used := ARRAY[S.bytes_of('rooms', '')];
     FOR _i IN 1 .. coalesce(array_length(_rooms, 1), 0) LOOP
-        SELECT * INTO _room FROM S.rooms WHERE name = _rooms[_i];
+        IF _room.name IS DISTINCT FROM _rooms[_i] THEN
+            IF _changed THEN
+                UPDATE S.rooms SET first = _room.first, last = _room.last, age = _room.age, at = _room.at
+                    WHERE name = _room.name;
+                _changed := false;
+            END IF;
+            SELECT * INTO _room FROM S.rooms WHERE name = _rooms[_i];
+        END IF;
         o_epoch := coalesce(_room.epoch, _epochs[_i]);
         o_duplicate := false;
         o_refusal := NULL;
@@ -102,7 +117,13 @@ BEGIN
         END IF;
         o_offset := 0;
         _size := octet_length(_payloads[_i]);
-        o_refusal := S.refusal('rooms', _senders[_i], _size, _total - _all);
+        _place := array_position(_names, _senders[_i]);
+        IF _place IS NULL THEN
+            _place := array_length(_names, 1) + 1;
+            _names[_place] := _senders[_i];
+            _used[_place] := S.bytes_of('rooms', _senders[_i]);
+        END IF;
+        o_refusal := S.refusal(_size, _total - _used[1], CASE WHEN _place > 1 THEN _used[_place] END);
         IF o_refusal IS NOT NULL THEN
             RETURN NEXT;
             CONTINUE;
@@ -111,28 +132,41 @@ BEGIN
             INSERT INTO S.rooms VALUES (_rooms[_i], o_epoch, 1, 0, _ages[_i], _ats[_i]) RETURNING * INTO _room;
         END IF;
         o_offset := _room.last + 1;
-        _first := greatest(_room.first, o_offset - _sizes[_i] + 1);
-        UPDATE S.rooms SET first = _first, last = o_offset, age = _ages[_i], at = greatest(at, _ats[_i])
-            WHERE name = _rooms[_i];
         INSERT INTO S.messages VALUES (_rooms[_i], o_offset, _payloads[_i], _ats[_i], _expires[_i], _senders[_i]);
-        _all := _all + _size;
-        IF _senders[_i] <> '' THEN
-            PERFORM S.add_bytes('rooms', _senders[_i], _size);
+        _used[1] := _used[1] + _size;
+        IF _place > 1 THEN
+            _used[_place] := _used[_place] + _size;
         END IF;
         IF _keys[_i] IS NOT NULL THEN
             INSERT INTO S.room_keys VALUES (_rooms[_i], _keys[_i], o_offset, _ats[_i]);
         END IF;
+        _first := greatest(_room.first, o_offset - _sizes[_i] + 1);
         IF _first > _room.first THEN
-            FOR _gone IN DELETE FROM S.messages WHERE room = _rooms[_i] AND number < _first RETURNING sender, payload LOOP
-                _all := _all - octet_length(_gone.payload);
-                IF _gone.sender <> '' THEN
-                    PERFORM S.add_bytes('rooms', _gone.sender, -octet_length(_gone.payload));
+            -- From `first` on: what was deleted below it is in the index still.
+            FOR _gone IN
+                DELETE FROM S.messages WHERE room = _rooms[_i] AND number >= _room.first AND number < _first
+                    RETURNING sender, octet_length(payload) AS size
+            LOOP
+                _used[1] := _used[1] - _gone.size;
+                _place := array_position(_names, _gone.sender);
+                IF _place IS NULL THEN
+                    PERFORM S.add_bytes('rooms', _gone.sender, -_gone.size);
+                ELSIF _place > 1 THEN
+                    _used[_place] := _used[_place] - _gone.size;
                 END IF;
             END LOOP;
         END IF;
+        _room.first := _first;
+        _room.last := o_offset;
+        _room.age := _ages[_i];
+        _room.at := greatest(_room.at, _ats[_i]);
+        _changed := true;
         RETURN NEXT;
     END LOOP;
-    UPDATE S.usage SET bytes = _all WHERE kind = 'rooms' AND sender = '' AND bytes <> _all;
+    IF _changed THEN
+        UPDATE S.rooms SET first = _room.first, last = _room.last, age = _room.age, at = _room.at WHERE name = _room.name;
+    END IF;
+    PERFORM S.set_bytes('rooms', _names, _used);
 END $$;
 
 CREATE FUNCTION S.first_kept(_room S.rooms, _now float8) RETURNS bigint LANGUAGE plpgsql STABLE AS $$
@@ -188,13 +222,15 @@ CREATE FUNCTION S.post(
 ) RETURNS TABLE (o_seq bigint, o_duplicate bool, o_refusal text) LANGUAGE plpgsql AS $$
 DECLARE
     _inbox S.inboxes;
-    _all bigint;
+    _names bytea[] := ARRAY[''::bytea];  -- as in `append`
+    _used bigint[];
+    _place int;
     _size bigint;
     _messages bigint;
     _bytes bigint;
 BEGIN
     PERFORM S.lock('inboxes');
-    SELECT bytes INTO _all FROM S.usage WHERE kind = 'inboxes' AND sender = '';
+    _used := ARRAY[S.bytes_of('inboxes', '')];
     FOR _i IN 1 .. coalesce(array_length(_inboxes, 1), 0) LOOP
         o_duplicate := false;
         o_refusal := NULL;
@@ -208,7 +244,13 @@ BEGIN
         END IF;
         o_seq := 0;
         _size := octet_length(_payloads[_i]);
-        o_refusal := S.refusal('inboxes', _senders[_i], _size, _total - _all);
+        _place := array_position(_names, _senders[_i]);
+        IF _place IS NULL THEN
+            _place := array_length(_names, 1) + 1;
+            _names[_place] := _senders[_i];
+            _used[_place] := S.bytes_of('inboxes', _senders[_i]);
+        END IF;
+        o_refusal := S.refusal(_size, _total - _used[1], CASE WHEN _place > 1 THEN _used[_place] END);
         SELECT * INTO _inbox FROM S.inboxes WHERE name = _inboxes[_i];
         _messages := coalesce(_inbox.messages, 0);
         _bytes := coalesce(_inbox.bytes, 0);
@@ -228,16 +270,16 @@ BEGIN
                 messages = inboxes.messages + 1, bytes = inboxes.bytes + excluded.bytes
             RETURNING last INTO o_seq;
         INSERT INTO S.inbox_messages VALUES (_inboxes[_i], o_seq, _payloads[_i], _ats[_i], _expires[_i], _senders[_i]);
-        _all := _all + _size;
-        IF _senders[_i] <> '' THEN
-            PERFORM S.add_bytes('inboxes', _senders[_i], _size);
+        _used[1] := _used[1] + _size;
+        IF _place > 1 THEN
+            _used[_place] := _used[_place] + _size;
         END IF;
         IF _keys[_i] IS NOT NULL THEN
             INSERT INTO S.inbox_keys VALUES (_inboxes[_i], _keys[_i], o_seq, _ats[_i]);
         END IF;
         RETURN NEXT;
     END LOOP;
-    UPDATE S.usage SET bytes = _all WHERE kind = 'inboxes' AND sender = '' AND bytes <> _all;
+    PERFORM S.set_bytes('inboxes', _names, _used);
 END $$;
 
 CREATE FUNCTION S.acknowledge(_name bytea, _upto bigint) RETURNS void LANGUAGE plpgsql AS $$
@@ -291,6 +333,7 @@ RETURNS bigint LANGUAGE plpgsql AS $$
 DECLARE
     _room S.rooms;
     _first bigint;
+    _upto bigint;
     _gone record;
     _count bigint := 0;
 BEGIN
@@ -302,12 +345,17 @@ BEGIN
     _first := S.first_kept(_room, _now);
     FOR _gone IN
         DELETE FROM S.messages WHERE room = _name AND number IN
-            (SELECT number FROM S.messages WHERE room = _name AND number < _first ORDER BY number LIMIT _limit)
-            RETURNING sender, octet_length(payload) AS size
+            (SELECT number FROM S.messages WHERE room = _name AND number >= _room.first AND number < _first
+                ORDER BY number LIMIT _limit)
+            RETURNING number, sender, octet_length(payload) AS size
     LOOP
         PERFORM S.forget_message(_gone.sender, _gone.size);
         _count := _count + 1;
+        _upto := greatest(_upto, _gone.number + 1);
     END LOOP;
+    IF _count = _limit THEN  -- there may be more of them
+        _first := _upto;
+    END IF;
     UPDATE S.rooms SET first = _first WHERE name = _name AND first <> _first;
     IF _first > _room.last AND _count < _limit AND _room.at < _now - _room.age - _position_time THEN
         DELETE FROM S.rooms WHERE name = _name;

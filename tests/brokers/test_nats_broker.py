@@ -119,7 +119,7 @@ async def test_what_answers_is_no_nats(answer: bytes) -> None:
 
 @pytest.mark.parametrize(
     ("settings", "login"),
-    [(("--user", "a", "--pass", "p@ss:/word"), "a:p%40ss%3A%2Fword@"), (("--auth", "s/ecret"), "s%2Fecret@")],
+    [(("--user", "a", "--pass", "p@ss:/word"), "a:p%40ss%3A%2Fword@"), (("--auth", "a/b"), "a%2Fb@")],
 )
 async def test_with_a_password(tmp_path: Path, settings: tuple[str, ...], login: str) -> None:
     async with nats_server(tmp_path, "-js", *settings) as server:

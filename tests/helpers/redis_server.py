@@ -4,13 +4,13 @@ import shutil
 import socket
 import subprocess
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import attrs
 import trio
 
-__all__ = ["RedisServer", "free_port", "redis_server"]
+__all__ = ["RedisServer", "free_port", "redis_cluster", "redis_sentinel", "redis_server"]
 
 PATIENCE = 20.0
 
@@ -20,6 +20,13 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+async def _run_redis(*arguments: str) -> trio.Process:
+    # In Debian, all programs of Redis are one, which looks at its name; the package `redis-tools` has it under another.
+    program = shutil.which("redis-server") or shutil.which("redis-check-rdb")
+    assert program is not None, "the Debian package redis-tools is missing"
+    return await trio.lowlevel.open_process(["redis-server", *arguments], executable=program, stdout=subprocess.DEVNULL)
 
 
 @attrs.define(eq=False)
@@ -35,13 +42,8 @@ class RedisServer:
 
     async def start(self) -> None:
         """Start it, or start it again with the data that it has saved."""
-        # In Debian, all programs of Redis are one, which looks at its name; the package `redis-tools` has it under another.
-        program = shutil.which("redis-server") or shutil.which("redis-check-rdb")
-        assert program is not None, "the Debian package redis-tools is missing"
         options = ["--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.directory), "--save", ""]
-        self.process = await trio.lowlevel.open_process(
-            ["redis-server", *options, *self.settings], executable=program, stdout=subprocess.DEVNULL
-        )
+        self.process = await _run_redis(*options, *self.settings)
         with trio.fail_after(PATIENCE):
             while True:
                 try:
@@ -74,3 +76,68 @@ async def redis_server(directory: Path, *settings: str) -> AsyncIterator[RedisSe
         if server.process is not None and server.process.returncode is None:
             with trio.CancelScope(shield=True):
                 await server.kill()
+
+
+@asynccontextmanager
+async def redis_sentinel(directory: Path) -> AsyncIterator[tuple[str, list[RedisServer]]]:
+    """A primary, two replicas, and three sentinels, which replace a primary that is silent for a second.
+
+    Yields the URL, and the servers.
+    """
+    async with AsyncExitStack() as stack:
+        servers: list[RedisServer] = []
+        for name in ("primary", "replica", "another replica"):
+            (directory / name).mkdir()
+            options = ("--appendonly", "yes", "--repl-diskless-sync-delay", "0")
+            settings = ("--replicaof", f"127.0.0.1 {servers[0].port}") if servers else ()
+            servers.append(await stack.enter_async_context(redis_server(directory / name, *options, *settings)))
+        ports = []
+        for number in range(3):
+            ports.append(free_port())
+            file = directory / f"sentinel-{number}.conf"
+            file.write_text(
+                f"port {ports[-1]}\nbind 127.0.0.1\ndir {directory}\n"
+                f"sentinel monitor main 127.0.0.1 {servers[0].port} 2\n"
+                "sentinel down-after-milliseconds main 1000\nsentinel failover-timeout main 3000\n"
+            )
+            process = await _run_redis(str(file), "--sentinel")
+            stack.push_async_callback(_end, process)
+        url = "redis+sentinel://" + ",".join(f"127.0.0.1:{port}" for port in ports) + "/main"
+        for port in ports:  # until each knows the replica and the other sentinels
+            await _wait_for(port, ("SENTINEL", "MASTER", "main"), "num-slaves\n2\n", "num-other-sentinels\n2\n")
+        yield url, servers
+
+
+@asynccontextmanager
+async def redis_cluster(directory: Path) -> AsyncIterator[tuple[str, list[RedisServer]]]:
+    """A Redis Cluster of three primaries with a replica each. Yields the URL, and the servers."""
+    async with AsyncExitStack() as stack:
+        servers: list[RedisServer] = []
+        for number in range(6):
+            folder = directory / str(number)
+            folder.mkdir()
+            settings = ("--cluster-enabled", "yes", "--cluster-node-timeout", "2000", "--repl-diskless-sync-delay", "0")
+            bus = ("--cluster-port", str(free_port()))  # else it is the port plus 10,000, which may be too large
+            servers.append(await stack.enter_async_context(redis_server(folder, *settings, *bus)))
+        places = [f"127.0.0.1:{server.port}" for server in servers]
+        command = ["redis-cli", "--cluster", "create", *places, "--cluster-replicas", "1", "--cluster-yes"]
+        await trio.run_process(command, capture_stdout=True)
+        for server in servers:
+            await _wait_for(server.port, ("CLUSTER", "INFO"), "cluster_state:ok", "cluster_known_nodes:6")
+        yield "redis+cluster://" + ",".join(places[:2]), servers
+
+
+async def _end(process: trio.Process) -> None:
+    process.kill()
+    with trio.CancelScope(shield=True):
+        await process.wait()
+
+
+async def _wait_for(port: int, command: tuple[str, ...], *words: str) -> None:
+    with trio.fail_after(3 * PATIENCE):
+        while True:
+            cli = ["redis-cli", "-p", str(port), *command]
+            done = await trio.run_process(cli, capture_stdout=True, capture_stderr=True, check=False)
+            if all(word in done.stdout.decode().replace("\r", "") for word in words):
+                return
+            await trio.sleep(0.1)

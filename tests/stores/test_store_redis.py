@@ -4,9 +4,12 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from redis_server import RedisServer, redis_server
+import trio
+from redis_server import PATIENCE, RedisServer, redis_server
 from store_contract import StoreContract
+from store_support import inbox_message, message, read, upto
 
+from trioswitch.errors import StoreError
 from trioswitch.stores import Store, open_store
 
 
@@ -23,3 +26,48 @@ class TestRedisStore(StoreContract):
     async def store(self, redis: RedisServer) -> AsyncIterator[Store]:
         async with open_store(redis.url) as store:
             yield store
+
+
+@pytest.mark.kill
+async def test_a_server_that_has_lost_what_was_acknowledged(tmp_path: Path) -> None:
+    """Offsets that were given once would be given again: so the epochs are others, and inboxes go on above."""
+    async with redis_server(tmp_path) as server, open_store(server.url) as store:
+        await store.append([message(), message()])
+        await store.add_to_inboxes([inbox_message(user="bob")], limits=upto(9))
+        await server.command("SAVE")
+        await store.append([message()])
+        (lost,) = await store.add_to_inboxes([inbox_message(user="bob")], limits=upto(9))
+        before = await read(store)
+        assert (before.last, lost.seq) == (3, 2)
+        await server.kill()
+        await server.start()
+        with trio.fail_after(PATIENCE):
+            while True:
+                try:
+                    after = await read(store)
+                    break
+                except StoreError:
+                    await trio.sleep(0.05)
+        assert after.last == 2
+        assert after.epoch != before.epoch
+        assert await store.positions(["room", "none"]) == [(after.epoch, 2), ("", 0)]
+        (appended,) = await store.append([message()])
+        assert (appended.epoch, appended.offset) == (after.epoch, 3)
+        (kept,) = await store.add_to_inboxes([inbox_message(user="bob")], limits=upto(9))
+        assert kept.seq > lost.seq
+
+
+async def test_a_server_that_writes_through_keeps_its_epochs(tmp_path: Path) -> None:
+    async with redis_server(tmp_path, "--appendonly", "yes", "--appendfsync", "always") as server:
+        async with open_store(server.url) as store:
+            (before,) = await store.append([message()])
+        await server.kill()
+        await server.start()
+        async with open_store(server.url) as store:
+            assert await store.positions(["room"]) == [(before.epoch, 1)]
+
+
+async def test_a_server_that_cannot_be_reached() -> None:
+    with pytest.raises(StoreError, match=r"Redis at 127\.0\.0\.1:1 cannot be reached: Connection refused"):
+        async with open_store("redis://127.0.0.1:1"):
+            pass

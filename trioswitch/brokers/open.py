@@ -2,7 +2,7 @@
 
 from ..nats.url import parse_nats_url
 from ..postgres.url import parse_postgres_url
-from ..redis.url import parse_redis_url
+from ..redis.url import is_redis, parse_redis_url
 from .nats import NatsBroker
 from .port import Broker
 from .postgres import PostgresBroker
@@ -18,7 +18,7 @@ def open_broker(url: str) -> Broker:
     for another one.
     """
     scheme = url.partition("://")[0]
-    if scheme in ("redis", "rediss"):
+    if is_redis(url):
         return RedisBroker(parse_redis_url(url))
     if scheme in ("nats", "tls"):
         return NatsBroker(parse_nats_url(url))

@@ -14,7 +14,7 @@ import trio
 from ..errors import BrokerError
 from ..redis.client import RedisClient
 from ..redis.connection import RedisConnection, RedisError, RedisLost
-from ..redis.url import RedisUrl
+from ..redis.url import RedisUrl, Topology
 from .port import Broker, Receiver, Sent
 
 __all__ = ["RedisBroker"]
@@ -28,6 +28,7 @@ class RedisBroker(Broker):
 
     def __init__(self, url: RedisUrl) -> None:
         self._prefix = f"{url.prefix}:".encode()
+        self._kind = "S" if url.topology is Topology.CLUSTER else ""  # of channels: those of one shard, or of all
         self._publishing = RedisClient(url)
         self._subscribing = RedisClient(url, self._on_message)
         self._receiver: Receiver | None = None
@@ -45,7 +46,7 @@ class RedisBroker(Broker):
         async def subscribing_is_up(connection: RedisConnection) -> None:
             connected.topics = receiver.topics()
             for channels in _in_parts([self._channel(topic) for topic in connected.topics]):
-                await connection.subscribe("SUBSCRIBE", channels)
+                await connection.subscribe(f"{self._kind}SUBSCRIBE", channels)
             connected.subscribing = True
             connected.tell()
 
@@ -78,7 +79,7 @@ class RedisBroker(Broker):
     async def publish(self, payloads: Sequence[Sent]) -> Sequence[int | None]:
         with _broker_errors():
             replies = await self._publishing.calls(
-                [("PUBLISH", self._channel(topic), payload) for topic, payload in payloads]
+                [(f"{self._kind}PUBLISH", self._channel(topic), payload) for topic, payload in payloads]
             )
         for reply in replies:
             if isinstance(reply, RedisError):
@@ -95,7 +96,7 @@ class RedisBroker(Broker):
         with _broker_errors():
             await trio.lowlevel.checkpoint()
             for channels in _in_parts([self._channel(topic) for topic in topics]):
-                await self._subscribing.subscribe(command, channels)
+                await self._subscribing.subscribe(self._kind + command, channels)
 
 
 class _Both:

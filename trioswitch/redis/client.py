@@ -1,18 +1,26 @@
 """A connection to Redis that is made again whenever it is lost."""
 
+import logging
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final
 
 import trio
 
 from .connection import CONNECT_TIMEOUT, Command, RedisConnection, RedisError, RedisLost, connect, introduce
-from .url import RedisUrl
+from .discovery import find_server
+from .url import RedisUrl, Topology
 
 __all__ = ["RedisClient"]
+
+_log = logging.getLogger(__name__)
 
 RETRY_DELAY: Final = 0.1
 """Seconds before the first attempt to connect again; doubled after each that fails, up to MAX_RETRY_DELAY."""
 MAX_RETRY_DELAY: Final = 2.0
+LOOK_INTERVAL: Final = 5.0
+"""Seconds between two looks whether another server is the primary by now: the old one may not know it."""
+_WRONG_SERVER: Final = ("MOVED", "ASK", "TRYAGAIN", "CLUSTERDOWN", "READONLY", "MASTERDOWN", "LOADING")
+"""Words of replies by which a server says that it is not, or not yet, the one to ask."""
 
 
 class RedisClient:
@@ -46,10 +54,11 @@ class RedisClient:
 
     async def _run_once(self, on_connected: Callable[[RedisConnection], Awaitable[None]]) -> None:
         """Connect, and hold the connection until it is lost. Raises RedisError, RedisLost when it cannot be used at all."""
-        silent = RedisLost(f"Redis at {self.url.place} does not answer within {CONNECT_TIMEOUT:g} s")
+        silent = RedisLost(f"Redis at {self.place} does not answer within {CONNECT_TIMEOUT:g} s")
         try:
             with trio.fail_after(CONNECT_TIMEOUT):
-                connection = await connect(self.url, self._on_message)
+                server = await find_server(self.url)
+                connection = await connect(self.url, server, self._on_message)
         except trio.TooSlowError:
             raise silent from None
         problem: RedisError | RedisLost | None = None
@@ -60,7 +69,7 @@ class RedisClient:
                     await introduce(connection, self.url)
                     await on_connected(connection)
                 self._connection = connection
-                await trio.sleep_forever()
+                await self._look_for_another(connection, server)
             except trio.TooSlowError:
                 problem = silent
             except (RedisError, RedisLost) as error:
@@ -75,7 +84,29 @@ class RedisClient:
         self.reason = await connection.run()
         scope.cancel()
 
+    async def _look_for_another(self, connection: RedisConnection, server: tuple[str, int]) -> None:
+        """Give the connection up when another server is the primary."""
+        while self.url.topology is Topology.SERVER:
+            await trio.sleep_forever()
+        while True:
+            await trio.sleep(LOOK_INTERVAL)
+            try:
+                with trio.move_on_after(CONNECT_TIMEOUT):
+                    if (found := await find_server(self.url)) != server:
+                        connection.drop(f"Redis at {found[0]}:{found[1]} is the primary now")
+            except (RedisError, RedisLost) as error:
+                _log.debug(
+                    "nobody says which Redis is the primary: %s", error
+                )  # the connection works as long as it does
+
     # --- calls
+
+    @property
+    def place(self) -> str:
+        """For people: the server that is used, or those that say which."""
+        if self._connection is not None:
+            return self._connection.place
+        return ", ".join(f"{host}:{port}" for host, port in self.url.servers)
 
     def drop(self, reason: str) -> None:
         """Give the connection up, if there is one."""
@@ -87,7 +118,11 @@ class RedisClient:
         if self._connection is None:
             await trio.lowlevel.checkpoint()
             raise RedisLost(self.reason)
-        return await self._connection.calls(commands)
+        replies = await self._connection.calls(commands)
+        for reply in replies:
+            if isinstance(reply, RedisError) and str(reply).startswith(_WRONG_SERVER):
+                self.drop(f"Redis at {self.place} is not the one to ask: {reply}")
+        return replies
 
     async def subscribe(self, command: str, channels: Sequence[bytes]) -> None:
         """As `RedisConnection.subscribe`. Raises RedisLost."""

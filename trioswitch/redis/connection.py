@@ -13,7 +13,7 @@ import trio
 from .._util.remote import reason_of
 from .._util.wakeup import Wakeup
 from ..errors import TrioswitchError
-from .url import RedisUrl
+from .url import RedisUrl, Topology
 
 __all__ = ["Command", "RedisConnection", "RedisError", "RedisLost", "connect", "introduce"]
 
@@ -25,6 +25,9 @@ CONNECT_TIMEOUT: Final = 5.0
 """Seconds that a connection may take, with TLS, the password and the checks."""
 READ_BYTES: Final = 256 * 1024
 LEAST_VERSION: Final = (6, 0)
+LEAST_CLUSTER: Final = (7, 0)
+"""Sharded channels came with it."""
+_CONFIRMATIONS: Final = {b"subscribe", b"unsubscribe", b"ssubscribe", b"sunsubscribe"}
 
 
 class RedisError(TrioswitchError):
@@ -52,8 +55,12 @@ class RedisConnection:
     Messages of channels that are subscribed to go to `on_message(channel, payload)`.
     """
 
-    def __init__(self, stream: trio.abc.Stream, on_message: Callable[[bytes, bytes], None] | None) -> None:
+    def __init__(self, stream: trio.abc.Stream, place: str, on_message: Callable[[bytes, bytes], None] | None) -> None:
         hiredis = _hiredis()
+        self.place = place
+        """For people: host and port."""
+        self.run_id = ""
+        """Of the server: another one after each start."""
         self._stream = stream
         self._pack: Callable[[tuple[Any, ...]], bytes] = hiredis.pack_command
         self._reader = hiredis.Reader(protocolError=RedisError, replyError=RedisError)
@@ -123,11 +130,13 @@ class RedisConnection:
     def _take(self, reply: Any) -> None:
         if self._on_message is not None and type(reply) is list and reply:
             kind = reply[0]
-            if kind == b"message":
+            if kind in (b"message", b"smessage"):
                 self._on_message(reply[1], reply[2])
                 return
-            if kind in (b"subscribe", b"unsubscribe"):
+            if kind in _CONFIRMATIONS:
                 self._confirmed += 1
+                if self._confirmed > self._requested:
+                    self.drop("the channels have moved to another server of the Redis Cluster")
                 self._confirmation.notify()
                 return
         if not self._waiting:
@@ -173,8 +182,16 @@ class RedisConnection:
             raise reply
         return reply
 
+    async def authenticate(self, url: RedisUrl) -> None:
+        """Give the password, if there is one. Raises RedisError, RedisLost."""
+        if url.password is not None:
+            try:
+                await self.call("AUTH", *([] if url.user is None else [url.user]), url.password)
+            except RedisError as error:
+                raise RedisError(f"Redis at {self.place} refuses the password: {error}") from None
+
     async def subscribe(self, command: str, channels: Sequence[bytes]) -> None:
-        """Execute SUBSCRIBE or UNSUBSCRIBE; returns when all channels are confirmed. Raises RedisLost."""
+        """Execute SUBSCRIBE, SSUBSCRIBE or their opposites; returns when all channels are confirmed. Raises RedisLost."""
         await trio.lowlevel.checkpoint_if_cancelled()
         if self._lost is None and channels:
             self._to_write.append(self._pack((command, *channels)))
@@ -188,48 +205,55 @@ class RedisConnection:
         await trio.lowlevel.checkpoint()
 
 
-async def connect(url: RedisUrl, on_message: Callable[[bytes, bytes], None] | None = None) -> RedisConnection:
-    """Connect, with TLS where it is wanted; nothing is checked yet (`introduce`). Raises RedisLost. Safe to cancel."""
+async def connect(
+    url: RedisUrl, server: tuple[str, int], on_message: Callable[[bytes, bytes], None] | None = None
+) -> RedisConnection:
+    """Connect to a server, with TLS where it is wanted; nothing is checked yet (`introduce`). Raises RedisLost.
+
+    Safe to cancel.
+    """
+    host, port = server
+    place = f"{host}:{port}"
     try:
-        stream: trio.abc.Stream = await trio.open_tcp_stream(url.host, url.port)
+        stream: trio.abc.Stream = await trio.open_tcp_stream(host, port)
     except OSError as error:
-        raise RedisLost(f"Redis at {url.place} cannot be reached: {reason_of(error)}") from None
+        raise RedisLost(f"Redis at {place} cannot be reached: {reason_of(error)}") from None
     if url.tls is not None:
-        tls = trio.SSLStream(stream, url.tls, server_hostname=url.host, https_compatible=True)
+        tls = trio.SSLStream(stream, url.tls, server_hostname=host, https_compatible=True)
         try:
             await tls.do_handshake()
         except trio.BrokenResourceError as error:
             await trio.aclose_forcefully(tls)
-            raise RedisLost(f"Redis at {url.place} cannot be reached by TLS: {error.__cause__ or error}") from None
+            raise RedisLost(f"Redis at {place} cannot be reached by TLS: {error.__cause__ or error}") from None
         except BaseException:
             await trio.aclose_forcefully(tls)
             raise
         stream = tls
-    return RedisConnection(stream, on_message)
+    return RedisConnection(stream, place, on_message)
 
 
 async def introduce(connection: RedisConnection, url: RedisUrl) -> None:
     """Give the password, choose the database, and check that the server can be used. Raises RedisError, RedisLost."""
-    if url.password is not None:
-        try:
-            await connection.call("AUTH", *([] if url.user is None else [url.user]), url.password)
-        except RedisError as error:
-            raise RedisError(f"Redis at {url.place} refuses the password: {error}") from None
+    await connection.authenticate(url)
+    place = connection.place
     try:
-        await connection.call("SELECT", url.database)
+        if url.database:
+            await connection.call("SELECT", url.database)
         info = _info(await connection.call("INFO"))
     except RedisError as error:
         wants_password = str(error).startswith("NOAUTH")
         reason = "it wants a password" if wants_password else str(error)
-        raise RedisError(f"Redis at {url.place} cannot be used: {reason}") from None
+        raise RedisError(f"Redis at {place} cannot be used: {reason}") from None
+    connection.run_id = info.get("run_id", "")
     version = info.get("redis_version", "0")
-    if tuple(int(part) for part in version.split(".")[:2] if part.isdigit()) < LEAST_VERSION:
-        raise RedisError(f"Redis at {url.place} is too old: {version}; it takes 6.0 or later")
+    least = LEAST_CLUSTER if url.topology is Topology.CLUSTER else LEAST_VERSION
+    if tuple(int(part) for part in version.split(".")[:2] if part.isdigit()) < least:
+        raise RedisError(f"Redis at {place} is too old: {version}; it takes {least[0]}.{least[1]} or later")
     if info.get("role") != "master":
-        raise RedisError(f"Redis at {url.place} is a read-only replica")
+        raise RedisError(f"Redis at {place} is a read-only replica")
     policy = info.get("maxmemory_policy", "noeviction")
     if policy != "noeviction" and info.get("maxmemory", "0") != "0":
-        _log.warning("Redis at %s evicts keys when its memory is full (%s): histories will be lost", url.place, policy)
+        _log.warning("Redis at %s evicts keys when its memory is full (%s): histories will be lost", place, policy)
 
 
 def _info(text: bytes) -> dict[str, str]:

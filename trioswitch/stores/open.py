@@ -5,7 +5,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from ..postgres.url import parse_postgres_url
-from ..redis.url import parse_redis_url
+from ..redis.url import is_redis, parse_redis_url
 from .memory import MemoryStore
 from .port import Store
 from .postgres.store import open_postgres_store
@@ -14,7 +14,6 @@ from .sqlite.store import SqliteStore
 
 __all__ = ["check_url", "is_shared", "open_store"]
 
-_REDIS = ("redis://", "rediss://")
 _POSTGRES = ("postgres://", "postgresql://")
 
 
@@ -28,7 +27,7 @@ async def open_store(url: str) -> AsyncIterator[Store]:
     StoreError when the store cannot be opened.
     """
     check_url(url)
-    if url.startswith(_REDIS):
+    if is_redis(url):
         async with open_redis_store(parse_redis_url(url)) as redis:
             yield redis
         return
@@ -45,12 +44,12 @@ async def open_store(url: str) -> AsyncIterator[Store]:
 
 def is_shared(url: str) -> bool:
     """Whether servers on several machines can share the store."""
-    return url.startswith(_REDIS + _POSTGRES)
+    return is_redis(url) or url.startswith(_POSTGRES)
 
 
 def check_url(url: str) -> str:
     """The same, if it names a store. Raises ValueError."""
-    if url.startswith(_REDIS):
+    if is_redis(url):
         parse_redis_url(url)
         return url
     if url.startswith(_POSTGRES):

@@ -15,6 +15,9 @@ Keys, behind the prefix (names are hex, so that none can pretend to be another k
     expiring, mail_expiring, mail_age  sorted sets: NAME:NUMBER, by the time
     idempotency, sessions              sorted sets, by the time
     forgotten        string   the greatest `last` of the inboxes that were forgotten
+    run, generation  strings  the run of Redis that was last written to; how often one began that may have lost something
+
+After such a loss, epochs and the numbers of inboxes are others: `told_epoch`, `least`.
 """
 
 from typing import Final
@@ -26,6 +29,10 @@ local function fields(entry)
   local found = {}
   for i = 1, #entry[2], 2 do found[entry[2][i]] = entry[2][i + 1] end
   return found
+end
+local function told_epoch(epoch, generation)
+  -- Positions of a generation that may have had more messages are those of another epoch.
+  return generation and epoch .. '.' .. generation or epoch
 end
 local function number_of(entry) return tonumber(string.match(entry[1], '^%d+')) end
 local function add_bytes(key, sender, size)
@@ -76,16 +83,17 @@ end
 """
 
 APPEND: Final = """
--- KEYS: room, log, keys, room_bytes, rooms, expiring, idempotency
+-- KEYS: room, log, keys, room_bytes, rooms, expiring, idempotency, generation
 -- ARGV: name, payload, at, expires, sender, size, age, total, new epoch, has key, key
 local room, log = KEYS[1], KEYS[2]
 local epoch = redis.call('HGET', room, 'e')
+local told = told_epoch(epoch or ARGV[9], redis.call('GET', KEYS[8]))
 if ARGV[10] == '1' then
   local known = redis.call('HGET', KEYS[3], ARGV[11])
-  if known then return {epoch or ARGV[9], tonumber(known), 1, ''} end
+  if known then return {told, tonumber(known), 1, ''} end
 end
 local refused = refusal(KEYS[4], ARGV[5], #ARGV[2], tonumber(ARGV[8]))
-if refused then return {epoch or ARGV[9], 0, 0, refused} end
+if refused then return {told, 0, 0, refused} end
 if not epoch then
   epoch = ARGV[9]
   redis.call('DEL', log)
@@ -106,11 +114,11 @@ if ARGV[10] == '1' then
   redis.call('HSET', KEYS[3], ARGV[11], offset)
   redis.call('ZADD', KEYS[7], ARGV[3], 'r:' .. ARGV[1] .. ':' .. ARGV[11])
 end
-return {epoch, offset, 0, ''}
+return {told, offset, 0, ''}
 """
 
 READ: Final = """
--- KEYS: room, log. ARGV: after (empty: the newest), limit, max bytes, now
+-- KEYS: room, log, generation. ARGV: after (empty: the newest), limit, max bytes, now
 local epoch = redis.call('HGET', KEYS[1], 'e')
 if not epoch then return {'', 1, 0, {}} end
 local now, left, bytes = tonumber(ARGV[4]), tonumber(ARGV[2]), tonumber(ARGV[3])
@@ -138,11 +146,11 @@ while left > 0 and from >= first and from <= last do
     end
   end
 end
-return {epoch, first, last, found}
+return {told_epoch(epoch, redis.call('GET', KEYS[3])), first, last, found}
 """
 
 POST: Final = """
--- KEYS: inbox, mail, mailkeys, inbox_bytes, inboxes, mail_expiring, mail_age, idempotency, forgotten
+-- KEYS: inbox, mail, mailkeys, inbox_bytes, inboxes, mail_expiring, mail_age, idempotency, forgotten, generation
 -- ARGV: user, payload, at, expires, sender, messages, bytes, total, has key, key
 local inbox, mail, now = KEYS[1], KEYS[2], tonumber(ARGV[3])
 if ARGV[9] == '1' then
@@ -170,6 +178,8 @@ if redis.call('EXISTS', inbox) == 0 then
   redis.call('DEL', mail)
   redis.call('HSET', inbox, 'last', redis.call('GET', KEYS[9]) or '0', 'at', ARGV[3], 'n', 0, 'b', 0)
 end
+local least = tonumber(redis.call('GET', KEYS[10]) or '0') * 4294967296  -- above what was given in earlier generations
+if tonumber(redis.call('HGET', inbox, 'last')) < least then redis.call('HSET', inbox, 'last', string.format('%d', least)) end
 local seq = redis.call('HINCRBY', inbox, 'last', 1)
 redis.call('XADD', mail, string.format('%d-0', seq), 'p', ARGV[2], 'a', ARGV[3], 'x', ARGV[4], 's', ARGV[5])
 redis.call('HINCRBY', inbox, 'n', 1)
@@ -267,7 +277,17 @@ redis.call('ZREM', KEYS[2], ARGV[1])
 return found
 """
 
+BEGIN: Final = """
+-- KEYS: run, generation. ARGV: run, whether a run that follows another one has all that was acknowledged
+local before = redis.call('GET', KEYS[1])
+if before == ARGV[1] then return 0 end
+redis.call('SET', KEYS[1], ARGV[1])
+if not before or ARGV[2] == '1' then return 0 end
+return redis.call('INCR', KEYS[2])
+"""
+
 SCRIPTS: Final = {
+    "begin": BEGIN,
     "append": _COMMON + APPEND,
     "read": _COMMON + READ,
     "post": _COMMON + POST,

@@ -5,6 +5,7 @@ the configuration of Redis (`appendonly`, `appendfsync`, replicas): see docs/clu
 """
 
 import hashlib
+import logging
 import secrets
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -12,6 +13,7 @@ from typing import Any, Final
 
 import trio
 
+from ..._util.nurseries import open_nursery
 from ...errors import StoreError
 from ...redis.client import RedisClient
 from ...redis.connection import CONNECT_TIMEOUT, Command, RedisConnection, RedisError, RedisLost
@@ -37,8 +39,12 @@ from .scripts import SCRIPTS
 
 __all__ = ["RedisStore", "open_redis_store"]
 
+_log = logging.getLogger(__name__)
+
 CALL_TIMEOUT: Final = 5.0
 """Seconds that Redis may take for a call."""
+REPLICA_TIMEOUT: Final = 1.0
+"""Seconds that replicas may take to have what was committed."""
 SWEEP_STEP: Final = 200
 """Rooms, inboxes or messages after which a sweep lets other commands pass."""
 GREATEST: Final = 2**53
@@ -52,7 +58,7 @@ _HASHES: Final = {
 async def open_redis_store(url: RedisUrl) -> "AsyncIterator[RedisStore]":
     """Connect, and stay connected until the block is left. Raises StoreError when Redis cannot be used at all."""
     store = RedisStore(url)
-    async with trio.open_nursery() as nursery:
+    async with open_nursery() as nursery:
         nursery.start_soon(store.run)
         try:
             await store.wait_connected()
@@ -70,6 +76,7 @@ class RedisStore(Store):
     def __init__(self, url: RedisUrl) -> None:
         self._client = RedisClient(url)
         self._prefix = url.prefix
+        self._replicas = url.replicas
         self._closed = False
         self._first = trio.Event()  # it was connected, or could not be
         self._connected = False
@@ -90,6 +97,12 @@ class RedisStore(Store):
         for reply in await connection.calls([("SCRIPT", "LOAD", text) for text in SCRIPTS.values()]):
             if isinstance(reply, RedisError):
                 raise reply
+        safe = self._replicas > 0 or await _writes_through(connection)
+        keys = [self._key("run"), self._key("generation")]
+        if generation := await connection.call(*self._script("begin", keys, [connection.run_id, int(safe)])):
+            _log.warning(
+                "Redis at %s was restarted, and may have lost messages: epochs end (%d)", connection.place, generation
+            )
         self._connected = True
         self._first.set()
 
@@ -109,12 +122,21 @@ class RedisStore(Store):
         except RedisLost as lost:
             raise StoreError(str(lost)) from None
         except trio.TooSlowError:
-            reason = f"Redis at {self._client.url.place} has not answered within {CALL_TIMEOUT:g} s"
+            reason = f"Redis at {self._client.place} has not answered within {CALL_TIMEOUT:g} s"
             self._client.drop(reason)
             raise StoreError(reason) from None
         for reply in replies:
             if isinstance(reply, RedisError):
-                raise StoreError(f"Redis at {self._client.url.place} has refused a command: {reply}")
+                raise StoreError(f"Redis at {self._client.place} has refused a command: {reply}")
+        return replies
+
+    async def _commit(self, commands: Sequence[Command]) -> list[Any]:
+        """As `_calls`, and wait until the replicas have it, too. Raises StoreError when they do not, as far as one knows."""
+        if not commands or not self._replicas:
+            return await self._calls(commands)
+        *replies, replicas = await self._calls([*commands, ("WAIT", self._replicas, int(1000 * REPLICA_TIMEOUT))])
+        if replicas < self._replicas:
+            raise StoreError(f"only {replicas} of {self._replicas} replicas of Redis at {self._client.place} have it")
         return replies
 
     # --- keys and scripts
@@ -128,7 +150,7 @@ class RedisStore(Store):
     # --- rooms
 
     async def append(self, appends: Sequence[Append], *, total_bytes: int = UNLIMITED) -> list[Appended]:
-        replies = await self._calls([self._append(append, total_bytes) for append in appends])
+        replies = await self._commit([self._append(append, total_bytes) for append in appends])
         return [
             Appended(epoch.decode(), offset, bool(duplicate), _refusal(refused))
             for epoch, offset, duplicate, refused in replies
@@ -138,7 +160,7 @@ class RedisStore(Store):
         name, retention = append.room, append.retention
         keys = [
             *(self._key("room", name), self._key("log", name), self._key("keys", name), self._key("room_bytes")),
-            *(self._key("rooms"), self._key("expiring"), self._key("idempotency")),
+            *(self._key("rooms"), self._key("expiring"), self._key("idempotency"), self._key("generation")),
         ]
         return self._script(
             "append",
@@ -159,7 +181,7 @@ class RedisStore(Store):
         return found
 
     async def _read(self, room: str, after: int | str, limit: int, max_bytes: int, now: float) -> HistoryRecords:
-        keys = [self._key("room", room), self._key("log", room)]
+        keys = [self._key("room", room), self._key("log", room), self._key("generation")]
         ((epoch, first, last, entries),) = await self._calls(
             [self._script("read", keys, [after, limit, max_bytes, repr(now)])]
         )
@@ -167,13 +189,15 @@ class RedisStore(Store):
         return HistoryRecords(epoch.decode(), first, last, records)
 
     async def positions(self, rooms: Sequence[str]) -> list[tuple[str, int]]:
-        replies = await self._calls([("HMGET", self._key("room", room), "e", "last") for room in rooms])
-        return [("", 0) if epoch is None else (epoch.decode(), int(last)) for epoch, last in replies]
+        commands = [("HMGET", self._key("room", room), "e", "last") for room in rooms]
+        generation, *replies = await self._calls([("GET", self._key("generation")), *commands])
+        ending = "" if generation is None else f".{generation.decode()}"
+        return [("", 0) if epoch is None else (epoch.decode() + ending, int(last)) for epoch, last in replies]
 
     # --- inboxes
 
     async def add_to_inboxes(self, inbox_messages: Sequence[InboxMessage], *, limits: InboxLimits) -> list[InboxResult]:
-        replies = await self._calls([self._post(each, limits) for each in inbox_messages])
+        replies = await self._commit([self._post(each, limits) for each in inbox_messages])
         return [InboxResult(seq, bool(duplicate), _refusal(refused)) for seq, duplicate, refused in replies]
 
     def _post(self, each: InboxMessage, limits: InboxLimits) -> Command:
@@ -181,7 +205,7 @@ class RedisStore(Store):
         keys = [
             *(self._key("inbox", user), self._key("mail", user), self._key("mailkeys", user), self._key("inbox_bytes")),
             *(self._key("inboxes"), self._key("mail_expiring"), self._key("mail_age"), self._key("idempotency")),
-            self._key("forgotten"),
+            *(self._key("forgotten"), self._key("generation")),
         ]
         return self._script(
             "post",
@@ -308,6 +332,15 @@ class RedisStore(Store):
     async def aclose(self) -> None:
         self._closed = True
         await trio.lowlevel.checkpoint()
+
+
+async def _writes_through(connection: RedisConnection) -> bool:
+    """Whether each commit is on the disk: then a server that starts again has all that was acknowledged."""
+    try:
+        found = await connection.calls([("CONFIG", "GET", name) for name in ("appendonly", "appendfsync")])
+        return [each[1] for each in found] == [b"yes", b"always"]
+    except (TypeError, IndexError, KeyError):
+        return False  # a provider does not allow the question
 
 
 def _time(seconds: float | None) -> str:

@@ -2,6 +2,7 @@
 
     acks    publishes to stored rooms acknowledged per second, each publisher waiting for its ack
     crowd   5,000 clients that come back at once, each of which missed 20 messages, until the last has all of them
+    elsewhere   the same, to another node of a cluster, for their own was killed: `--redis redis://127.0.0.1:6379`
 
 The server runs on one core, this client on another, both on loopback; the database is a file in a temporary directory.
 """
@@ -18,12 +19,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import attrs
 from report import between_marks, provenance
 from store import rate
 
@@ -37,6 +39,8 @@ PATIENCE = 120.0
 """Seconds after which a measurement is given up."""
 CORES = sorted(os.sched_getaffinity(0))
 """What this process may use, before it leaves the first to the server."""
+SAVED = 2.0
+"""Seconds after which a node has saved all sessions."""
 AT_ONCE = 500
 """Handshakes under way at once: more would measure the backlog of the listener."""
 
@@ -106,18 +110,30 @@ class Crowd:
         self._clients.clear()
 
 
+@attrs.define
+class Server:
+    port: int
+    process: subprocess.Popen[str]
+
+
 @contextmanager
-def server(folder: Path, room: str) -> Iterator[int]:
-    """A server as a user starts it, on the first core. Yields its port."""
+def server(room: str, *shared: str) -> Iterator[Server]:
+    """A server as a user starts it, on the first core, with these arguments for the store (and the broker)."""
     command = [sys.executable, "-m", "trioswitch", "serve", "--port", "0", "--log-level", "warning", "--room", room]
-    command += ["--store", f"sqlite:{folder / 'messages.db'}"]
-    process = subprocess.Popen(_on_core(0, command), stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(_on_core(0, [*command, *shared]), stderr=subprocess.PIPE, text=True)
     try:
         assert process.stderr is not None
-        yield int(process.stderr.readline().rpartition(":")[2].split("/")[0])
+        yield Server(int(process.stderr.readline().rpartition(":")[2].split("/")[0]), process)
     finally:
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=30)
+
+
+@contextmanager
+def stored(room: str) -> Iterator[Server]:
+    """A server with a store of its own."""
+    with tempfile.TemporaryDirectory() as folder, server(room, "--store", f"sqlite:{folder}/messages.db") as alone:
+        yield alone
 
 
 def _on_core(number: int, command: list[str]) -> list[str]:
@@ -169,8 +185,8 @@ def acks(publishers: int, rooms: int, seconds: float) -> dict[str, Any]:
         sent[client] = time.perf_counter()
         client.socket.send(frames[client])
 
-    with tempfile.TemporaryDirectory() as folder, server(Path(folder), "*:history=stored,announce=no") as port:
-        crowd = Crowd(port)
+    with stored("*:history=stored,announce=no") as alone:
+        crowd = Crowd(alone.port)
         clients = [crowd.add(hear) for _ in range(publishers)]
         crowd.until(lambda: ready[0] == publishers)
         for client in clients:
@@ -192,8 +208,11 @@ def acks(publishers: int, rooms: int, seconds: float) -> dict[str, Any]:
     }
 
 
-def crowd(keep: str, number: int, missed: int) -> dict[str, Any]:
-    """Clients lose their connection, messages are published, and all of them resume at once."""
+def crowd(keep: str, number: int, missed: int, redis: str | None = None) -> dict[str, Any]:
+    """Clients lose their connection, messages are published, and all of them resume at once.
+
+    With the URL of a Redis, there are two nodes: the one of the clients is killed, and they resume on the other one.
+    """
     joined, back, complete = [0], [0], [0]
     epoch, offset = [""], [0]
     sessions: list[str] = []
@@ -227,17 +246,26 @@ def crowd(keep: str, number: int, missed: int) -> dict[str, Any]:
         elif message["type"] == "ack":
             back[0] += 1
 
-    with tempfile.TemporaryDirectory() as folder, server(Path(folder), f"r:history={keep},announce=no") as port:
-        first = Crowd(port)
+    room = f"r:history={keep},announce=no"
+    with ExitStack() as stack:
+        if redis is None:
+            old = new = stack.enter_context(stored(room))
+        else:
+            redis += f"?prefix=b{time.monotonic_ns()}"  # with nothing in it
+            old, new = (stack.enter_context(server(room, "--store", redis, "--broker", redis)) for _ in range(2))
+        first = Crowd(old.port)
         for count in range(number):
             first.add(arrive)
             first.until(lambda count=count: joined[0] > count - AT_ONCE)  # type: ignore[misc]
         first.until(lambda: joined[0] == number)
+        if new is not old:
+            time.sleep(SAVED)
+            old.process.kill()
         first.drop_all()
-        publisher = Crowd(port)
+        publisher = Crowd(new.port)
         publisher.add(publish)
         publisher.until(lambda: offset[0] > missed)
-        second, start = Crowd(port), time.monotonic()
+        second, start = Crowd(new.port), time.monotonic()
         for count in range(number):
             second.add(come_back)
             second.until(lambda count=count: back[0] > count - AT_ONCE)  # type: ignore[misc]
@@ -259,6 +287,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="*", default=["acks", "crowd"])
     parser.add_argument("--quick", action="store_true", help="small and short: whether it works, not how fast")
+    parser.add_argument("--redis", metavar="URL", help="for `elsewhere`; it should be empty")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--page", type=Path, help="a page whose marks `acks` and `crowd` get the tables")
     chosen = parser.parse_args()
@@ -275,6 +304,7 @@ def main() -> None:
             ),
             raw,
         ],
+        "elsewhere": [partial(crowd, keep, number, 20, chosen.redis) for keep in ("memory", "stored")],
         "crowd": [partial(crowd, keep, number, 20) for keep in ("memory", "stored")],
     }
     for name in chosen.what:

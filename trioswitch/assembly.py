@@ -156,8 +156,8 @@ def _assemble(
     keys = IdempotencyKeys()
     cluster = None
     if broker is not None:
-        parts = (options, store, health, connections, groups, rooms, writer, inbox, keys)
-        cluster = Cluster(broker, *parts, lambda: _beat(connections, rooms))
+        shared = (options, store, health, connections, groups, rooms, writer, inbox, keys)
+        cluster = Cluster(broker, *shared, lambda: parts.beat())
     publisher = Publisher(rooms, inbox, keys, connections, cluster)
     announcements = Announcements(rooms, publisher.publish_nowait)
     presence = Presence(rooms, connections, announcements)
@@ -209,7 +209,7 @@ def _assemble(
         tasks += cluster.tasks
     for task in tasks:
         nursery.start_soon(supervise, task)
-    return Parts(
+    parts = Parts(
         options=options,
         traffic=traffic,
         compressor=compressor,
@@ -231,8 +231,4 @@ def _assemble(
         reactor=reactor,
         cluster=cluster,
     )
-
-
-def _beat(connections: ConnectionDirectory, rooms: RoomDirectory) -> dict[str, int]:
-    """What a node tells the others of itself."""
-    return {"connections": len(connections), "users": len(connections.users), "rooms": len(rooms)}
+    return parts

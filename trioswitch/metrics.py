@@ -110,6 +110,9 @@ class SwitchStatistics:
     uncommitted_messages: int
     """Messages that wait for the store, or are being committed."""
     compression: CompressionStatistics
+    cluster: Mapping[str, int]
+    """Sums over all nodes of a cluster, each at its last sign of life; empty without a broker. They are those of
+    `NodeInfo.statistics`. A user, or a room, on two nodes counts twice."""
 
     @property
     def compression_ratio(self) -> float:

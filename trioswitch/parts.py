@@ -1,5 +1,7 @@
 """The parts of a switch that its facade calls, and what they count together."""
 
+from collections import Counter
+
 import attrs
 import trio
 
@@ -52,6 +54,20 @@ class Parts:
     _reactor: Reactor | None
     cluster: Cluster | None
 
+    def beat(self) -> dict[str, int]:
+        """What a node tells the others of itself."""
+        traffic, live = self.traffic, [connection.outbox.account for connection in self.connections.everyone()]
+        return {
+            "connections": len(live),
+            "users": len(self.connections.users),
+            "rooms": len(self.rooms),
+            "messages_sent": traffic.messages_sent + sum([account.messages_sent for account in live]),
+            "bytes_sent": traffic.bytes_sent + sum([account.bytes_sent for account in live]),
+            "pending_messages": traffic.waiting,
+            "pending_bytes": traffic.waiting_bytes,
+            "drops": traffic.drops.total(),
+        }
+
     def statistics(self) -> SwitchStatistics:
         traffic = self.traffic
         everybody = self.connections.everyone() + self.endpoints.connections.everyone()
@@ -80,7 +96,14 @@ class Parts:
             history_bytes=self._budget.used,
             uncommitted_messages=self._writer.uncommitted + self.inbox.uncommitted,
             compression=self.compressor.statistics(),
+            cluster=self._cluster_statistics(),
         )
+
+    def _cluster_statistics(self) -> dict[str, int]:
+        sums: Counter[str] = Counter()
+        for node in self.cluster.nodes() if self.cluster is not None else ():
+            sums.update(node.statistics)
+        return dict(sums)
 
     async def join_cluster(self) -> None:
         """Wait until the broker is connected, or it is clear that it is not. Safe to cancel."""

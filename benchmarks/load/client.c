@@ -14,6 +14,7 @@
 
 options opt = {.port = 8765, .conns = 100, .size = 64, .opcode = TEXT, .path = "/", .marker = "ts=", .groups = 1};
 counters seen;
+volatile sig_atomic_t told_to_end;
 static int epoll;
 static size_t marker_len;
 
@@ -138,9 +139,9 @@ void dial(conn *c, uint32_t index, int visitor) {
     *c = (conn){.index = index, .visitor = visitor, .state = CONNECTING, .fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0)};
     if (c->fd < 0) { perror("socket"); exit(1); }
     setsockopt(c->fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
-    if (opt.conns > 25000 || visitor) { /* one address has 28,000 ports, and who has left still holds his for a while */
+    if (opt.conns > 25000 || visitor || opt.source) { /* one address has 28,000 ports, and who has left still holds his for a while */
         setsockopt(c->fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &one, sizeof one);
-        address.sin_addr.s_addr = htonl((visitor ? 0x7f010002 : 0x7f000002) + index / (visitor ? 10000 : 25000));
+        address.sin_addr.s_addr = htonl((visitor ? 0x7f010002 : 0x7f000002) + opt.source + index / (visitor ? 10000 : 25000));
         if (bind(c->fd, (void *)&address, sizeof address)) { perror("bind"); exit(1); }
     }
     address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
@@ -317,4 +318,4 @@ void pump(int us) {
         else if (c->state != DEAD && c->state != FREE && events[i].events & (EPOLLIN | EPOLLHUP | EPOLLERR)) readable(c);
     }
 }
-void pump_for(double seconds) { for (uint64_t end = now() + (uint64_t)(seconds * 1e9); now() < end;) pump(5000); }
+void pump_for(double seconds) { for (uint64_t end = now() + (uint64_t)(seconds * 1e9); now() < end && !told_to_end;) pump(5000); }

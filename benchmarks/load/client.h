@@ -3,6 +3,7 @@
 #define CLIENT_H
 
 #include "latency.h"
+#include <signal.h>
 #include <stddef.h>
 
 enum state { FREE, CONNECTING, HANDSHAKE, OPEN, DEAD };
@@ -30,7 +31,7 @@ typedef struct {
 
 /* What to do; filled in by main. */
 typedef struct {
-    int port, conns, size, stalled_percent, rooms, groups, active, opcode;
+    int port, conns, size, stalled_percent, rooms, groups, active, opcode, source;
     const char *path, *publisher_path, *subprotocol, *marker;
     text join, message;
 } options;
@@ -44,6 +45,7 @@ typedef struct {
 
 extern options opt;
 extern counters seen;
+extern volatile sig_atomic_t told_to_end; /* SIGTERM has come: what waits for time to pass ends */
 
 void clients_start(void);
 text unescape(const char *template);

@@ -19,11 +19,12 @@
  *      %G% = the connection's number modulo -G (1); %R% = a room's number: with -R ROOMS connection i joins i, i + CONNS, i + 2 CONNS ..., and sends to them in turn
  *   -z percent of the receivers that join and then never read (slow consumers; they are not counted)
  *   -w seconds of rest after the connects  -L ms  -d seconds  -r rate  -s bytes
+ *   -a number, by which the connections come from other addresses than those of another client on the machine: 127.0.0.2 + number
  *
  * A message counts when its marker arrives, whether frames are batched or not, and its age is its latency. When the
  * publisher's socket is full it waits, so a server that pushes back is not overrun. Compression is not offered.
  * On stderr, `@connected` stands before the rest, and `@begin N` and `@end N` around a measurement; "measurement" in the result
- * is its N.
+ * is its N. SIGTERM ends the rest, or the measurement of the modes idle and echo.
  */
 #define _GNU_SOURCE
 #include "client.h"
@@ -168,18 +169,20 @@ static void measure(uint64_t receivers) {
     }
     double busy = client_busy();
     end(0);
-    printf(",\"measurement\":0,\"dead\":%d,\"stuck\":%d,\"rejects\":%lu,\"closes\":%lu,\"sent\":%lu,\"arrived\":%.4f,\"messages_per_s\":%.0f,\"frames_per_s\":%.0f,"
+    printf(",\"measurement\":0,\"dead\":%d,\"stuck\":%d,\"rejects\":%lu,\"closes\":%lu,\"messages\":%lu,\"sent\":%lu,\"arrived\":%.4f,\"messages_per_s\":%.0f,\"frames_per_s\":%.0f,"
            "\"mb_per_s\":%.2f,\"visits_per_s\":%.0f,\"p50_ms\":%.3f,\"p99_ms\":%.3f,\"p999_ms\":%.3f,\"max_ms\":%.3f,\"client_busy\":%.2f}\n",
-           seen.dead, stuck(), (unsigned long)seen.rejects, (unsigned long)seen.closes, (unsigned long)sent, publishes ? share(sent, receivers) : 1,
+           seen.dead, stuck(), (unsigned long)seen.rejects, (unsigned long)seen.closes, (unsigned long)in_time, (unsigned long)sent, publishes ? share(sent, receivers) : 1,
            in_time / seconds, seen.frames / seconds, seen.bytes / seconds / 1e6, seen.visits / seconds,
            latency_percentile(&seen.ages, .5), latency_percentile(&seen.ages, .99), latency_percentile(&seen.ages, .999),
            seen.ages.slowest / 1e6, busy);
 }
 
+static void on_term(int number) { (void)number; told_to_end = 1; }
+
 int main(int argc, char **argv) {
     int option;
     opt.message = unescape("ts=%TS% %PAD%");
-    while ((option = getopt(argc, argv, "p:P:Q:S:bn:j:t:k:m:d:s:w:r:L:z:R:G:A:T:N:E:")) != -1) switch (option) {
+    while ((option = getopt(argc, argv, "p:P:Q:S:bn:j:t:k:m:d:s:w:r:L:z:R:G:A:T:N:E:a:")) != -1) switch (option) {
         case 'p': opt.port = atoi(optarg); break;
         case 'P': opt.path = optarg; break;
         case 'Q': opt.publisher_path = optarg; break;
@@ -202,8 +205,10 @@ int main(int argc, char **argv) {
         case 'T': step_seconds = atof(optarg); break;
         case 'E': exact_percent = atof(optarg); break;
         case 'N': steps = atoi(optarg); break;
+        case 'a': opt.source = atoi(optarg); break;
         default: return 2;
     }
+    signal(SIGTERM, on_term);
     struct rlimit files;
     getrlimit(RLIMIT_NOFILE, &files);
     files.rlim_cur = files.rlim_max;

@@ -6,7 +6,9 @@ from cluster_support import open_nodes, texts
 from trio.testing import MockClock
 
 from trioswitch import ConnectRequest, Identity, Options, RoomPolicy, open_switch
+from trioswitch._util import clock
 from trioswitch.brokers import Exchange
+from trioswitch.cluster.messages import ALL, Beat, encode_parcel
 from trioswitch.stores import MemoryStore
 
 STORED = Options(
@@ -369,14 +371,16 @@ async def test_nodes_are_listed(autojump_clock: MockClock) -> None:
         lists = [node.app.switch.nodes() for node in nodes.nodes]
         assert {frozenset(node.id for node in listed) for listed in lists} == {frozenset(node.id for node in lists[0])}
         assert [sum(node.statistics["connections"] for node in listed) for listed in lists] == [1, 1, 1]
+        sums = [node.app.switch.statistics().cluster for node in nodes.nodes]
+        assert sums[0] == sums[1] == sums[2]
+        assert (sums[0]["connections"], sums[0]["users"]) == (1, 1)
+        assert sums[0]["messages_sent"] > 0
         await nodes[2].stop()
         await trio.sleep(0.1)
         assert [len(node.app.switch.nodes()) for node in nodes.nodes[:2]] == [2, 2]
 
 
 async def test_a_broker_needs_a_store(autojump_clock: MockClock) -> None:
-    from trioswitch import open_switch
-    from trioswitch.brokers import Exchange
 
     with pytest.raises(ValueError, match="a store that they share"):
         async with open_switch(broker=Exchange().broker()):
@@ -403,3 +407,13 @@ async def test_a_node_waits_for_its_broker_before_it_takes_clients(
         began = trio.current_time()
         async with open_switch(broker=broker, store=MemoryStore()):
             assert trio.current_time() - began == seconds
+
+
+async def test_clocks_that_differ_are_told(autojump_clock: MockClock, caplog: pytest.LogCaptureFixture) -> None:
+    async with open_nodes(1) as nodes:
+        for seconds in (-600, 2):
+            beat = Beat("two", "1", 0.0, {}, clock.wall_time() + seconds)
+            nodes.exchange.publish(ALL, encode_parcel(f"node{seconds}", [beat]))
+        await trio.sleep(1)
+    assert caplog.text.count("the clock of node two (node-600) differs by -600 s") == 1
+    assert "node2) differs" not in caplog.text

@@ -5,14 +5,13 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 import pytest
 import trio
-from engines import ENGINES, Engines, open_engines
+from engines import ENGINES, Engines, open_engines, serve_node
 from redis_server import RedisServer
-from servers import PATIENCE, Program, run
+from servers import PATIENCE
 
 from trioswitch.client import ClientError, Gap, Message, Room, open_client
 
@@ -25,13 +24,6 @@ async def engines(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterat
 
 on_all_engines = pytest.mark.parametrize("engines", ENGINES, indirect=True)
 on_redis = pytest.mark.parametrize("engines", ["redis"], indirect=True)
-
-
-def node(engines: Engines, name: str, port: int = 0) -> AbstractAsyncContextManager[Program]:
-    serve = ("-m", "trioswitch", "serve", "--port", str(port), "--node-name", name)
-    shared = ("--store", engines.store, "--broker", engines.broker)
-    room = ("--room", "stored*:history=stored,history-size=10000")
-    return run(*serve, *shared, *room, is_up=r"listens on (ws://[^\s;]+)")
 
 
 async def _read(url: str, user: str, room: str, received: list[str]) -> None:
@@ -62,7 +54,7 @@ async def _wait(received: list[str], count: int) -> None:
 @on_all_engines
 @pytest.mark.parametrize("room", ["plain", "stored"])
 async def test_nodes_are_one_server(engines: Engines, room: str) -> None:
-    async with node(engines, "one") as one, node(engines, "two") as two, trio.open_nursery() as nursery:
+    async with serve_node(engines, "one") as one, serve_node(engines, "two") as two, trio.open_nursery() as nursery:
         received: list[list[str]] = [[], []]
         nursery.start_soon(_read, one.found, "ann", room, received[0])
         nursery.start_soon(_read, two.found, "bob", room, received[1])
@@ -80,7 +72,7 @@ async def test_nodes_are_one_server(engines: Engines, room: str) -> None:
 @pytest.mark.kill
 @on_all_engines
 async def test_broker_and_store_are_killed_and_nothing_acknowledged_is_lost(engines: Engines) -> None:
-    async with node(engines, "one") as one, node(engines, "two") as two, trio.open_nursery() as nursery:
+    async with serve_node(engines, "one") as one, serve_node(engines, "two") as two, trio.open_nursery() as nursery:
         received: list[str] = []
         nursery.start_soon(_read, one.found, "ann", "stored", received)
         await _wait(received, 1)
@@ -112,7 +104,7 @@ async def test_broker_and_store_are_killed_and_nothing_acknowledged_is_lost(engi
 @pytest.mark.kill
 @on_redis
 async def test_the_connections_to_redis_are_cut_again_and_again(engines: Engines) -> None:
-    async with node(engines, "one") as one, node(engines, "two") as two, trio.open_nursery() as nursery:
+    async with serve_node(engines, "one") as one, serve_node(engines, "two") as two, trio.open_nursery() as nursery:
         (redis,) = engines.servers
         assert isinstance(redis, RedisServer)
         received: list[str] = []
@@ -139,11 +131,11 @@ async def test_the_connections_to_redis_are_cut_again_and_again(engines: Engines
 @pytest.mark.kill
 @on_all_engines
 async def test_a_node_is_killed_and_its_clients_go_on_elsewhere(engines: Engines) -> None:
-    async with node(engines, "two") as two, trio.open_nursery() as nursery:
+    async with serve_node(engines, "two") as two, trio.open_nursery() as nursery:
         received: list[str] = []
         nursery.start_soon(_read, two.found, "ann", "stored", received)
         await _wait(received, 1)
-        async with node(engines, "one") as one:
+        async with serve_node(engines, "one") as one:
             port = int(one.found.split(":")[-1].split("/")[0])
             async with open_client(one.found, user_id="bob") as bob, bob.room("stored") as joined:
                 for number in range(20):
@@ -151,7 +143,7 @@ async def test_a_node_is_killed_and_its_clients_go_on_elsewhere(engines: Engines
                 await trio.sleep(0.5)
                 one.process.send_signal(signal.SIGKILL)
                 await one.process.wait()
-                async with node(engines, "one again", port):  # the client finds it at the same address
+                async with serve_node(engines, "one again", port):  # the client finds it at the same address
                     for number in range(20, 40):
                         await joined.chat(f"{number}")
         await _wait(received, 41)

@@ -97,15 +97,15 @@ async def test_a_killed_worker_is_replaced_and_nothing_acknowledged_is_lost(tmp_
                     await trio.sleep(0.01)
             done.set()
 
-        async def receive() -> None:
+        async def receive(task_status: trio.TaskStatus[None]) -> None:
             async with open_client(server.found, user_id="receiver") as client, client.room("stored") as room:
+                task_status.started()
                 async for message in room:
                     if isinstance(message, Message) and message.content is not None:
                         received.append(message.content)
 
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(receive)
-            await trio.sleep(0.5)
+            await nursery.start(receive)
             nursery.start_soon(publish)
             for _ in range(3):
                 await trio.sleep(1)
@@ -113,7 +113,7 @@ async def test_a_killed_worker_is_replaced_and_nothing_acknowledged_is_lost(tmp_
                     os.kill(pid, signal.SIGKILL)
             with trio.fail_after(PATIENCE):
                 await done.wait()
-                while len(received) < 300:
+                while len(received) < 300 and received == acknowledged[: len(received)]:
                     await trio.sleep(0.05)
             nursery.cancel_scope.cancel()
         assert received == acknowledged == [f"{number}" for number in range(300)]

@@ -1,7 +1,7 @@
 """The servers behind a cluster of several machines, in all combinations that are supported: a broker and a store each."""
 
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
 
@@ -10,8 +10,9 @@ import trio
 from nats_server import NatsServer, nats_server
 from postgres_server import PostgresServer, postgres_server
 from redis_server import RedisServer, redis_server
+from servers import Program, run
 
-__all__ = ["ENGINES", "Engines", "open_engines"]
+__all__ = ["ENGINES", "Engines", "open_engines", "serve_node"]
 
 ENGINES = ["redis", "nats and redis", "nats and postgres", "postgres"]
 """Broker and store; or one server that is both."""
@@ -64,6 +65,14 @@ async def open_engines(name: str, directory: Path) -> AsyncIterator[Engines]:
                 servers.append(postgres)
                 urls[kind] = postgres.url()
         yield Engines(urls[broker], urls[store or broker], servers)
+
+
+def serve_node(engines: Engines, name: str, port: int = 0) -> AbstractAsyncContextManager[Program]:
+    """Run a node. Its URL is `found`."""
+    serve = ("-m", "trioswitch", "serve", "--port", str(port), "--node-name", name)
+    shared = ("--store", engines.store, "--broker", engines.broker)
+    room = ("--room", "stored*:history=stored,history-size=10000")
+    return run(*serve, *shared, *room, is_up=r"listens on (ws://[^\s;]+)")
 
 
 async def _exit_in_thread(opened: object, *_error: object) -> None:

@@ -38,6 +38,6 @@ async def test_it_holds_no_more_than_the_retention() -> None:
 
 @pytest.mark.parametrize("url", ["", "memory:", "kafka://localhost", "sqlite", "sqlite:", "/tmp/x.db"])
 async def test_a_store_that_nobody_knows(url: str) -> None:
-    with pytest.raises(ValueError, match="it is memory, sqlite:PATH or redis://HOST"):
+    with pytest.raises(ValueError, match="it is memory, sqlite:PATH, redis://HOST or postgres://HOST/DATABASE"):
         async with open_store(url):
             pass

@@ -71,3 +71,12 @@ async def test_a_server_that_cannot_be_reached() -> None:
     with pytest.raises(StoreError, match=r"Redis at 127\.0\.0\.1:1 cannot be reached: Connection refused"):
         async with open_store("redis://127.0.0.1:1"):
             pass
+
+
+async def test_keys_of_another_version(redis: RedisServer) -> None:
+    await redis.command("SET", "trioswitch:version", "99")
+    with pytest.raises(StoreError, match=r"what 'trioswitch' keeps at .* has version 99: this server takes 1"):
+        async with open_store(redis.url):
+            pass
+    async with open_store(f"{redis.url}?prefix=other"):
+        pass

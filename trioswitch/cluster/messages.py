@@ -198,6 +198,8 @@ class Beat(NodeMessage, tag="beat"):
     version: str
     started: float
     statistics: dict[str, int]
+    now: float = 0.0
+    """Its wall clock; 0: it does not tell."""
 
 
 class Leaving(NodeMessage, tag="leaving"):

@@ -19,6 +19,8 @@ __all__ = ["BEAT_INTERVAL", "NodeInfo", "Roster"]
 
 _log = logging.getLogger(__name__)
 
+MAX_SKEW: Final = 5.0
+"""Seconds by which the clocks of nodes may differ before one is told: that is more than a sign of life is on its way."""
 BEAT_INTERVAL: Final = 2.0
 """Seconds between two signs of life."""
 ECHO_TIMEOUT: Final = 3 * BEAT_INTERVAL
@@ -36,7 +38,8 @@ class NodeInfo:
     started: float
     """Seconds of wall time, by the node's own clock."""
     statistics: Mapping[str, int]
-    """`connections`, `users` and `rooms`, at its last sign of life; other versions may tell others."""
+    """At its last sign of life: `connections`, `users`, `rooms`, `messages_sent`, `bytes_sent`, `pending_messages`,
+    `pending_bytes` and `drops`, as in `SwitchStatistics`; other versions may tell others."""
 
 
 class Roster:
@@ -99,7 +102,7 @@ class Roster:
         await self._link.publish_now(ALL, Leaving())
 
     def _beat_message(self) -> Beat:
-        return Beat(self._name, __version__, self._started, self._statistics())
+        return Beat(self._name, __version__, self._started, self._statistics(), clock.wall_time())
 
     def _beat(self) -> None:
         self._link.send(ALL, self._beat_message())
@@ -115,6 +118,13 @@ class Roster:
             return
         if node not in self._others:
             _log.info("node %s (%s) is here", beat.name, node)
+            if beat.now and abs(skew := beat.now - clock.wall_time()) > MAX_SKEW:
+                _log.warning(
+                    "the clock of node %s (%s) differs by %+.0f s: messages expire at the wrong time",
+                    beat.name,
+                    node,
+                    skew,
+                )
             self._beat()  # so that it knows of us at once
         self._others[node] = self._info(beat, node)
         self._heard[node] = now

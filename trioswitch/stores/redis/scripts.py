@@ -15,6 +15,7 @@ Keys, behind the prefix (names are hex, so that none can pretend to be another k
     expiring, mail_expiring, mail_age  sorted sets: NAME:NUMBER, by the time
     idempotency, sessions              sorted sets, by the time
     forgotten        string   the greatest `last` of the inboxes that were forgotten
+    version          string   of all this
     run, generation  strings  the run of Redis that was last written to; how often one began that may have lost something
 
 After such a loss, epochs and the numbers of inboxes are others: `told_epoch`, `least`.

@@ -41,6 +41,8 @@ __all__ = ["RedisStore", "open_redis_store"]
 
 _log = logging.getLogger(__name__)
 
+VERSION: Final = 1
+"""Of the keys and what is in them."""
 CALL_TIMEOUT: Final = 5.0
 """Seconds that Redis may take for a call."""
 REPLICA_TIMEOUT: Final = 1.0
@@ -97,6 +99,12 @@ class RedisStore(Store):
         for reply in await connection.calls([("SCRIPT", "LOAD", text) for text in SCRIPTS.values()]):
             if isinstance(reply, RedisError):
                 raise reply
+        await connection.call("SET", self._key("version"), VERSION, "NX")
+        found = await connection.call("GET", self._key("version"))
+        if found != b"%d" % VERSION:
+            name, version = self._prefix.strip("{}"), found.decode(errors="replace")
+            place = connection.place
+            raise RedisError(f"what {name!r} keeps at {place} has version {version}: this server takes {VERSION}")
         safe = self._replicas > 0 or await _writes_through(connection)
         keys = [self._key("run"), self._key("generation")]
         if generation := await connection.call(*self._script("begin", keys, [connection.run_id, int(safe)])):

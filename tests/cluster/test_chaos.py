@@ -1,0 +1,198 @@
+"""Chaos: three nodes under load, while nodes, brokers and stores are killed and stopped at random, and connections are cut.
+
+Publishers go on until each message is acknowledged, subscribers reconnect by themselves, users come and go. In the end everything
+works, and what was acknowledged is there: everywhere, once, in order; and presence is right. The seed is in the test's name. More
+rounds, by hand: `CHAOS_ROUNDS=20 pytest tests/cluster/test_chaos.py`.
+"""
+
+import os
+import random
+import signal
+from contextlib import AsyncExitStack, suppress
+from pathlib import Path
+
+import pytest
+import trio
+from engines import Engines, open_engines, serve_node
+from nats_server import NatsServer
+from postgres_server import PostgresServer
+from redis_server import RedisServer, free_port
+from servers import PATIENCE, Program
+
+from trioswitch.client import ClientError, Gap, Message, open_client
+
+ROUNDS = int(os.environ.get("CHAOS_ROUNDS", "1"))
+SECONDS = 15.0
+"""With faults."""
+STORED, PLAIN = "stored", "plain"
+
+pytestmark = pytest.mark.kill
+
+
+class Nodes:
+    """Three of them, which come back at their address when they are killed."""
+
+    def __init__(self, engines: Engines, nursery: trio.Nursery) -> None:
+        self.urls = [f"ws://127.0.0.1:{free_port()}/ws" for _ in range(3)]
+        self._engines = engines
+        self._nursery = nursery
+        self._running: dict[str, Program] = {}
+        self._started = trio.Event()
+        self.said: list[str] = []
+
+    async def start(self) -> None:
+        for url in self.urls:
+            self._nursery.start_soon(self._keep, url)
+        with trio.fail_after(PATIENCE):
+            await self._started.wait()
+
+    async def _keep(self, url: str) -> None:
+        port = int(url.split(":")[-1].partition("/")[0])
+        while True:
+            async with serve_node(self._engines, url, port) as program:
+                self._running[url] = program
+                if len(self._running) == len(self.urls):
+                    self._started.set()
+                await program.process.wait()
+                self.said.append(program.said)
+
+    def kill(self, url: str) -> None:
+        self._running[url].process.kill()
+
+
+class Chaos:
+    def __init__(self, engines: Engines, nodes: Nodes, chance: random.Random) -> None:
+        self._engines = engines
+        self._nodes = nodes
+        self._chance = chance
+        self.over = False
+        self.done: list[str] = []
+        """What went wrong."""
+
+    async def run(self) -> None:
+        with trio.move_on_after(SECONDS):
+            while True:
+                await trio.sleep(self._chance.uniform(0.2, 2))
+                fault = self._chance.choice([self._kill_node, self._kill_engines, self._stop_engine, self._cut])
+                self.done.append(fault.__name__)
+                with trio.CancelScope(shield=True):
+                    await fault()
+        self.over = True
+
+    async def _kill_node(self) -> None:
+        self._nodes.kill(self._chance.choice(self._nodes.urls))
+
+    async def _kill_engines(self) -> None:
+        await self._engines.kill()
+        await trio.sleep(self._chance.choice([0, 0.5, 2]))
+        await self._engines.start()
+
+    async def _stop_engine(self) -> None:
+        """It answers nobody for a while, and its connections look alive."""
+        for server in self._engines.servers:
+            if not isinstance(server, PostgresServer):  # its other processes would go on
+                assert server.process is not None
+                server.process.send_signal(signal.SIGSTOP)
+        await trio.sleep(self._chance.choice([0.5, 3, 8]))
+        for server in self._engines.servers:
+            if not isinstance(server, PostgresServer):
+                assert server.process is not None
+                server.process.send_signal(signal.SIGCONT)
+
+    async def _cut(self) -> None:
+        """The engines end the connections of all nodes."""
+        for server in self._engines.servers:
+            if isinstance(server, RedisServer):
+                await server.command("CLIENT", "KILL", "TYPE", self._chance.choice(["pubsub", "normal"]))
+            elif isinstance(server, PostgresServer):
+                sql = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND datname <> ''"
+                await trio.to_thread.run_sync(server.execute, sql)
+            elif isinstance(server, NatsServer):
+                await server.kill()
+                await server.start()
+
+
+async def _subscribe(url: str, user: str, room: str, received: list[str], task_status: trio.TaskStatus[None]) -> None:
+    async with open_client(url, user_id=user) as client, client.room(room) as joined:
+        task_status.started()
+        async for message in joined:
+            if isinstance(message, Gap):
+                received.append("gap")
+            elif isinstance(message, Message) and message.content is not None:
+                received.append(message.content)
+
+
+async def _publish(chaos: Chaos, url: str, name: str, chance: random.Random, acknowledged: list[str]) -> None:
+    async with open_client(url, user_id=name) as client, client.room(STORED) as stored, client.room(PLAIN) as plain:
+        number = 0
+        while not chaos.over:
+            text = f"{name}:{number}"
+            number += 1
+            while True:
+                try:
+                    await stored.chat(text, idempotency_key=text)
+                    break
+                except ClientError:
+                    await trio.sleep(0.1)
+            acknowledged.append(text)
+            with suppress(ClientError):  # it may be lost: nothing keeps it
+                await plain.chat(text)
+            await trio.sleep(chance.expovariate(30))
+
+
+async def _come_and_go(chaos: Chaos, urls: list[str], user: str, chance: random.Random) -> None:
+    while not chaos.over:
+        with suppress(ClientError), trio.move_on_after(chance.uniform(0.5, 3)):
+            async with open_client(chance.choice(urls), user_id=user) as client, client.room(STORED):
+                await trio.sleep_forever()
+        await trio.sleep(chance.uniform(0, 1))
+
+
+@pytest.mark.parametrize("name", ["redis", "nats and postgres"])
+@pytest.mark.parametrize("seed", range(ROUNDS))
+async def test_what_was_acknowledged_is_there(name: str, seed: int, tmp_path: Path) -> None:
+    chance = random.Random(seed)
+    async with AsyncExitStack() as stack:
+        engines = await stack.enter_async_context(open_engines(name, tmp_path))
+        nursery = await stack.enter_async_context(trio.open_nursery())
+        nodes = Nodes(engines, nursery)
+        await nodes.start()
+        chaos = Chaos(engines, nodes, chance)
+        received: list[list[str]] = [[] for _ in nodes.urls]
+        heard: list[list[str]] = [[] for _ in nodes.urls]
+        acknowledged: list[str] = []
+        readers = await stack.enter_async_context(trio.open_nursery())
+        for number, url in enumerate(nodes.urls):
+            await readers.start(_subscribe, url, f"reader {number}", STORED, received[number])
+            await readers.start(_subscribe, url, f"listener {number}", PLAIN, heard[number])
+        async with trio.open_nursery() as publishers:
+            for number, url in enumerate(nodes.urls):
+                name = f"p{number}"
+                publishers.start_soon(_publish, chaos, url, name, random.Random(f"{seed}{name}"), acknowledged)
+            for number in range(3):
+                user = f"guest {number}"
+                publishers.start_soon(_come_and_go, chaos, nodes.urls, user, random.Random(f"{seed}{user}"))
+            await chaos.run()
+        for texts in received:
+            with trio.fail_after(PATIENCE):
+                while len(texts) < len(acknowledged):
+                    await trio.sleep(0.1)
+        assert received[0] == received[1] == received[2], chaos.done
+        assert sorted(received[0]) == sorted(acknowledged), chaos.done
+        for number in range(3):
+            for texts in (received[0], *heard):
+                numbers = [int(text.partition(":")[2]) for text in texts if text.startswith(f"p{number}:")]
+                assert numbers == sorted(set(numbers)), chaos.done
+        assert len(acknowledged) > 100, chaos.done
+        await _presence_is(nodes, {f"reader {number}" for number in range(3)})
+        readers.cancel_scope.cancel()
+        nursery.cancel_scope.cancel()
+
+
+async def _presence_is(nodes: Nodes, users: set[str]) -> None:
+    """All nodes say, in the end, that these users are there, and nobody else."""
+    for url in nodes.urls:
+        async with open_client(url, user_id="who") as client:
+            with trio.fail_after(PATIENCE):
+                while set((await client.presence(STORED)).users) != users:
+                    await trio.sleep(0.5)

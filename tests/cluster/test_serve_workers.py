@@ -17,10 +17,10 @@ from servers import PATIENCE, Program, run
 
 from trioswitch.cli import supervisor
 from trioswitch.cli.supervisor import Workers
-from trioswitch.client import Message, open_client
+from trioswitch.client import Gap, Message, open_client
 from trioswitch.stores import MemoryStore
 
-STORED = ("--room", "stored*:history=stored")
+STORED = ("--room", "stored*:history=stored,history-size=1000")
 
 
 def _supervisor(*arguments: str, workers: int = 2) -> AbstractAsyncContextManager[Program]:
@@ -101,7 +101,9 @@ async def test_a_killed_worker_is_replaced_and_nothing_acknowledged_is_lost(tmp_
             async with open_client(server.found, user_id="receiver") as client, client.room("stored") as room:
                 task_status.started()
                 async for message in room:
-                    if isinstance(message, Message) and message.content is not None:
+                    if isinstance(message, Gap):
+                        received.append("gap")
+                    elif isinstance(message, Message) and message.content is not None:
                         received.append(message.content)
 
         async with trio.open_nursery() as nursery:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import trio
 import trustme
-from client_support import PATIENCE, Highest, client_of, connected, fake_server, in_room, received
+from client_support import PATIENCE, Highest, Peer, client_of, connected, fake_server, in_room, received
 from hypothesis import given
 from hypothesis import strategies as st
 from support import listening
@@ -453,6 +453,31 @@ async def test_room_ends_when_the_server_refuses_the_rejoin(clock: MockClock) ->
         assert await received(room, 1) == [4]
         with pytest.raises(RequestFailed, match="forbidden"):
             await received(room, 1)
+
+
+async def test_a_room_that_is_unavailable_after_a_reconnect_is_joined_later(clock: MockClock) -> None:
+    async with connected() as (server, client, peer), in_room(client, peer, offset=3) as room:
+        await peer.vanish()
+        peer = await server.accept()
+        await peer.error(await peer.expect("resume"), "unknown_session")
+        for _ in range(3):
+            await peer.error(await peer.expect("join_room", since={"epoch": "a", "offset": 3}), "unavailable")
+        await peer.let_join(offset=4, recovered=True)
+        await peer.message(4)
+        assert await received(room, 1) == [4]
+
+
+async def test_a_room_that_is_unavailable_at_first_is_not_waited_for(clock: MockClock) -> None:
+    async with connected() as (_server, client, peer):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_refuse_join, peer)
+            with pytest.raises(RequestFailed, match="unavailable"):
+                async with client.room("r"):
+                    pass
+
+
+async def _refuse_join(peer: Peer) -> None:
+    await peer.error(await peer.expect("join_room"), "unavailable")
 
 
 # --- TLS

@@ -8,7 +8,9 @@ rounds, by hand: `CHAOS_ROUNDS=20 pytest tests/cluster/test_chaos.py`.
 import os
 import random
 import signal
-from contextlib import AsyncExitStack, suppress
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,7 +21,7 @@ from postgres_server import PostgresServer
 from redis_server import RedisServer, free_port
 from servers import PATIENCE, Program
 
-from trioswitch.client import ClientError, Gap, Message, open_client
+from trioswitch.client import ClientError, Gap, Message, Room, open_client
 
 ROUNDS = int(os.environ.get("CHAOS_ROUNDS", "1"))
 SECONDS = 15.0
@@ -38,7 +40,6 @@ class Nodes:
         self._nursery = nursery
         self._running: dict[str, Program] = {}
         self._started = trio.Event()
-        self.said: list[str] = []
 
     async def start(self) -> None:
         for url in self.urls:
@@ -49,12 +50,19 @@ class Nodes:
     async def _keep(self, url: str) -> None:
         port = int(url.split(":")[-1].partition("/")[0])
         while True:
-            async with serve_node(self._engines, url, port) as program:
-                self._running[url] = program
-                if len(self._running) == len(self.urls):
-                    self._started.set()
-                await program.process.wait()
-                self.said.append(program.said)
+            try:
+                await self._run(url, port)
+            except* AssertionError as failed:  # without a store it does not start, and whoever starts it tries again
+                if "cannot be reached" not in str(failed.exceptions):
+                    raise
+                await trio.sleep(0.3)
+
+    async def _run(self, url: str, port: int) -> None:
+        async with serve_node(self._engines, url, port) as program:
+            self._running[url] = program
+            if len(self._running) == len(self.urls):
+                self._started.set()
+            await program.process.wait()
 
     def kill(self, url: str) -> None:
         self._running[url].process.kill()
@@ -112,8 +120,19 @@ class Chaos:
                 await server.start()
 
 
+async def _until_it_works(enter: Callable[[], AbstractAsyncContextManager[Room]], stack: AsyncExitStack) -> Room:
+    """Join a room, which may be refused while the store does not work."""
+    while True:
+        try:
+            return await stack.enter_async_context(enter())
+        except ClientError:
+            await trio.sleep(0.1)
+
+
 async def _subscribe(url: str, user: str, room: str, received: list[str], task_status: trio.TaskStatus[None]) -> None:
-    async with open_client(url, user_id=user) as client, client.room(room) as joined:
+    async with AsyncExitStack() as stack:
+        client = await stack.enter_async_context(open_client(url, user_id=user))
+        joined = await _until_it_works(partial(client.room, room), stack)
         task_status.started()
         async for message in joined:
             if isinstance(message, Gap):
@@ -123,7 +142,9 @@ async def _subscribe(url: str, user: str, room: str, received: list[str], task_s
 
 
 async def _publish(chaos: Chaos, url: str, name: str, chance: random.Random, acknowledged: list[str]) -> None:
-    async with open_client(url, user_id=name) as client, client.room(STORED) as stored, client.room(PLAIN) as plain:
+    async with AsyncExitStack() as stack:
+        client = await stack.enter_async_context(open_client(url, user_id=name))
+        stored, plain = [await _until_it_works(partial(client.room, room), stack) for room in (STORED, PLAIN)]
         number = 0
         while not chaos.over:
             text = f"{name}:{number}"

@@ -118,12 +118,21 @@ class ClientConnection:
                 self._session.user_id = answer.get("user_id", self._session.user_id)
                 membership.on_joined(answer)
                 self.fetch(membership)
+            elif membership.answered.is_set() and answer.get("code") in RETRIED:
+                assert self._nursery is not None
+                self._nursery.start_soon(self._join_later, membership)
             else:
                 del self._session.rooms[membership.name]
                 membership.end(RequestFailed(answer.get("code", ""), answer.get("message", "")))
 
         if self._ready:
             self._ask("join_room", fields, on_answer)
+
+    async def _join_later(self, membership: Membership) -> None:
+        """Join again a room that the client was in before, and that the server cannot let it into now."""
+        await trio.sleep(self._backoff.next())
+        if self._session.rooms.get(membership.name) is membership:
+            self.join(membership)
 
     def leave_room(self, room: str) -> None:
         """Leave a room; the answer is ignored."""

@@ -71,7 +71,9 @@ class Link:
         self._pending_bytes = 0
         self._to_send = Wakeup()
         self._space = Wakeup()
-        self._wanted: dict[str, Callable[[], None] | None] = {}  # topics, and what is called when one is subscribed to
+        self._wanted: dict[
+            str, Callable[[str], None] | None
+        ] = {}  # topics, and what is called when one is subscribed to
         self._subscribed: set[str] = set()
         self._missing: dict[str, None] = {}  # those that are wanted, and not subscribed to
         self._unwanted: DueQueue[str, None] = DueQueue()  # topics that are given up when their grace is over
@@ -178,15 +180,15 @@ class Link:
 
     # --- interest
 
-    def want(self, topic: str, on_attached: Callable[[], None] | None = None) -> None:
-        """Subscribe to a topic. `on_attached` is called whenever it is subscribed to: now, soon, and after each reconnection."""
+    def want(self, topic: str, on_attached: Callable[[str], None] | None = None) -> None:
+        """Subscribe to a topic. `on_attached(topic)` is called when it is subscribed to: now or soon, and after reconnections."""
         self._unwanted.remove(topic)
         self._wanted[topic] = on_attached
         if topic not in self._subscribed:
             self._missing[topic] = None
             self._interest_changed.notify()
         elif on_attached is not None:
-            on_attached()
+            on_attached(topic)
 
     def unwant(self, topic: str) -> None:
         """Nobody needs the topic any more. It is given up after a grace."""
@@ -243,7 +245,7 @@ class Link:
             self._missing.pop(topic, None)
             on_attached = self._wanted.get(topic)
             if on_attached is not None:
-                on_attached()
+                on_attached(topic)
 
     # --- in
 

@@ -5,7 +5,6 @@ on two nodes is there once. When a node dies, each of the others notices, and it
 """
 
 from collections.abc import Callable
-from functools import partial
 
 from ..rooms.announcements import Announcements
 from ..rooms.directory import RoomDirectory
@@ -24,7 +23,8 @@ class ClusterPresence:
     def __init__(self, link: Link, roster: Roster, rooms: RoomDirectory) -> None:
         self._rooms = rooms
         self._announcements: Announcements | None = None
-        self._state = SharedState(link, roster, "room", self._on_change)
+        self._open: dict[str, tuple[Room, Callable[[], None]]] = {}  # by topic, with who is told that it is attached
+        self._state = SharedState(link, roster, "room", self._users_here, self._attached, self._on_change)
         self.run = self._state.run
         self.run_repeating = self._state.run_repeating
         self.is_known = self._state.is_known
@@ -35,10 +35,19 @@ class ClusterPresence:
         self._announcements = announcements
 
     def opened(self, room: Room, topic: str, on_attached: Callable[[], None]) -> None:
-        self._state.open(topic, partial(_users_here, room), on_attached)
+        self._open[topic] = (room, on_attached)
+        self._state.open(topic)
 
-    def closed(self, _room: Room, topic: str) -> None:
+    def closed(self, topic: str) -> None:
         self._state.close(topic)
+        del self._open[topic]
+
+    def _users_here(self, topic: str) -> dict[str, int]:
+        membership = self._open[topic][0].membership
+        return {user: here for user in membership.users if (here := membership.here(user))}
+
+    def _attached(self, topic: str) -> None:
+        self._open[topic][1]()
 
     def changed(self, room: Room, user: str) -> None:
         """A user has another number of connections in a room, on this node."""
@@ -54,8 +63,3 @@ class ClusterPresence:
             self._announcements.joined(room, user)
         else:
             self._announcements.left(room, user)
-
-
-def _users_here(room: Room) -> dict[str, int]:
-    membership = room.membership
-    return {user: here for user in membership.users if (here := membership.here(user))}

@@ -52,7 +52,7 @@ class ClusterRelay:
     def closed(self, room: Room) -> None:
         self._live.closed(room)
         self._committed.closed(room)
-        self._presence.closed(room, room_topic(room.name))
+        self._presence.closed(room_topic(room.name))
 
     async def reach(self, room: Room, position: Position) -> None:
         await self._committed.reach(room, position)

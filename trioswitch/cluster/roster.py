@@ -62,7 +62,7 @@ class Roster:
         link.on(ALL, Beat, self._on_beat)
         link.on(ALL, Leaving, self._on_leaving)
         link.on_change(self._on_connected)
-        link.want(ALL, self._beat)
+        link.want(ALL, lambda _topic: self._beat())
         link.want(node_topic(link.node))
 
     def on_left(self, callback: Callable[[str], None]) -> None:

@@ -46,38 +46,45 @@ class _Part:
 
 @attrs.define(eq=False)
 class _Topic:
-    snapshot: Callable[[], dict[str, int]]
-    """Makes the whole of this node's part."""
-    on_attached: Callable[[], None]
     version: int = 0
     dirty: dict[str, int] = attrs.field(factory=dict)
     parts: dict[str, _Part] = attrs.field(factory=dict)
-    answered: set[str] = attrs.field(factory=set)
+    answered: set[str] | None = None
     """Nodes that have told their parts since all were asked."""
     expected: int | None = None
     """How many will; None: they were not asked yet."""
 
     @property
     def known(self) -> bool:
-        return self.expected is not None and len(self.answered) >= self.expected
+        return self.expected is not None and len(self.answered or ()) >= self.expected
 
 
 class SharedState:
     """The shared state of all topics of one kind, `room` say. `run` and `run_repeating` are its tasks.
 
+    `snapshot(topic)` makes the whole of this node's part. `on_attached(topic)` is called as that of `Link.want`.
     `on_change(topic, node, key, value, is_new)` is called when a key of another node's part has another value, 0 if it is gone;
     `is_new` says that it has just happened, rather than that this node has just learned of it.
     """
 
-    def __init__(self, link: Link, roster: Roster, kind: str, on_change: OnChange) -> None:
+    def __init__(
+        self,
+        link: Link,
+        roster: Roster,
+        kind: str,
+        snapshot: Callable[[str], dict[str, int]],
+        on_attached: Callable[[str], None],
+        on_change: OnChange,
+    ) -> None:
         self._link = link
+        self._snapshot = snapshot
+        self._on_attached = on_attached
+        self._ask_all = self._ask  # one object for all topics: there may be one for each user
         self._on_change = on_change
         self._topics: dict[str, _Topic] = {}
         self._dirty: dict[str, None] = {}
         self._to_answer: dict[str, None] = {}  # topics of which somebody has asked for the whole
-        self._silent: DueQueue[tuple[str, str], None] = (
-            DueQueue()
-        )  # parts that were asked for, until they are forgotten
+        self._silent: DueQueue[tuple[str, str], None] = DueQueue()  # parts asked for, until they are forgotten
         self._to_send = Wakeup()
         self._answered = Wakeup()
         link.on(kind, Changes, self._on_changes)
@@ -86,12 +93,10 @@ class SharedState:
 
     # --- this node's part
 
-    def open(
-        self, topic: str, snapshot: Callable[[], dict[str, int]], on_attached: Callable[[], None] = lambda: None
-    ) -> None:
-        """Take part in a topic. `snapshot` makes the whole of this node's part; `on_attached` as of `Link.want`."""
-        self._topics[topic] = _Topic(snapshot, on_attached)
-        self._link.want(topic, partial(self._ask, topic))
+    def open(self, topic: str) -> None:
+        """Take part in a topic."""
+        self._topics[topic] = _Topic()
+        self._link.want(topic, self._ask_all)
 
     def close(self, topic: str) -> None:
         """Take part no more: this node's part is empty, and nothing is known of the others."""
@@ -148,14 +153,14 @@ class SharedState:
         if values:
             state.version += 1
             full = state.version == 1
-            self._link.send(topic, Changes(state.version, state.snapshot() if full else values, full))
+            self._link.send(topic, Changes(state.version, self._snapshot(topic) if full else values, full))
 
     def _send_whole(self, topic: str) -> None:
         self._send_changes(topic)  # those that nobody knows of yet: they have just happened
         state = self._topics.get(topic)
         if state is not None:
             state.version += 1
-            self._link.send(topic, Changes(state.version, state.snapshot(), full=True, known=True))
+            self._link.send(topic, Changes(state.version, self._snapshot(topic), full=True, known=True))
         elif self._link.attached(topic):  # nobody is there any more
             self._link.send(topic, Changes(0, {}, full=True, known=True))
 
@@ -182,11 +187,11 @@ class SharedState:
         state = self._topics[topic]
         for node in state.parts:
             self._await_answer(topic, node)
-        state.answered, state.expected = set(), None
+        state.answered = state.expected = None
         if state.version:
             self._send_whole(topic)
         self._link.send(topic, Ask(), partial(self._asked, state))
-        state.on_attached()
+        self._on_attached(topic)
 
     def _await_answer(self, topic: str, node: str) -> None:
         self._silent.add((topic, node), None, trio.current_time() + ANSWER_TIME)
@@ -220,7 +225,7 @@ class SharedState:
         if changes.full:
             self._silent.remove((topic, node))
             if changes.known:
-                state.answered.add(node)
+                state.answered = (state.answered or set()) | {node}
                 self._answered.notify()
             gone = {key: 0 for key in part.values if key not in changes.values}
             values = gone | changes.values

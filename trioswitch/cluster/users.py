@@ -50,10 +50,10 @@ class ClusterUsers:
         self._connections = connections
         self._inbox = inbox
         self._store = store
-        self._state = SharedState(link, roster, "user", lambda *_: None)
+        self._state = SharedState(link, roster, "user", self._snapshot, self._attached, lambda *_: None)
         self._graces: DueQueue[str, None] = (
             DueQueue()
-        )  # users of whom a client has come, until it is clear what it does
+        )  # users of whom a client has come, until it is known what it does
         self._told: dict[str, int] = {}  # of each user what the other nodes know
         self._to_forget: dict[str, int] = {}  # seqs up to which inboxes can be forgotten
         self._wakeup = Wakeup()
@@ -71,7 +71,7 @@ class ClusterUsers:
     def online(self, user: str) -> None:
         """A user has a connection here, and had none before."""
         if not self._is_unnamed(user):
-            self._state.open(user_topic(user), lambda: self._values(user), lambda: self._attached(user))
+            self._state.open(user_topic(user))
 
     def offline(self, user: str) -> None:
         """The last connection of a user here has ended, or is another's now."""
@@ -88,7 +88,7 @@ class ClusterUsers:
     def _tell(self, user: str) -> None:
         if self._is_unnamed(user) or not self._connections.of_user(user):
             return
-        value = self._values(user)[_HERE]
+        value = self._value(user)
         if self._told.get(user) != value:
             self._told[user] = value
             self._state.changed(user_topic(user), _HERE, value)
@@ -96,12 +96,15 @@ class ClusterUsers:
     def _is_unnamed(self, user: str) -> bool:
         return user.startswith(f"{self._link.node}.")
 
-    def _values(self, user: str) -> dict[str, int]:
-        return {_HERE: _KEEPS if self._inbox.needs_keeping(user) else _PLAIN}
+    def _value(self, user: str) -> int:
+        return _KEEPS if self._inbox.needs_keeping(user) else _PLAIN
 
-    def _attached(self, user: str) -> None:
+    def _snapshot(self, topic: str) -> dict[str, int]:
+        return {_HERE: self._value(topic.partition(":")[2])}
+
+    def _attached(self, topic: str) -> None:
         """What is sent from now on is heard: read what was sent before."""
-        self._inbox.look_again(user)
+        self._inbox.look_again(topic.partition(":")[2])
 
     # --- out
 

@@ -33,7 +33,7 @@ class Hub:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._subscribers: dict[str, dict[_Process, None]] = {}
+        self._subscribers: dict[str, tuple[_Process, ...]] = {}  # of most topics, those of users, there is one
         self._processes: dict[_Process, None] = {}
 
     def __len__(self) -> int:
@@ -99,7 +99,7 @@ class Hub:
     ) -> list[int]:
         counts = []
         for sent in payloads:
-            receivers = self._subscribers.get(sent[0], {})
+            receivers = self._subscribers.get(sent[0], ())
             counts.append(len(receivers))
             for receiver in receivers:
                 published.setdefault(receiver, []).append(sent)
@@ -107,17 +107,17 @@ class Hub:
 
     def _subscribe(self, process: "_Process", topics: Sequence[str]) -> None:
         for topic in topics:
-            process.topics.add(topic)
-            self._subscribers.setdefault(topic, {})[process] = None
+            subscribers = self._subscribers.get(topic, ())
+            if process not in subscribers:
+                process.topics.add(topic)
+                self._subscribers[topic] = (*subscribers, process)
 
     def _unsubscribe(self, process: "_Process", topics: Sequence[str]) -> None:
         for topic in topics:
             process.topics.discard(topic)
-            subscribers = self._subscribers.get(topic)
-            if subscribers is not None:
-                subscribers.pop(process, None)
-                if not subscribers:
-                    del self._subscribers[topic]
+            others = tuple(other for other in self._subscribers.pop(topic, ()) if other is not process)
+            if others:
+                self._subscribers[topic] = others
 
     # --- store
 

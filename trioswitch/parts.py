@@ -1,6 +1,7 @@
 """The parts of a switch that its facade calls, and what they count together."""
 
 from collections import Counter
+from typing import Final
 
 import attrs
 import trio
@@ -28,8 +29,11 @@ from .wire.frames import Compressor
 
 __all__ = ["Parts"]
 
+COUNT_INTERVAL: Final = 10.0
+"""Seconds between two looks at all connections, for what is told to the other nodes."""
 
-@attrs.frozen(kw_only=True)
+
+@attrs.define(kw_only=True, eq=False)
 class Parts:
     """The parts that the facade, `Switch`, calls."""
 
@@ -53,16 +57,24 @@ class Parts:
     _writer: StoreWriter
     _reactor: Reactor | None
     cluster: Cluster | None
+    _count_again: float = attrs.field(default=0.0, init=False)
+    _sent: dict[str, int] = attrs.field(factory=dict, init=False)
 
     def beat(self) -> dict[str, int]:
-        """What a node tells the others of itself."""
-        traffic, live = self.traffic, [connection.outbox.account for connection in self.connections.everyone()]
+        """What a node tells the others of itself. What takes a look at all connections may be `COUNT_INTERVAL` old."""
+        traffic, now = self.traffic, trio.current_time()
+        if now >= self._count_again:
+            self._count_again = now + COUNT_INTERVAL
+            live = [connection.outbox.account for connection in self.connections.everyone()]
+            self._sent = {
+                "messages_sent": traffic.messages_sent + sum([account.messages_sent for account in live]),
+                "bytes_sent": traffic.bytes_sent + sum([account.bytes_sent for account in live]),
+            }
         return {
-            "connections": len(live),
+            "connections": len(self.connections),
             "users": len(self.connections.users),
             "rooms": len(self.rooms),
-            "messages_sent": traffic.messages_sent + sum([account.messages_sent for account in live]),
-            "bytes_sent": traffic.bytes_sent + sum([account.bytes_sent for account in live]),
+            **self._sent,
             "pending_messages": traffic.waiting,
             "pending_bytes": traffic.waiting_bytes,
             "drops": traffic.drops.total(),

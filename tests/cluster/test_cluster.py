@@ -367,7 +367,7 @@ async def test_sessions_of_a_node_that_drains_are_resumed_elsewhere(autojump_clo
 async def test_nodes_are_listed(autojump_clock: MockClock) -> None:
     async with open_nodes(3) as nodes:
         await nodes.join(1, "r", "ann")
-        await trio.sleep(3)
+        await trio.sleep(15)
         lists = [node.app.switch.nodes() for node in nodes.nodes]
         assert {frozenset(node.id for node in listed) for listed in lists} == {frozenset(node.id for node in lists[0])}
         assert [sum(node.statistics["connections"] for node in listed) for listed in lists] == [1, 1, 1]

@@ -222,3 +222,18 @@ async def test_parcels_of_other_versions_and_garbage_are_left_out(
         assert await texts(bob, 1) == ["good"]
         complaints = [record for record in caplog.records if "cannot be read" in record.message]
         assert len(complaints) == 2  # one of each node: the others within a minute are left out
+
+
+async def test_a_node_that_had_no_time_to_listen_blames_nobody(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with open_nodes(2) as nodes:
+        await nodes.join(0, "r", "ann")
+        await trio.sleep(5)
+        for _ in range(3):
+            autojump_clock.jump(60)  # as after a minute in which the process did not run
+            await trio.sleep(1)
+        assert [len(node.app.switch.nodes()) for node in nodes.nodes] == [2, 2]
+        assert all(node.app.switch.broker_error is None for node in nodes.nodes)
+    assert "does not come back" not in caplog.text
+    assert "was silent" not in caplog.text

@@ -19,6 +19,8 @@ __all__ = ["BEAT_INTERVAL", "NodeInfo", "Roster"]
 
 _log = logging.getLogger(__name__)
 
+LATE: Final = 0.5
+"""Seconds that this node may be behind before it does not count against the broker and the others, that it has heard nothing."""
 MAX_SKEW: Final = 5.0
 """Seconds by which the clocks of nodes may differ before one is told: that is more than a sign of life is on its way."""
 BEAT_INTERVAL: Final = 2.0
@@ -83,10 +85,14 @@ class Roster:
         self._echo_at = trio.current_time()
         while True:
             self._beat()
+            began = trio.current_time()
             await trio.sleep(BEAT_INTERVAL)
+            now = trio.current_time()
+            if (late := now - began - BEAT_INTERVAL) > LATE:  # this node had no time to listen
+                self._echo_at += late
+                self._heard = {node: heard + late for node, heard in self._heard.items()}
             if not self._link.connected:
                 continue
-            now = trio.current_time()
             if now - self._echo_at > ECHO_TIMEOUT:
                 self._echo_at = now
                 self._link.drop_connection("what this node publishes does not come back")

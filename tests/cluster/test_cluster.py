@@ -2,7 +2,7 @@
 
 import pytest
 import trio
-from cluster_support import open_nodes, texts
+from cluster_support import texts
 from trio.testing import MockClock
 
 from trioswitch import ConnectRequest, Identity, Options, RoomPolicy, open_switch
@@ -10,6 +10,7 @@ from trioswitch._util import clock
 from trioswitch.brokers import Exchange
 from trioswitch.cluster.messages import ALL, Beat, encode_parcel
 from trioswitch.stores import MemoryStore
+from trioswitch.testing import open_test_cluster
 
 STORED = Options(
     policies=(RoomPolicy(pattern="stored*", history="stored"), RoomPolicy(pattern="kept*", history="memory"))
@@ -26,7 +27,7 @@ async def by_name(request: ConnectRequest) -> Identity:
 
 @pytest.mark.parametrize("room", ROOMS)
 async def test_members_on_all_nodes_get_everything_in_one_order(room: str, autojump_clock: MockClock) -> None:
-    async with open_nodes(3, STORED) as nodes:
+    async with open_test_cluster(3, STORED) as nodes:
         clients = [await nodes.join(index, room, f"user {index}") for index in range(3)]
         for number in range(20):
             for index, client in enumerate(clients):
@@ -41,7 +42,7 @@ async def test_members_on_all_nodes_get_everything_in_one_order(room: str, autoj
 
 @pytest.mark.parametrize("room", ROOMS)
 async def test_a_node_without_members_publishes(room: str, autojump_clock: MockClock) -> None:
-    async with open_nodes(2, STORED) as nodes:
+    async with open_test_cluster(2, STORED) as nodes:
         client = await nodes.join(0, room, "ann")
         receipt = await nodes[1].app.switch.publish(room, {"n": 1})
         assert (await client.receive_until(type="message"))["data"] == {"n": 1}
@@ -50,7 +51,7 @@ async def test_a_node_without_members_publishes(room: str, autojump_clock: MockC
 
 @pytest.mark.parametrize("room", ROOMS)
 async def test_a_subscription_gets_what_is_published_elsewhere(room: str, autojump_clock: MockClock) -> None:
-    async with open_nodes(2, STORED) as nodes, nodes[0].app.switch.subscribe(room) as events:
+    async with open_test_cluster(2, STORED) as nodes, nodes[0].app.switch.subscribe(room) as events:
         for number in range(3):
             await nodes[1].app.switch.publish(room, number)
         received = [await anext(events) for _ in range(3)]
@@ -62,7 +63,7 @@ async def test_a_flood_makes_publishers_wait(
     room: str, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("trioswitch.cluster.link.MAX_PENDING", 5)
-    async with open_nodes(2, STORED) as nodes, nodes[0].app.switch.subscribe(room) as events:
+    async with open_test_cluster(2, STORED) as nodes, nodes[0].app.switch.subscribe(room) as events:
         async with trio.open_nursery() as nursery:
             for number in range(200):
                 nursery.start_soon(nodes[1].app.switch.publish, room, number)
@@ -71,7 +72,7 @@ async def test_a_flood_makes_publishers_wait(
 
 
 async def test_excluded_connections_are_excluded_on_other_nodes(autojump_clock: MockClock) -> None:
-    async with open_nodes(2) as nodes:
+    async with open_test_cluster(2) as nodes:
         ann, bob = await nodes.join(0, "r", "ann"), await nodes.join(0, "r", "bob")
         await nodes[1].app.switch.publish("r", 1, exclude=[ann.connection_id])
         await nodes[1].app.switch.publish("r", 2)
@@ -80,7 +81,7 @@ async def test_excluded_connections_are_excluded_on_other_nodes(autojump_clock: 
 
 
 async def test_expired_messages_and_priorities_travel(autojump_clock: MockClock) -> None:
-    async with open_nodes(2) as nodes:
+    async with open_test_cluster(2) as nodes:
         client = await nodes.join(0, "r", "ann")
         await nodes[1].app.switch.publish("r", "expired", expires=0.0)
         await nodes[1].app.switch.publish("r", "good", expires=60.0, priority=9)
@@ -88,7 +89,7 @@ async def test_expired_messages_and_priorities_travel(autojump_clock: MockClock)
 
 
 async def test_a_retry_on_another_node_is_published_once(autojump_clock: MockClock) -> None:
-    async with open_nodes(3, STORED) as nodes:
+    async with open_test_cluster(3, STORED) as nodes:
         for room in ROOMS:
             client = await nodes.join(2, room, "ann")
             for index in (0, 1):
@@ -99,7 +100,7 @@ async def test_a_retry_on_another_node_is_published_once(autojump_clock: MockClo
 
 
 async def test_who_joins_gets_what_was_published_elsewhere(autojump_clock: MockClock) -> None:
-    async with open_nodes(2, STORED) as nodes:
+    async with open_test_cluster(2, STORED) as nodes:
         ann = await nodes.join(0, "stored", "ann")
         for number in range(5):
             await ann.ask("chat_message", room="stored", content=f"{number}")
@@ -114,7 +115,7 @@ async def test_who_joins_gets_what_was_published_elsewhere(autojump_clock: MockC
 
 
 async def test_a_user_on_two_nodes_is_there_once(autojump_clock: MockClock) -> None:
-    async with open_nodes(2) as nodes:
+    async with open_test_cluster(2) as nodes:
         watcher = await nodes.join(0, "r", "watcher")
         first, second = await nodes.join(0, "r", "ann"), await nodes.join(1, "r", "ann")
         await watcher.receive_until(action="user_joined", user_id="ann", online_count=2)
@@ -130,7 +131,7 @@ async def test_a_user_on_two_nodes_is_there_once(autojump_clock: MockClock) -> N
 
 
 async def test_who_joins_is_told_of_users_elsewhere(autojump_clock: MockClock) -> None:
-    async with open_nodes(3) as nodes:
+    async with open_test_cluster(3) as nodes:
         for index in range(2):
             await nodes.join(index, "r", f"user {index}")
         client = await nodes[2].app.connect()
@@ -138,7 +139,7 @@ async def test_who_joins_is_told_of_users_elsewhere(autojump_clock: MockClock) -
 
 
 async def test_presence_of_a_room_of_other_nodes(autojump_clock: MockClock) -> None:
-    async with open_nodes(2) as nodes:
+    async with open_test_cluster(2) as nodes:
         await nodes.join(0, "r", "ann")
         client = await nodes[1].app.connect()
         answer = await client.ask("presence", room="r")
@@ -149,7 +150,7 @@ async def test_presence_of_a_room_of_other_nodes(autojump_clock: MockClock) -> N
 
 
 async def test_the_users_of_a_dead_node_leave_once(autojump_clock: MockClock) -> None:
-    async with open_nodes(3) as nodes:
+    async with open_test_cluster(3) as nodes:
         clients = [await nodes.join(index, "r", f"user {index}") for index in range(3)]
         nodes[2].kill()
         killed_at = trio.current_time()
@@ -164,7 +165,7 @@ async def test_the_users_of_a_dead_node_leave_once(autojump_clock: MockClock) ->
 
 
 async def test_a_renamed_user_is_renamed_everywhere(autojump_clock: MockClock) -> None:
-    async with open_nodes(2) as nodes:
+    async with open_test_cluster(2) as nodes:
         watcher = await nodes.join(0, "r", "watcher")
         guest = await nodes[1].app.connect()
         await guest.join("r")
@@ -178,7 +179,7 @@ async def test_a_renamed_user_is_renamed_everywhere(autojump_clock: MockClock) -
 
 
 async def test_direct_messages_reach_all_nodes(autojump_clock: MockClock) -> None:
-    async with open_nodes(3) as nodes:
+    async with open_test_cluster(3) as nodes:
         anns = [await nodes.join(index, "r", "ann") for index in (0, 1)]
         bob = await nodes.join(2, "r", "bob")
         ack = await bob.ask("direct_message", to="ann", content="hi")
@@ -191,14 +192,14 @@ async def test_direct_messages_reach_all_nodes(autojump_clock: MockClock) -> Non
 
 
 async def test_direct_messages_to_a_client_without_a_name(autojump_clock: MockClock) -> None:
-    async with open_nodes(2) as nodes:
+    async with open_test_cluster(2) as nodes:
         guest = await nodes[0].app.connect()
         await nodes[1].app.switch.send_to_user(guest.connection_id, "hi")
         assert (await guest.receive_until(type="direct_message"))["data"] == "hi"
 
 
 async def test_an_inbox_is_read_and_acknowledged_on_any_node(autojump_clock: MockClock) -> None:
-    async with open_nodes(3, on_connect=by_name) as nodes:
+    async with open_test_cluster(3, on_connect=by_name) as nodes:
         for number in range(3):
             await nodes[0].app.switch.send_to_user("ann", number)
         first = await nodes[1].app.connect("/ws?name=ann")
@@ -216,7 +217,7 @@ async def test_an_inbox_is_read_and_acknowledged_on_any_node(autojump_clock: Moc
 
 
 async def test_what_clients_that_do_not_acknowledge_got_is_not_sent_again(autojump_clock: MockClock) -> None:
-    async with open_nodes(2) as nodes:
+    async with open_test_cluster(2) as nodes:
         ann = await nodes.join(0, "r", "ann")
         await trio.sleep(6)  # until it is clear that it does not acknowledge
         for number in range(3):
@@ -230,7 +231,7 @@ async def test_what_clients_that_do_not_acknowledge_got_is_not_sent_again(autoju
 
 
 async def test_groups_and_broadcasts(autojump_clock: MockClock) -> None:
-    async with open_nodes(2) as nodes:
+    async with open_test_cluster(2) as nodes:
         ann, bob = await nodes.join(0, "r", "ann"), await nodes.join(1, "r", "bob")
         nodes[0].app.switch.add_to_group("staff", "ann")
         nodes[1].app.switch.add_to_group("staff", "bob")
@@ -248,7 +249,7 @@ async def test_groups_and_broadcasts(autojump_clock: MockClock) -> None:
 
 
 async def test_groups_are_known_to_a_node_that_comes_later(autojump_clock: MockClock) -> None:
-    async with open_nodes(1) as nodes:
+    async with open_test_cluster(1) as nodes:
         nodes[0].app.switch.add_to_group("staff", "ann")
         await trio.sleep(1)
         late = await nodes.start()
@@ -257,7 +258,7 @@ async def test_groups_are_known_to_a_node_that_comes_later(autojump_clock: MockC
 
 
 async def test_a_connection_on_another_node_is_kicked(autojump_clock: MockClock) -> None:
-    async with open_nodes(2) as nodes:
+    async with open_test_cluster(2) as nodes:
         ann = await nodes.join(0, "r", "ann")
         nodes[1].app.switch.kick(ann.connection_id, "enough")
         assert await ann.closed() == (4502, "enough")
@@ -267,7 +268,7 @@ async def test_a_connection_on_another_node_is_kicked(autojump_clock: MockClock)
 
 
 async def test_a_session_is_resumed_on_another_node(autojump_clock: MockClock) -> None:
-    async with open_nodes(2, STORED) as nodes:
+    async with open_test_cluster(2, STORED) as nodes:
         watcher = await nodes.join(1, "stored", "watcher")
         ann = await nodes.join(0, "stored", "ann")
         await ann.join("plain")
@@ -295,7 +296,7 @@ async def test_a_session_is_resumed_on_another_node(autojump_clock: MockClock) -
 
 
 async def test_a_session_is_taken_over_from_another_node(autojump_clock: MockClock) -> None:
-    async with open_nodes(2) as nodes:
+    async with open_test_cluster(2) as nodes:
         ann = await nodes.join(0, "r", "ann")
         await trio.sleep(1)
         back = await nodes[1].app.connect()
@@ -305,7 +306,7 @@ async def test_a_session_is_taken_over_from_another_node(autojump_clock: MockClo
 
 
 async def test_a_session_of_a_dead_node_is_resumed(autojump_clock: MockClock) -> None:
-    async with open_nodes(3, STORED) as nodes:
+    async with open_test_cluster(3, STORED) as nodes:
         watcher = await nodes.join(2, "stored", "watcher")
         ann = await nodes.join(0, "stored", "ann")
         await ann.join("plain")
@@ -330,7 +331,7 @@ async def test_a_session_of_a_dead_node_is_resumed(autojump_clock: MockClock) ->
 
 
 async def test_a_session_belongs_to_its_user_on_any_node(autojump_clock: MockClock) -> None:
-    async with open_nodes(2, on_connect=by_name) as nodes:
+    async with open_test_cluster(2, on_connect=by_name) as nodes:
         ann = await nodes[0].app.connect("/ws?name=ann")
         await ann.join("r")
         await trio.sleep(1)
@@ -340,7 +341,7 @@ async def test_a_session_belongs_to_its_user_on_any_node(autojump_clock: MockClo
 
 
 async def test_a_session_that_ended_is_ended_everywhere(autojump_clock: MockClock) -> None:
-    async with open_nodes(2, Options(session_time=60)) as nodes:
+    async with open_test_cluster(2, Options(session_time=60)) as nodes:
         left, lost = await nodes.join(0, "r", "ann"), await nodes.join(0, "r", "bob")
         await trio.sleep(1)
         await left.close()
@@ -352,7 +353,7 @@ async def test_a_session_that_ended_is_ended_everywhere(autojump_clock: MockCloc
 
 
 async def test_sessions_of_a_node_that_drains_are_resumed_elsewhere(autojump_clock: MockClock) -> None:
-    async with open_nodes(2) as nodes:
+    async with open_test_cluster(2) as nodes:
         ann = await nodes.join(0, "r", "ann")
         await nodes[0].app.switch.drain(5)
         assert (await ann.closed())[0] == 1001
@@ -365,7 +366,7 @@ async def test_sessions_of_a_node_that_drains_are_resumed_elsewhere(autojump_clo
 
 
 async def test_nodes_are_listed(autojump_clock: MockClock) -> None:
-    async with open_nodes(3) as nodes:
+    async with open_test_cluster(3) as nodes:
         await nodes.join(1, "r", "ann")
         await trio.sleep(15)
         lists = [node.app.switch.nodes() for node in nodes.nodes]
@@ -410,7 +411,7 @@ async def test_a_node_waits_for_its_broker_before_it_takes_clients(
 
 
 async def test_clocks_that_differ_are_told(autojump_clock: MockClock, caplog: pytest.LogCaptureFixture) -> None:
-    async with open_nodes(1) as nodes:
+    async with open_test_cluster(1) as nodes:
         for seconds in (-600, 2):
             beat = Beat("two", "1", 0.0, {}, clock.wall_time() + seconds)
             nodes.exchange.publish(ALL, encode_parcel(f"node{seconds}", [beat]))

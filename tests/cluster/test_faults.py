@@ -2,13 +2,14 @@
 
 import pytest
 import trio
-from cluster_support import open_nodes, texts
+from cluster_support import texts
 from trio.testing import MockClock
 
 from trioswitch import Options, RoomPolicy
 from trioswitch.brokers import Exchange
 from trioswitch.cluster.messages import Committed, Live, decode_parcel
 from trioswitch.stores import MemoryStore
+from trioswitch.testing import open_test_cluster
 
 STORED = Options(policies=(RoomPolicy(pattern="stored*", history="stored"),))
 
@@ -30,7 +31,7 @@ def lose(exchange: Exchange, kind: type, skip: int = 0, count: int = 1) -> None:
 
 
 async def test_stored_messages_that_the_broker_loses_are_read_from_the_store(autojump_clock: MockClock) -> None:
-    async with open_nodes(2, STORED) as nodes:
+    async with open_test_cluster(2, STORED) as nodes:
         _ann, bob = await nodes.join(0, "stored", "ann"), await nodes.join(1, "stored", "bob")
         lose(nodes.exchange, Committed, skip=1, count=3)
         for number in range(6):
@@ -41,7 +42,7 @@ async def test_stored_messages_that_the_broker_loses_are_read_from_the_store(aut
 
 
 async def test_the_last_stored_message_that_the_broker_loses_is_found(autojump_clock: MockClock) -> None:
-    async with open_nodes(2, STORED) as nodes:
+    async with open_test_cluster(2, STORED) as nodes:
         _ann, bob = await nodes.join(0, "stored", "ann"), await nodes.join(1, "stored", "bob")
         lose(nodes.exchange, Committed)
         await nodes[0].app.switch.publish("stored", "last")
@@ -50,7 +51,7 @@ async def test_the_last_stored_message_that_the_broker_loses_is_found(autojump_c
 
 
 async def test_messages_that_the_broker_loses_are_counted(autojump_clock: MockClock) -> None:
-    async with open_nodes(2) as nodes:
+    async with open_test_cluster(2) as nodes:
         ann, bob = await nodes.join(0, "r", "ann"), await nodes.join(1, "r", "bob")
         await nodes[0].app.switch.publish("r", "first")
         lose(nodes.exchange, Live, count=3)
@@ -67,7 +68,7 @@ async def test_messages_that_the_broker_loses_are_counted(autojump_clock: MockCl
 
 
 async def test_without_a_broker_members_of_one_node_go_on(autojump_clock: MockClock) -> None:
-    async with open_nodes(2) as nodes:
+    async with open_test_cluster(2) as nodes:
         ann, bob = await nodes.join(0, "r", "ann"), await nodes.join(1, "r", "bob")
         cat = await nodes.join(0, "r", "cat")
         await nodes[0].app.switch.publish("r", "before")
@@ -88,7 +89,7 @@ async def test_without_a_broker_members_of_one_node_go_on(autojump_clock: MockCl
 
 
 async def test_what_was_lost_is_told_though_nothing_follows(autojump_clock: MockClock) -> None:
-    async with open_nodes(2) as nodes:
+    async with open_test_cluster(2) as nodes:
         _ann, bob = await nodes.join(0, "r", "ann"), await nodes.join(1, "r", "bob")
         await nodes[0].app.switch.publish("r", "before")
         nodes[1].broker.disconnect()
@@ -99,7 +100,7 @@ async def test_what_was_lost_is_told_though_nothing_follows(autojump_clock: Mock
 
 
 async def test_stored_rooms_go_on_without_a_broker(autojump_clock: MockClock) -> None:
-    async with open_nodes(2, STORED) as nodes:
+    async with open_test_cluster(2, STORED) as nodes:
         ann, bob = await nodes.join(0, "stored", "ann"), await nodes.join(1, "stored", "bob")
         for node in nodes.nodes:
             node.broker.disconnect()
@@ -114,7 +115,7 @@ async def test_stored_rooms_go_on_without_a_broker(autojump_clock: MockClock) ->
 
 
 async def test_presence_is_right_after_an_outage(autojump_clock: MockClock) -> None:
-    async with open_nodes(2) as nodes:
+    async with open_test_cluster(2) as nodes:
         ann, bob = await nodes.join(0, "r", "ann"), await nodes.join(1, "r", "bob")
         nodes[1].broker.disconnect()
         await ann.close()
@@ -129,7 +130,7 @@ async def test_presence_is_right_after_an_outage(autojump_clock: MockClock) -> N
 
 
 async def test_a_node_that_was_taken_for_dead_comes_back(autojump_clock: MockClock) -> None:
-    async with open_nodes(2) as nodes:
+    async with open_test_cluster(2) as nodes:
         ann, _bob = await nodes.join(0, "r", "ann"), await nodes.join(1, "r", "bob")
         nodes[1].broker.disconnect()
         assert (await ann.receive_until(action="user_left"))["user_id"] == "bob"
@@ -142,7 +143,7 @@ async def test_a_node_that_was_taken_for_dead_comes_back(autojump_clock: MockClo
 
 
 async def test_direct_messages_wait_for_the_broker(autojump_clock: MockClock) -> None:
-    async with open_nodes(2) as nodes:
+    async with open_test_cluster(2) as nodes:
         ann = await nodes.join(1, "r", "ann")
         nodes[1].broker.disconnect()
         await nodes[0].app.switch.send_to_user("ann", 1)
@@ -151,7 +152,7 @@ async def test_direct_messages_wait_for_the_broker(autojump_clock: MockClock) ->
 
 
 async def test_who_joins_while_there_is_no_broker_is_a_member(autojump_clock: MockClock) -> None:
-    async with open_nodes(2) as nodes:
+    async with open_test_cluster(2) as nodes:
         nodes[0].broker.disconnect()
         ann = await nodes.join(0, "r", "ann")
         await nodes[0].app.switch.publish("r", "alone")
@@ -163,7 +164,7 @@ async def test_who_joins_while_there_is_no_broker_is_a_member(autojump_clock: Mo
 
 
 async def test_a_connection_that_only_looks_alive_is_made_anew(autojump_clock: MockClock) -> None:
-    async with open_nodes(2) as nodes:
+    async with open_test_cluster(2) as nodes:
         _ann, bob = await nodes.join(0, "r", "ann"), await nodes.join(1, "r", "bob")
         await trio.sleep(2)
         nodes.exchange.forget(nodes[1].broker)  # it gets nothing any more, and nobody tells it
@@ -177,7 +178,7 @@ async def test_a_slow_node_is_disconnected_and_told_so(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("trioswitch.brokers.in_process.MAX_PENDING", 3)
-    async with open_nodes(2, STORED) as nodes:
+    async with open_test_cluster(2, STORED) as nodes:
         _ann, bob = await nodes.join(0, "stored", "ann"), await nodes.join(1, "stored", "bob")
         for number in range(50):
             await nodes[0].app.switch.publish("stored", f"{number}")
@@ -191,7 +192,7 @@ class Forgetful(MemoryStore):
 
 async def test_a_store_that_forgets_begins_anew(autojump_clock: MockClock) -> None:
     store = Forgetful()
-    async with open_nodes(2, STORED, store=store) as nodes:
+    async with open_test_cluster(2, STORED, store=store) as nodes:
         ann, bob = await nodes.join(0, "stored", "ann"), await nodes.join(1, "stored", "bob")
         await nodes[0].app.switch.publish("stored", "old")
         assert await texts(bob, 1) == ["old"]
@@ -209,7 +210,7 @@ async def test_parcels_of_other_versions_and_garbage_are_left_out(
 ) -> None:
     import msgspec
 
-    async with open_nodes(2) as nodes:
+    async with open_test_cluster(2) as nodes:
         _ann, bob = await nodes.join(0, "r", "ann"), await nodes.join(1, "r", "bob")
         for payload in (
             b"", b"\xc1", b"garbage", msgspec.msgpack.encode([99, "n", []]), msgspec.msgpack.encode([1, "n", [["live"]]]),
@@ -227,7 +228,7 @@ async def test_parcels_of_other_versions_and_garbage_are_left_out(
 async def test_a_node_that_had_no_time_to_listen_blames_nobody(
     autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with open_nodes(2) as nodes:
+    async with open_test_cluster(2) as nodes:
         await nodes.join(0, "r", "ann")
         await trio.sleep(5)
         for _ in range(3):

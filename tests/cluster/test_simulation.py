@@ -6,20 +6,26 @@ seed that has failed once stays in SEEDS.
 """
 
 import random
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import attrs
 import pytest
 import trio
 import trio_websocket
-from cluster_support import Node, Nodes, open_nodes
 from trio.testing import MockClock
 
 from trioswitch import BrokerError, DeliveryError, Options, RoomPolicy, StoreError
-from trioswitch.stores import MemoryStore
-from trioswitch.testing import MemoryClient
+from trioswitch.testing import (
+    Faults,
+    FaultyStore,
+    MemoryClient,
+    TestCluster,
+    TestNode,
+    deterministic,
+    open_test_cluster,
+)
 
 SEEDS = [
     *range(4),
@@ -32,56 +38,17 @@ STORED, PLAIN = "stored", "plain"
 OPTIONS = Options(policies=(RoomPolicy(pattern=STORED, history="stored", history_size=100_000),))
 
 
-class FlakyStore(MemoryStore):
-    """Fails while `broken`, before or after it has done what it was asked for."""
-
-    def __init__(self, chance: random.Random) -> None:
-        super().__init__()
-        self.broken = False
-        self._chance = chance
-
-    @contextmanager
-    def _failing(self) -> Iterator[None]:
-        if self.broken and self._chance.random() < 0.5:
-            raise StoreError("the store is broken")
-        yield
-        if self.broken:
-            raise StoreError("the store has broken meanwhile")
-
-    async def append(self, appends: Any, **how: Any) -> Any:
-        with self._failing():
-            return await super().append(appends, **how)
-
-    async def read(self, room: str, **how: Any) -> Any:
-        with self._failing():
-            return await super().read(room, **how)
-
-    async def read_newest(self, room: str, **how: Any) -> Any:
-        with self._failing():
-            return await super().read_newest(room, **how)
-
-    async def positions(self, rooms: Any) -> Any:
-        with self._failing():
-            return await super().positions(rooms)
-
-    async def save_sessions(self, sessions: Any) -> None:
-        with self._failing():
-            await super().save_sessions(sessions)
-
-
 @attrs.define(eq=False)
 class World:
-    nodes: Nodes
-    store: FlakyStore
+    faults: Faults
     chance: random.Random
-    alive: list[Node]
     acknowledged: list[int] = attrs.field(factory=list)
     """Numbers of the messages to the stored room that were acknowledged."""
     published: int = 0
     over: bool = False
 
-    def any_node(self) -> Node:
-        return self.chance.choice(self.alive)
+    def any_node(self) -> TestNode:
+        return self.faults.any_node()
 
     # --- publishing
 
@@ -102,7 +69,7 @@ class World:
                 await node.app.switch.publish(STORED, number, idempotency_key=f"{number}")
             except (StoreError, DeliveryError):
                 return False
-            return node in self.alive  # else its death was faster than the acknowledgement
+            return node in self.faults.alive  # else its death was faster than the acknowledgement
         return False
 
     async def publish_plain(self, publisher: int) -> None:
@@ -112,68 +79,6 @@ class World:
                 await self.any_node().app.switch.publish(PLAIN, [publisher, number])
             number += 1
             await trio.sleep(self.chance.expovariate(4))
-
-    # --- faults
-
-    async def go_wrong(self) -> None:
-        while True:
-            await trio.sleep(self.chance.uniform(1, 8))
-            await self.chance.choice(
-                [
-                    self._kill,
-                    self._drain,
-                    self._cut_broker,
-                    self._cut_broker,
-                    self._lose,
-                    self._break_store,
-                    self._stall,
-                ]
-            )()
-
-    async def _kill(self) -> None:
-        node = self.any_node()
-        self.alive.remove(node)
-        node.kill()
-        self.alive.append(await self.nodes.start())
-
-    async def _drain(self) -> None:
-        node = self.any_node()
-        self.alive.append(await self.nodes.start())
-        self.alive.remove(node)
-        with trio.CancelScope(shield=True):
-            await node.app.switch.drain(5)
-            await node.stop()
-
-    async def _cut_broker(self) -> None:
-        node = self.any_node()
-        node.broker.disconnect()
-        await trio.sleep(self.chance.choice([0.1, 1, 15]))
-        node.broker.reconnect()
-
-    async def _lose(self) -> None:
-        """The broker loses a third of what is published, for a second."""
-        publish, chance = self.nodes.exchange.publish, self.chance
-        if getattr(publish, "__name__", "") == "losing":
-            return
-
-        def losing(topic: str, payload: bytes) -> int:
-            return 1 if chance.random() < 0.3 else publish(topic, payload)
-
-        self.nodes.exchange.publish = losing  # type: ignore[method-assign]
-        try:
-            await trio.sleep(1)
-        finally:
-            self.nodes.exchange.publish = publish  # type: ignore[method-assign]
-
-    async def _break_store(self) -> None:
-        self.store.broken = True
-        await trio.sleep(self.chance.choice([0.1, 1, 5]))
-        self.store.broken = False
-
-    async def _stall(self) -> None:
-        """A node gets nothing from the broker for a while, and is told nothing: only its own signs of life are missing."""
-        self.nodes.exchange.forget(self.any_node().broker)
-        await trio.sleep(1)
 
 
 @attrs.define(eq=False)
@@ -263,21 +168,21 @@ class Member:
             self.stored.append(message["data"])
 
 
-def _seed_trio(seed: int) -> None:
-    """Trio runs tasks in a random order: in this one."""
-    trio._core._run._ALLOW_DETERMINISTIC_SCHEDULING = True  # type: ignore[misc]
-    trio._core._run._r.seed(seed)
+@attrs.define
+class Outcome:
+    cluster: TestCluster
+    faults: Faults
+    members: list[Member]
+    acknowledged: list[int]
 
 
-@pytest.mark.parametrize("seed", SEEDS)
-async def test_everything_holds_whatever_goes_wrong(
-    seed: int, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
-) -> None:
-    _seed_trio(seed)
-    chance = random.Random(seed)
-    store = FlakyStore(chance)
-    async with open_nodes(3, OPTIONS, store=store) as nodes, trio.open_nursery() as nursery:
-        world = World(nodes, store, chance, list(nodes.nodes))
+@asynccontextmanager
+async def simulate(chance: random.Random, seconds: float) -> AsyncIterator[Outcome]:
+    """Five clients and six publishers, three nodes, and faults for so long; in the block everything works again."""
+    store = FaultyStore(chance)
+    async with open_test_cluster(3, OPTIONS, store=store) as cluster, trio.open_nursery() as nursery:
+        faults = Faults(cluster, store, chance)
+        world = World(faults, chance)
         members = [Member(f"user {number}", world) for number in range(5)]
         for member in members:
             nursery.start_soon(member.run)
@@ -285,28 +190,45 @@ async def test_everything_holds_whatever_goes_wrong(
         for publisher in range(3):
             nursery.start_soon(world.publish_stored)
             nursery.start_soon(world.publish_plain, publisher)
-        with trio.move_on_after(SECONDS):
-            await world.go_wrong()
-        store.broken = False
-        for node in world.alive:
-            node.broker.reconnect()
+        await faults.run(seconds)
         await trio.sleep(5)
         world.over = True
         await trio.sleep(CALM)
-        (position,) = await store.positions([STORED])
-        users = sorted(member.user for member in members)
-        for node in world.alive:
-            assert len(node.app.switch.nodes()) == len(world.alive)
-            for room in (STORED, PLAIN):
-                if node.app.switch.room_statistics(room) is not None:
-                    assert node.app.switch.users_in(room) == users
-        for member in members:
-            assert member.lost == []
-            assert member.offsets == list(range(member.offsets[0], position[1] + 1)), member.user
-            assert len(set(member.stored)) == len(member.stored)
-            assert set(world.acknowledged) <= set(member.stored)
-            assert all(len({tuple(each) for each in plain}) == len(plain) for plain in member.plain)
-            assert sum(map(len, member.plain)) > 100
-        assert sum(member.resumed for member in members) > 5
-        assert not [record for record in caplog.records if "crashed" in record.message or record.exc_info]
+        yield Outcome(cluster, faults, members, world.acknowledged)
         nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+async def test_everything_holds_whatever_goes_wrong(
+    seed: int, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    with deterministic(seed) as chance:
+        async with simulate(chance, SECONDS) as world:
+            (position,) = await world.cluster.store.positions([STORED])
+            users = sorted(member.user for member in world.members)
+            for node in world.faults.alive:
+                assert len(node.app.switch.nodes()) == len(world.faults.alive)
+                for room in (STORED, PLAIN):
+                    if node.app.switch.room_statistics(room) is not None:
+                        assert node.app.switch.users_in(room) == users
+            for member in world.members:
+                assert member.lost == []
+                assert member.offsets == list(range(member.offsets[0], position[1] + 1)), member.user
+                assert len(set(member.stored)) == len(member.stored)
+                assert set(world.acknowledged) <= set(member.stored)
+                assert all(len({tuple(each) for each in plain}) == len(plain) for plain in member.plain)
+                assert sum(map(len, member.plain)) > 100
+            assert sum(member.resumed for member in world.members) > 5
+    assert not [record for record in caplog.records if "crashed" in record.message or record.exc_info]
+
+
+async def test_a_seed_gives_the_same_run_each_time(autojump_clock: MockClock) -> None:
+    runs = []
+    for _ in range(2):
+        with deterministic(7) as chance:
+            began = trio.current_time()
+            async with simulate(chance, 60) as world:
+                happened = [(round(time - began, 6), what) for time, what in world.faults.happened]
+                runs.append((happened, world.acknowledged, [(each.stored, each.plain) for each in world.members]))
+    assert runs[0] == runs[1]
+    assert len(runs[0][0]) > 5

@@ -1,6 +1,6 @@
 """A broker between switches of one program: for tests and simulations of a cluster, and for programs with several switches."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Final
 
 import trio
@@ -19,12 +19,16 @@ class Exchange:
 
     def __init__(self) -> None:
         self._subscribers: dict[str, dict[InProcessBroker, None]] = {}
+        self.loses: Callable[[str, bytes], bool] | None = None
+        """For tests: whether a payload of a topic is lost, without a word."""
 
     def broker(self) -> "InProcessBroker":
         """A broker for one switch."""
         return InProcessBroker(self)
 
     def publish(self, topic: str, payload: bytes) -> int:
+        if self.loses is not None and self.loses(topic, payload):
+            return 1
         subscribers = list(self._subscribers.get(topic, ()))
         for subscriber in subscribers:
             subscriber.arrive(topic, payload)

@@ -9,8 +9,23 @@ waits for seconds takes none.
             await ann.join("lobby")
             await app.switch.publish("lobby", {"n": 1})
             assert (await ann.receive_until(type="message"))["data"] == {"n": 1}
+
+`open_test_cluster` runs several switches as one server, and `Faults` lets what it consists of fail, as a seed says.
 """
 
+from .cluster import TestCluster, TestNode, open_test_cluster
+from .faults import Faults, FaultyStore, deterministic
 from .memory import MemoryClient, TestSwitch, mock_clock, open_test_switch
 
-__all__ = ["MemoryClient", "TestSwitch", "mock_clock", "open_test_switch"]
+__all__ = [
+    "Faults",
+    "FaultyStore",
+    "MemoryClient",
+    "TestCluster",
+    "TestNode",
+    "TestSwitch",
+    "deterministic",
+    "mock_clock",
+    "open_test_cluster",
+    "open_test_switch",
+]

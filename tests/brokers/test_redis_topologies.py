@@ -125,13 +125,22 @@ async def test_a_slot_moves_to_another_server(tmp_path: Path) -> None:
         primaries = [server for server in others if "role:master" in await server.command("INFO", "replication")]
         async with two_clients(url) as clients, open_store(url) as store:
             await exchange(clients, b"before")
-            slot = (await before.command("CLUSTER", "KEYSLOT", "{trioswitch}")).strip()
-            to = (await primaries[0].command("CLUSTER", "MYID")).strip()
-            for server in (primaries[0], before, primaries[1]):
-                await server.command("CLUSTER", "SETSLOT", slot, "NODE", to)
+            await _move_slot(before, primaries[0], primaries[1])
             await exchange(clients, b"after")
             assert await append(store) == 1
             assert await _has_our_slot(primaries[0])
+
+
+async def _move_slot(source: RedisServer, target: RedisServer, other: RedisServer) -> None:
+    """As `redis-cli --cluster reshard` does, but the one that we use."""
+    slot = (await source.command("CLUSTER", "KEYSLOT", "{trioswitch}")).strip()
+    ids = [(await server.command("CLUSTER", "MYID")).strip() for server in (source, target)]
+    await target.command("CLUSTER", "SETSLOT", slot, "IMPORTING", ids[0])
+    await source.command("CLUSTER", "SETSLOT", slot, "MIGRATING", ids[1])
+    keys = (await source.command("CLUSTER", "GETKEYSINSLOT", slot, "1000")).split()
+    await source.command("MIGRATE", "127.0.0.1", f"{target.port}", "", "0", "5000", "KEYS", *keys)
+    for server in (target, source, other):
+        await server.command("CLUSTER", "SETSLOT", slot, "NODE", ids[1])
 
 
 async def test_a_server_that_is_no_cluster(tmp_path: Path) -> None:

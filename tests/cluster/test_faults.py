@@ -238,3 +238,14 @@ async def test_a_node_that_had_no_time_to_listen_blames_nobody(
         assert all(node.app.switch.broker_error is None for node in nodes.nodes)
     assert "does not come back" not in caplog.text
     assert "was silent" not in caplog.text
+
+
+async def test_what_is_lost_right_after_a_join_is_told(autojump_clock: MockClock) -> None:
+    async with open_test_cluster(2) as nodes:
+        ann, bob = await nodes.join(0, "r", "ann"), await nodes.join(1, "r", "bob")
+        nodes[1].broker.disconnect()
+        for number in range(3):
+            await bob.send("chat_message", room="r", content=f"{number}")
+        await trio.sleep(1)
+        nodes[1].broker.reconnect()
+        assert (await ann.receive_until(type="gap"))["dropped"] == 3

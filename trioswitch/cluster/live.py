@@ -211,14 +211,16 @@ class LiveMessages:
             self._tell_missing(place)
 
     def _on_ask(self, node: str, topic: str, _ask: Ask) -> None:
-        """A node begins to hear what is published to a room, or does so again."""
-        if node != self._link.node:
+        """A node begins to hear what is published to a room, or does so again: what we publish from now on must arrive there."""
+        if node != self._link.node and topic in self._places:
             self._tell_stream(topic.partition(":")[2])
 
     def _tell_stream(self, room: str) -> None:
+        """Tell how much we have published to a room."""
         stream = self._streams.get(room)
-        if stream is not None:
-            self._link.send(room_topic(room), Streams(stream.id, stream.number, trio.current_time() - stream.began_at))
+        age = 0.0 if stream is None else trio.current_time() - stream.began_at
+        streams = Streams(0, 0, age) if stream is None else Streams(stream.id, stream.number, age)
+        self._link.send(room_topic(room), streams)
 
     @staticmethod
     def _hear(place: _Place, node: str, stream: int, number: int, age: float) -> None:

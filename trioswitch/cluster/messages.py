@@ -106,7 +106,10 @@ class Live(NodeMessage, tag="live"):
 
 
 class Streams(NodeMessage, tag="streams"):
-    """The stream of a room, and how many messages the sender has sent in it: what comes next is `number` + 1."""
+    """The stream of a room, and how many messages the sender has sent in it: what comes next is `number` + 1.
+
+    A sender that has sent nothing has stream 0: whatever stream comes next begins with 1.
+    """
 
     stream: int
     number: int

@@ -22,7 +22,7 @@ INTRODUCTIONS = 0.1
 class TestNode:
     """A node of a `TestCluster`."""
 
-    __test__: ClassVar = False  # pytest is not to take it for tests
+    __test__: ClassVar[bool] = False  # pytest is not to take it for tests
     app: TestSwitch
     """Its switch, and its clients."""
     broker: InProcessBroker
@@ -46,7 +46,7 @@ class TestNode:
 class TestCluster:
     """Several nodes that are one server. Made by `open_test_cluster`."""
 
-    __test__: ClassVar = False
+    __test__: ClassVar[bool] = False
     exchange: Exchange
     """The broker of all of them."""
     store: Store

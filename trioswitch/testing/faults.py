@@ -94,7 +94,7 @@ class Faults:
     """One after another, faults befall a cluster. `alive` are the nodes that run."""
 
     def __init__(self, cluster: TestCluster, store: FaultyStore, chance: random.Random) -> None:
-        self.alive = list(cluster.nodes)
+        self.alive: list[TestNode] = list(cluster.nodes)
         self.happened: list[tuple[float, str]] = []
         """When, on Trio's clock, and what."""
         self._cluster = cluster

@@ -8,8 +8,10 @@ from typing import Any, Final
 import msgspec
 import trio
 
+from .._util.receiving import Receiver
 from .._util.wakeup import Wakeup
-from ..brokers.port import Broker, Receiver, Sent
+from ..brokers.port import Broker, Sent
+from ..brokers.port import Receiver as BrokerReceiver
 from ..errors import BrokerError, StoreError
 from ..stores.port import (
     UNLIMITED,
@@ -30,7 +32,6 @@ __all__ = ["HubBroker", "HubStore", "open_hub"]
 
 _log = logging.getLogger(__name__)
 
-READ_BYTES: Final = 256 * 1024
 FIRST_TIMEOUT: Final = 1.0
 """Seconds that `open_hub` waits for the first connection."""
 RETRY_DELAY: Final = 0.2
@@ -81,7 +82,7 @@ class _Connection:
         self._to_write: list[bytes] = []
         self._written = Wakeup()
         self._changed = Wakeup()
-        self.receiver: Receiver | None = None
+        self.receiver: BrokerReceiver | None = None
         self.reason = "the hub has not been reached yet"
 
     # --- the task
@@ -118,8 +119,8 @@ class _Connection:
             self._changed.notify()
 
     async def _read(self, stream: trio.SocketStream) -> None:
-        frames = Frames()
-        while data := await stream.receive_some(READ_BYTES):
+        frames, receiver = Frames(), Receiver(stream)
+        while data := await receiver.receive():
             for payload in frames.feed(data):
                 answer = _decode_answer(payload)
                 if answer.id == DELIVERY:
@@ -185,7 +186,7 @@ class HubBroker(Broker):
     def __init__(self, connection: _Connection) -> None:
         self._connection = connection
 
-    async def run(self, receiver: Receiver) -> None:
+    async def run(self, receiver: BrokerReceiver) -> None:
         connection = self._connection
         connection.receiver = receiver
         try:

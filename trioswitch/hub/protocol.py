@@ -77,7 +77,7 @@ class Frames:
     def __init__(self) -> None:
         self._buffer = bytearray()
 
-    def feed(self, data: bytes) -> Iterator[bytes]:
+    def feed(self, data: bytes | memoryview) -> Iterator[bytes]:
         """Raises ValueError for a length that no frame has."""
         buffer = self._buffer
         buffer += data

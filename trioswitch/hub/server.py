@@ -9,6 +9,7 @@ from typing import Any, Final
 import msgspec
 import trio
 
+from .._util.receiving import Receiver
 from .._util.wakeup import Wakeup
 from ..errors import StoreError
 from ..stores.port import InboxLimits, InboxMessage, Store
@@ -18,7 +19,6 @@ __all__ = ["Hub"]
 
 _log = logging.getLogger(__name__)
 
-READ_BYTES: Final = 256 * 1024
 MAX_BACKLOG: Final = 64 * 1024 * 1024
 """Bytes that wait for one process. One that is slower is disconnected, and has to connect again."""
 BACKLOG: Final = 128
@@ -70,8 +70,8 @@ class Hub:
             await trio.aclose_forcefully(stream)
 
     async def _read(self, process: "_Process", nursery: trio.Nursery) -> None:
-        frames = Frames()
-        while data := await process.stream.receive_some(READ_BYTES):
+        frames, stream = Frames(), Receiver(process.stream)
+        while data := await stream.receive():
             published: dict[_Process, list[tuple[str, bytes]]] = {}
             for payload in frames.feed(data):
                 call = _decode_call(payload)

@@ -11,6 +11,7 @@ from typing import Any, Final
 import attrs
 import trio
 
+from .._util.receiving import Receiver
 from .._util.remote import reason_of
 from .._util.wakeup import Wakeup
 from ..errors import TrioswitchError
@@ -19,7 +20,6 @@ from .url import NatsUrl
 
 __all__ = ["Message", "NatsConnection", "NatsLost", "connect"]
 
-READ_BYTES: Final = 256 * 1024
 MAX_LINE: Final = 64 * 1024
 """Bytes of a line at most: INFO names all servers of a NATS cluster."""
 
@@ -96,8 +96,9 @@ class NatsConnection:
             self.drop(f"the connection to NATS at {self.place} was lost")
 
     async def _read(self) -> None:
+        receiver = Receiver(self._stream)
         try:
-            while data := await self._stream.receive_some(READ_BYTES):
+            while data := await receiver.receive():
                 self._buffer += data
                 if len(self._buffer) >= self._needed:
                     self._parse()

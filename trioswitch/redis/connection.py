@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import trio
 
+from .._util.receiving import Receiver
 from .._util.remote import reason_of
 from .._util.wakeup import Wakeup
 from ..errors import TrioswitchError
@@ -23,7 +24,6 @@ Command = Sequence[bytes | str | int | float]
 
 CONNECT_TIMEOUT: Final = 5.0
 """Seconds that a connection may take, with TLS, the password and the checks."""
-READ_BYTES: Final = 256 * 1024
 LEAST_VERSION: Final = (6, 0)
 LEAST_CLUSTER: Final = (7, 0)
 """Sharded channels came with it."""
@@ -114,9 +114,9 @@ class RedisConnection:
             self.drop("the connection was lost")
 
     async def _read(self) -> None:
-        reader = self._reader
+        reader, receiver = self._reader, Receiver(self._stream)
         try:
-            while data := await self._stream.receive_some(READ_BYTES):
+            while data := await receiver.receive():
                 reader.feed(data)
                 while (reply := reader.gets()) is not False:
                     self._take(reply)

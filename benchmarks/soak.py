@@ -4,8 +4,8 @@
     python benchmarks/soak.py --seconds 3600 --workers 2
 
 Clients connect, join rooms (stored, in memory, and without history), publish, lose their connection, resume, send direct messages
-to users who are away, and leave. After the first tenth of the time, memory must not grow, but for the idempotency keys of the last
-ten minutes, which are remembered, 64 MiB at most in a process. The exit status is 1 if it does.
+to users who are away, and leave. After the first tenth of the time, memory must not grow, but for the idempotency keys of the
+last ten minutes, which are remembered, 64 MiB at most in a process. The exit status is 1 if it does.
 """
 
 import argparse
@@ -27,7 +27,7 @@ CLIENTS = 60
 """At a time."""
 USERS = 300
 ROOMS = [f"{kind}-{number}" for kind in ("stored", "kept", "plain") for number in range(20)]
-POLICIES = ("stored*:history=stored,history-size=200", "kept*:history=memory,history-size=200")
+POLICIES = ("stored*:history=stored,history-size=50", "kept*:history=memory,history-size=50")
 SAMPLE = 1.0
 """Seconds between two looks at the memory."""
 ALLOWED = 0.1

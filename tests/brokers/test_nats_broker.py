@@ -8,6 +8,7 @@ import trio
 import trustme
 from broker_contract import PATIENCE, BrokerContract, Client, Connect
 from nats_server import NatsServer, nats_cluster, nats_server
+from servers import silent_server
 
 from trioswitch.brokers import open_broker
 from trioswitch.errors import BrokerError
@@ -92,6 +93,13 @@ async def test_servers_that_cannot_be_used(tmp_path: Path, settings: tuple[str, 
         assert "secret" not in client.reasons[0]
 
 
+async def test_a_server_that_takes_small_messages_only(tmp_path: Path) -> None:
+    (tmp_path / "nats.conf").write_text("max_payload: 1000\n")
+    async with nats_server(tmp_path, "-js", "--config", str(tmp_path / "nats.conf")) as server:
+        reason = (await _first_reason(server.url)).reasons[0]
+        assert "takes messages of 1000 bytes: set max_payload to 4096 or more" in reason
+
+
 async def _first_reason(url: str) -> Client:
     async with trio.open_nursery() as nursery:
         client = Client(open_broker(url))
@@ -148,6 +156,11 @@ async def test_tls(tmp_path: Path) -> None:
         await _round_trip(f"tls://{address}?ca={tmp_path / 'ca.pem'}")
         assert f"wants TLS: tls://{address}" in (await _first_reason(f"nats://{address}")).reasons[0]
         assert "certificate verify failed" in (await _first_reason(f"tls://{address}")).reasons[0]
+
+
+async def test_of_two_servers_one_does_not_answer(nats: NatsServer) -> None:
+    async with silent_server() as silent:
+        await _round_trip(f"nats://127.0.0.1:{silent},127.0.0.1:{nats.port}")
 
 
 async def test_two_prefixes_are_two_clusters(nats: NatsServer) -> None:

@@ -8,6 +8,7 @@ import pytest
 import trio
 from broker_contract import PATIENCE, Client
 from redis_server import RedisServer, redis_cluster, redis_sentinel
+from servers import silent_server
 from store_support import message, read
 
 from trioswitch.brokers import open_broker
@@ -92,6 +93,12 @@ async def test_clients_leave_a_primary_that_has_been_replaced(tmp_path: Path) ->
                 while client.connections < 2:
                     await trio.sleep(0.1)
         await exchange(clients, b"after")
+
+
+async def test_a_sentinel_does_not_answer(tmp_path: Path) -> None:
+    async with redis_sentinel(tmp_path) as (url, _servers), silent_server() as silent:
+        async with open_store(url.replace("//", f"//127.0.0.1:{silent},")) as store:
+            assert await append(store) == 1
 
 
 async def test_sentinels_that_do_not_know_the_name(tmp_path: Path) -> None:

@@ -81,3 +81,18 @@ async def run(*arguments: str | Path, is_up: str, end: signal.Signals = signal.S
             await process.wait()
             assert process.stdout is not None
             await process.stdout.aclose()
+
+
+@asynccontextmanager
+async def silent_server() -> AsyncIterator[int]:
+    """Accepts connections, and says nothing. Yields its port."""
+
+    async def ignore(stream: trio.SocketStream) -> None:
+        async for _ in stream:
+            pass
+
+    async with trio.open_nursery() as nursery:
+        listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        nursery.start_soon(trio.serve_listeners, ignore, listeners)
+        yield listeners[0].socket.getsockname()[1]
+        nursery.cancel_scope.cancel()

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 import trio
 from postgres_server import PostgresServer, postgres_server
+from servers import silent_server
 from store_contract import StoreContract
 from store_support import message, read
 
@@ -128,6 +129,11 @@ async def test_what_was_committed_survives_a_crash_of_the_server() -> None:
             await trio.to_thread.run_sync(server.start)
             assert [record.offset for record in (await read(store)).records] == offsets
             assert [one.offset for one in await store.append([message()])] == [101]
+
+
+async def test_of_two_servers_one_does_not_answer(postgres: PostgresServer, url: str) -> None:
+    async with silent_server() as silent, open_store(url.replace("@", f"@127.0.0.1:{silent},")) as store:
+        assert [one.offset for one in await store.append([message()])] == [1]
 
 
 async def test_no_server() -> None:

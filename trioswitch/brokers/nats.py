@@ -37,6 +37,8 @@ STREAM_AGE: Final = 10
 """Seconds that it keeps a message."""
 MAX_PARTIAL: Final = 64
 """Payloads of which some parts have arrived. Beyond that the oldest are given up: their publisher has died."""
+LEAST_PAYLOAD: Final = 4096
+"""Bytes that a message of NATS must be able to have."""
 HEADER_SPACE: Final = 512
 """Bytes of headers that are added to a payload on its way, at most, beside the subject's."""
 _HEADERS: Final = b"NATS/1.0\r\nTrioswitch: %b\r\n\r\n"
@@ -200,6 +202,10 @@ class _Session:
         place, name = self.connection.place, self._url.prefix
         if not self.connection.info.get("jetstream"):
             raise BrokerError(f"NATS at {place} has no JetStream: start it with --jetstream")
+        if (most := int(self.connection.info.get("max_payload", LEAST_PAYLOAD))) < LEAST_PAYLOAD:
+            raise BrokerError(
+                f"NATS at {place} takes messages of {most} bytes: set max_payload to {LEAST_PAYLOAD} or more"
+            )
         wanted = _stream(self._url)
         found = (await self._ask(f"$JS.API.STREAM.INFO.{name}", {})).get("config", {})
         if all(found.get(setting) == value for setting, value in wanted.items()):

@@ -207,8 +207,9 @@ class _Session:
             while self._lost is None:
                 with call(self._url):
                     while self._changes:
-                        change = self._changes.pop(0)
+                        change = self._changes[0]  # it stays there until it is done: see `end`
                         await self._want(change.topics, wanted=change.wanted)
+                        del self._changes[0]
                         change.worked = True
                         change.done.set()
                     while connection.take_notified():

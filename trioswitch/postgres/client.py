@@ -37,7 +37,7 @@ async def open_connection(url: PostgresUrl) -> "TrioConnection":
         raise PostgresError(message) from None
     try:
         with trio.fail_after(CONNECT_TIMEOUT):
-            connection = await connect(url.libpq)
+            connection = await connect(url.libpq, CONNECT_TIMEOUT)
             if connection.info.server_version < LEAST_VERSION:
                 connection.discard()
                 raise PostgresError(f"PostgreSQL at {url.place} is too old: it takes 12 or later")
@@ -95,8 +95,10 @@ async def create_schema(connection: "TrioConnection", url: PostgresUrl, statemen
             about = f"CREATE TABLE S.about (version int NOT NULL); INSERT INTO S.about VALUES ({version});"
             await connection.rows(f'CREATE SCHEMA IF NOT EXISTS "{name}"')
             await connection.script((about + statements).replace("S.", f'"{name}".').replace("'S'", f"'{name}'"))
-    finally:
-        await connection.rows("COMMIT")  # after an error, it is a rollback
+    except BaseException:
+        connection.discard()  # and with it the transaction
+        raise
+    await connection.rows("COMMIT")
 
 
 class PostgresClient:

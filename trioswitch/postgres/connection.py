@@ -81,12 +81,16 @@ class TrioConnection(psycopg.AsyncConnection[tuple[Any, ...]]):
         self.pgconn.finish()
 
 
-async def connect(url: str) -> TrioConnection:
-    """Connect to the first of the servers that accepts writes. Raises psycopg.Error. Safe to cancel."""
+async def connect(url: str, timeout: float) -> TrioConnection:  # noqa: ASYNC109
+    """Connect to the first of the servers that accepts writes. Raises psycopg.Error. Safe to cancel.
+
+    `timeout` is the number of seconds for all of them together: each has a share.
+    """
     given: dict[str, Any] = {**conninfo_to_dict(url), **KEEPALIVE, "target_session_attrs": "read-write"}
     hosts = str(given.get("host", "localhost")).split(",")
     ports = str(given.get("port", PORT)).split(",")
     problem: psycopg.Error | None = None
+    places: list[dict[str, str]] = []
     for number, host in enumerate(hosts):
         port = ports[number % len(ports)]
         try:
@@ -94,13 +98,16 @@ async def connect(url: str) -> TrioConnection:
         except OSError as error:
             problem = errors.OperationalError(f"{host}: {error.strerror or error}")
             continue
-        for address in dict.fromkeys(str(info[4][0]) for info in found):
-            try:
-                connection = await _connect_to({**given, "host": host, "port": port, "hostaddr": address})
-            except psycopg.OperationalError as error:
-                problem = error
-            else:
-                return connection
+        addresses = dict.fromkeys(str(info[4][0]) for info in found)
+        places += [{"host": host, "port": port, "hostaddr": address} for address in addresses]
+    for place in places:
+        try:
+            with trio.fail_after(timeout / len(places)):
+                return await _connect_to({**given, **place})
+        except trio.TooSlowError:
+            problem = errors.OperationalError(f"{place['host']}: it does not answer")
+        except psycopg.OperationalError as error:
+            problem = error
     assert problem is not None
     raise problem
 

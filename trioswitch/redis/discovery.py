@@ -9,24 +9,27 @@ from contextlib import asynccontextmanager
 
 import trio
 
-from .connection import RedisConnection, RedisError, RedisLost, connect
+from .connection import CONNECT_TIMEOUT, RedisConnection, RedisError, RedisLost, connect
 from .url import RedisUrl, Topology
 
 __all__ = ["find_server"]
 
 
 async def find_server(url: RedisUrl) -> tuple[str, int]:
-    """Host and port. Raises RedisError, RedisLost. Safe to cancel; no deadline."""
+    """Host and port. Raises RedisError, RedisLost, within CONNECT_TIMEOUT. Safe to cancel."""
     if url.topology is Topology.SERVER:
         await trio.lowlevel.checkpoint()
         return url.servers[0]
     problem: RedisError | RedisLost | None = None
     for server in url.servers:
         try:
-            async with _asking(url, server) as connection:
-                if url.topology is Topology.SENTINEL:
-                    return await _ask_sentinel(connection, url)
-                return await _ask_cluster(connection, url, server)
+            with trio.fail_after(CONNECT_TIMEOUT / (len(url.servers) + 1)):  # some time is left for the server itself
+                async with _asking(url, server) as connection:
+                    if url.topology is Topology.SENTINEL:
+                        return await _ask_sentinel(connection, url)
+                    return await _ask_cluster(connection, url, server)
+        except trio.TooSlowError:
+            problem = RedisLost(f"Redis at {server[0]}:{server[1]} does not answer")
         except (RedisError, RedisLost) as error:
             problem = error
     assert problem is not None, "there is one server at least"

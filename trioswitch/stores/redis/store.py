@@ -17,7 +17,7 @@ from ..._util.nurseries import open_nursery
 from ...errors import StoreError
 from ...redis.client import RedisClient
 from ...redis.connection import CONNECT_TIMEOUT, Command, RedisConnection, RedisError, RedisLost
-from ...redis.url import RedisUrl
+from ...redis.url import RedisUrl, Topology
 from ..port import (
     KEY_TIME,
     POSITION_TIME,
@@ -105,7 +105,8 @@ class RedisStore(Store):
             name, version = self._prefix.strip("{}"), found.decode(errors="replace")
             place = connection.place
             raise RedisError(f"what {name!r} keeps at {place} has version {version}: this server takes {VERSION}")
-        safe = self._replicas > 0 or await _writes_through(connection)
+        alone = self._client.url.topology is Topology.SERVER  # else another server may have taken over, which had less
+        safe = self._replicas > 0 or (alone and await _writes_through(connection))
         keys = [self._key("run"), self._key("generation")]
         if generation := await connection.call(*self._script("begin", keys, [connection.run_id, int(safe)])):
             _log.warning(

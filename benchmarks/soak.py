@@ -23,8 +23,6 @@ from processes import Failed, free_port, running
 from trioswitch.bench.host import memory
 from trioswitch.client import ClientError, open_client
 
-CLIENTS = 60
-"""At a time."""
 USERS = 300
 ROOMS = [f"{kind}-{number}" for kind in ("stored", "kept", "plain") for number in range(20)]
 POLICIES = ("stored*:history=stored,history-size=50", "kept*:history=memory,history-size=50")
@@ -74,11 +72,11 @@ class Churn:
                 await trio.sleep(chance.expovariate(20))
 
 
-async def _soak(port: int, seconds: float, seed: int) -> Churn:
+async def _soak(port: int, seconds: float, clients: int, seed: int) -> Churn:
     churn = Churn(port)
     with trio.move_on_after(seconds):
         async with trio.open_nursery() as nursery:
-            for number in range(CLIENTS):
+            for number in range(clients):
                 nursery.start_soon(churn.run, random.Random(f"{seed} {number}"))
     return churn
 
@@ -86,6 +84,7 @@ async def _soak(port: int, seconds: float, seed: int) -> Churn:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=300.0)
+    parser.add_argument("--clients", type=int, default=60, help="at a time")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     chosen = parser.parse_args()
@@ -102,7 +101,7 @@ def main() -> None:
                 async def run() -> Churn:
                     async with trio.open_nursery() as nursery:
                         nursery.start_soon(watch)
-                        churn = await _soak(port, chosen.seconds, chosen.seed)
+                        churn = await _soak(port, chosen.seconds, chosen.clients, chosen.seed)
                         nursery.cancel_scope.cancel()
                     return churn
 

@@ -13,6 +13,8 @@ from servers import silent_server
 from trioswitch.brokers import open_broker
 from trioswitch.errors import BrokerError
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 async def nats(tmp_path: Path) -> AsyncIterator[NatsServer]:

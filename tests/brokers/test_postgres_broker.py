@@ -11,6 +11,8 @@ from postgres_server import PostgresServer, postgres_server
 from trioswitch.brokers import open_broker
 from trioswitch.errors import BrokerError
 
+pytestmark = pytest.mark.slow
+
 PREFIXES = (f"p{number}" for number in itertools.count())
 """Of clusters that have the database to themselves."""
 

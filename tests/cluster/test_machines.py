@@ -15,6 +15,8 @@ from servers import PATIENCE
 
 from trioswitch.client import ClientError, Gap, Message, Room, open_client
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 async def engines(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Engines]:

@@ -20,6 +20,8 @@ from trioswitch.cli.supervisor import Workers
 from trioswitch.client import Gap, Message, open_client
 from trioswitch.stores import MemoryStore
 
+pytestmark = pytest.mark.slow
+
 STORED = ("--room", "stored*:history=stored,history-size=1000")
 
 

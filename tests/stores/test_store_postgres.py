@@ -13,6 +13,8 @@ from store_support import message, read
 from trioswitch.errors import StoreError
 from trioswitch.stores import Store, open_store
 
+pytestmark = pytest.mark.slow
+
 PREFIXES = (f"p{number}" for number in itertools.count())
 """Of clusters that have the database to themselves."""
 

@@ -31,8 +31,8 @@ LOST = 0.3
 def deterministic(seed: int) -> Iterator[random.Random]:
     """While the block runs, the order of Trio's tasks and all ids and tokens are drawn from a seed. Yields chance for the test.
 
-    A run on a mock clock is then the same each time, if the test itself does nothing else by chance. (Sets of str are in another
-    order in each process, unless PYTHONHASHSEED says otherwise.)
+    A run on a mock clock then gets the same faults each time, and is nearly always the same in all: what asks the wall clock may
+    differ, and so may the order of sets of str (PYTHONHASHSEED).
     """
     runner: Any = trio._core._run
     before, tokens = runner._ALLOW_DETERMINISTIC_SCHEDULING, random.Random(f"tokens {seed}")

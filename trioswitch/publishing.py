@@ -110,7 +110,7 @@ class Publisher:
         self._keys = keys
 
     def publish(self, room: str, message: Prepared) -> PendingPublish | None:
-        """Publish to a room. Returns what waits for space there; None when the message was enqueued, or has ended.
+        """Publish to a room. Returns None or, when the room is full, a PendingPublish for the caller to await.
 
         Raises TypeError, in a cluster, for an event that cannot be sent to other nodes.
         """

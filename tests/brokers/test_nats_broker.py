@@ -112,7 +112,16 @@ async def _first_reason(url: str) -> Client:
 
 
 @pytest.mark.parametrize(
-    "answer", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"INFO {\r\n", b"INFO {}\r\nHELLO\r\n", b"\0" * 9]
+    "answer",
+    [
+        b"HTTP/1.1 400 Bad Request\r\n\r\n",
+        b"INFO {\r\n",
+        b"INFO {}\r\nHELLO\r\n",
+        b"INFO []\r\n",
+        b"INFO {}\r\nMSG 5\r\n",
+        b"INFO {}\r\nMSG a 1 99999999999\r\n",
+        b"\0" * 9,
+    ],
 )
 async def test_what_answers_is_no_nats(answer: bytes) -> None:
     async def respond(stream: trio.SocketStream) -> None:

@@ -17,6 +17,7 @@ from support import listening
 from trio.testing import MockClock
 
 from trioswitch import ConnectRequest, Identity
+from trioswitch._util.backoff import Backoff
 from trioswitch.client import (
     CannotConnect,
     ClientClosed,
@@ -29,7 +30,6 @@ from trioswitch.client import (
     open_client,
 )
 from trioswitch.client.address import Address
-from trioswitch.client.backoff import Backoff
 
 # --- waiting
 

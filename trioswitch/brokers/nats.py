@@ -13,12 +13,15 @@ import json
 import os
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Collection, Sequence
+from itertools import cycle
+from random import Random
 from typing import Any, Final
 from urllib.parse import quote
 
 import attrs
 import trio
 
+from .._util.backoff import Backoff
 from ..errors import BrokerError
 from ..nats.connection import Message, NatsConnection, NatsLost, connect
 from ..nats.url import NatsUrl
@@ -28,9 +31,9 @@ __all__ = ["NatsBroker"]
 
 CONNECT_TIMEOUT: Final = 5.0
 """Seconds that a connection may take, with TLS, the password and the stream."""
-RETRY_DELAY: Final = 0.1
-"""Seconds before the first attempt to connect again; doubled after each that fails, up to MAX_RETRY_DELAY."""
-MAX_RETRY_DELAY: Final = 2.0
+FIRST_RETRY: Final = 0.2
+"""Seconds before the first attempt to connect again, at most; doubled after each, up to MAX_RETRY."""
+MAX_RETRY: Final = 4.0
 STREAM_BYTES: Final = 64 * 1024 * 1024
 """Bytes that the stream may keep."""
 STREAM_AGE: Final = 10
@@ -55,18 +58,16 @@ class NatsBroker(Broker):
         self._reason = "NATS has not been reached yet"
 
     async def run(self, receiver: Receiver) -> None:
-        delay, attempt = RETRY_DELAY, 0
-        while True:
-            server = self._url.servers[attempt % len(self._url.servers)]
-            attempt += 1
+        backoff = Backoff(Random(), first=FIRST_RETRY, most=MAX_RETRY)
+        for server in cycle(self._url.servers):
+            began = trio.current_time()
             try:
                 await self._run_once(server, receiver)
-                delay = RETRY_DELAY
             except (NatsLost, BrokerError) as error:
                 self._reason = str(error)
             receiver.on_disconnected(self._reason)
-            await trio.sleep(delay)
-            delay = min(2 * delay, MAX_RETRY_DELAY)
+            backoff.connection_ended(trio.current_time() - began)
+            await trio.sleep(backoff.next())
 
     async def _run_once(self, server: tuple[str, int], receiver: Receiver) -> None:
         """Connect, and hold the connection until it is lost. Raises NatsLost and BrokerError when it cannot be used at all."""
@@ -219,7 +220,12 @@ class _Session:
         (answer,) = await self._request(1, lambda reply: [(subject.encode(), reply, b"", data)])
         if answer is None:
             raise BrokerError(f"JetStream of NATS at {self.connection.place} does not work")
-        found: dict[str, Any] = json.loads(answer)
+        try:
+            found = json.loads(answer)
+        except ValueError:
+            found = None
+        if not isinstance(found, dict):
+            raise BrokerError(f"JetStream of NATS at {self.connection.place} answers what nobody understands")
         return found
 
     async def publish(self, payloads: Sequence[Sent]) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 import attrs
 import trio
 
+from .._util.backoff import Backoff
 from ..errors import BrokerError
 from ..postgres.client import PostgresClient, PostgresError, call, create_schema, open_connection
 from ..postgres.url import PostgresUrl
@@ -24,9 +25,9 @@ if TYPE_CHECKING:
 
 __all__ = ["PostgresBroker"]
 
-RETRY_DELAY: Final = 0.1
-"""Seconds before the first attempt to connect again; doubled after each that fails, up to MAX_RETRY_DELAY."""
-MAX_RETRY_DELAY: Final = 2.0
+FIRST_RETRY: Final = 0.2
+"""Seconds before the first attempt to connect again, at most; doubled after each, up to MAX_RETRY."""
+MAX_RETRY: Final = 4.0
 READ_ROWS: Final = 200
 """Payloads that are read at once."""
 KEEP: Final = 60
@@ -97,17 +98,16 @@ class PostgresBroker(Broker):
     async def run(self, receiver: Receiver) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._clean)
-            delay = RETRY_DELAY
+            backoff = Backoff(random.Random(), first=FIRST_RETRY, most=MAX_RETRY)
             while True:
+                began = trio.current_time()
                 try:
                     await self._run_once(receiver)
                 except PostgresError as error:
                     self._reason = str(error)
-                else:
-                    delay = RETRY_DELAY
                 receiver.on_disconnected(self._reason)
-                await trio.sleep(delay)
-                delay = min(2 * delay, MAX_RETRY_DELAY)
+                backoff.connection_ended(trio.current_time() - began)
+                await trio.sleep(backoff.next())
 
     async def _run_once(self, receiver: Receiver) -> None:
         """Connect, and receive until the connection is lost. Raises PostgresError when it cannot be used at all."""
@@ -124,14 +124,17 @@ class PostgresBroker(Broker):
             self._session = None
             session.end()
             connection.discard()
-            await self._publishing.aclose()
+            self._publishing.discard_idle()
 
     async def _clean(self) -> None:
         while True:
             await trio.sleep(CLEAN_INTERVAL * random.uniform(0.5, 1.5))
             if self._session is not None:
                 try:
-                    await self._publishing.rows(self._sql("SELECT S.clean(%s, %s)"), (KEEP, _CLEAN_STEP))
+                    deleted = _CLEAN_STEP
+                    while deleted == _CLEAN_STEP:
+                        sql = self._sql("SELECT S.clean(%s, %s)")
+                        ((deleted,),) = await self._publishing.rows(sql, (KEEP, _CLEAN_STEP))
                 except PostgresError as error:
                     self.drop_connection(str(error))
 

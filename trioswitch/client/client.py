@@ -10,9 +10,9 @@ from uuid import uuid4
 import attrs
 import trio
 
+from .._util.backoff import Backoff
 from ..wire.messages import Position
 from ..wire.prepared import Receipt
-from .backoff import Backoff
 from .connection import RETRIED, ClientConnection
 from .errors import ClientClosed, ClientError, RequestFailed
 from .messages import Gap, HistoryPage, Message, Presence, receipt_of

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import trio
 
-from .backoff import Backoff
+from .._util.backoff import Backoff
 from .errors import ConnectionLost, RequestFailed
 from .messages import Announcement, HistoryPage, Message, position_of
 from .requests import encode

@@ -6,9 +6,9 @@ from random import Random
 import attrs
 import trio
 
+from .._util.backoff import MAX_DELAY, Backoff
 from ..errors import CloseCause
 from .address import Address
-from .backoff import MAX_DELAY, Backoff
 from .connection import ClientConnection
 from .errors import CannotConnect, ClientClosed, ClientError, ConnectionLost, Rejected
 from .options import ClientOptions

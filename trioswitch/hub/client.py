@@ -8,10 +8,9 @@ from typing import Any, Final
 import msgspec
 import trio
 
-from .._util.receiving import Receiver
+from .._util.shared_stream import StreamReceiver
 from .._util.wakeup import Wakeup
-from ..brokers.port import Broker, Sent
-from ..brokers.port import Receiver as BrokerReceiver
+from ..brokers.port import Broker, Receiver, Sent
 from ..errors import BrokerError, StoreError
 from ..stores.port import (
     UNLIMITED,
@@ -82,7 +81,7 @@ class _Connection:
         self._to_write: list[bytes] = []
         self._written = Wakeup()
         self._changed = Wakeup()
-        self.receiver: BrokerReceiver | None = None
+        self.receiver: Receiver | None = None
         self.reason = "the hub has not been reached yet"
 
     # --- the task
@@ -119,7 +118,7 @@ class _Connection:
             self._changed.notify()
 
     async def _read(self, stream: trio.SocketStream) -> None:
-        frames, receiver = Frames(), Receiver(stream)
+        frames, receiver = Frames(), StreamReceiver(stream)
         while data := await receiver.receive():
             for payload in frames.feed(data):
                 answer = _decode_answer(payload)
@@ -186,7 +185,7 @@ class HubBroker(Broker):
     def __init__(self, connection: _Connection) -> None:
         self._connection = connection
 
-    async def run(self, receiver: BrokerReceiver) -> None:
+    async def run(self, receiver: Receiver) -> None:
         connection = self._connection
         connection.receiver = receiver
         try:

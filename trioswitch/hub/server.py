@@ -9,7 +9,7 @@ from typing import Any, Final
 import msgspec
 import trio
 
-from .._util.receiving import Receiver
+from .._util.shared_stream import StreamReceiver
 from .._util.wakeup import Wakeup
 from ..errors import StoreError
 from ..stores.port import InboxLimits, InboxMessage, Store
@@ -70,7 +70,7 @@ class Hub:
             await trio.aclose_forcefully(stream)
 
     async def _read(self, process: "_Process", nursery: trio.Nursery) -> None:
-        frames, stream = Frames(), Receiver(process.stream)
+        frames, stream = Frames(), StreamReceiver(process.stream)
         while data := await stream.receive():
             published: dict[_Process, list[tuple[str, bytes]]] = {}
             for payload in frames.feed(data):

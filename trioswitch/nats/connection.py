@@ -11,15 +11,16 @@ from typing import Any, Final
 import attrs
 import trio
 
-from .._util.receiving import Receiver
 from .._util.remote import reason_of
-from .._util.wakeup import Wakeup
+from .._util.shared_stream import SharedStream
 from ..errors import TrioswitchError
 from ..version import __version__
 from .url import NatsUrl
 
 __all__ = ["Message", "NatsConnection", "NatsLost", "connect"]
 
+MAX_MESSAGE: Final = 80 * 1024 * 1024
+"""Bytes of a message at most: NATS takes 64 MiB, and adds headers."""
 MAX_LINE: Final = 64 * 1024
 """Bytes of a line at most: INFO names all servers of a NATS cluster."""
 
@@ -38,75 +39,30 @@ class Message:
     payload: bytes
 
 
-class NatsConnection:
+class NatsConnection(SharedStream):
     """Made by `connect`; `run` is its task, which gives what arrives to `on_message`."""
 
     def __init__(
         self, stream: trio.abc.Stream, info: dict[str, Any], place: str, on_message: Callable[[Message], None]
     ) -> None:
+        super().__init__(stream, "NATS", place)
         self.info = info
         """What the server says of itself."""
-        self.place = place
-        """For people: host and port."""
-        self._stream = stream
         self._on_message = on_message
         self._buffer = bytearray()
         self._needed = 0  # bytes in the buffer without which a message is not complete
         self._flushing: deque[trio.Event] = deque()
-        self._to_write: list[bytes] = []
-        self._written = Wakeup()
-        self._scope = trio.CancelScope()
-        self._lost: str | None = None
 
-    # --- the task
+    # --- in
 
-    async def run(self) -> str:
-        """Send and receive until the connection is lost. Returns why."""
-        try:
-            async with trio.open_nursery() as nursery:
-                self._scope = nursery.cancel_scope
-                nursery.start_soon(self._write)
-                await self._read()
-                nursery.cancel_scope.cancel()
-        finally:
-            self._lose("the connection was closed")
-            await trio.aclose_forcefully(self._stream)
-        assert self._lost is not None
-        return self._lost
+    def _feed(self, data: memoryview) -> None:
+        self._buffer += data
+        if len(self._buffer) >= self._needed:
+            self._parse()
 
-    def drop(self, reason: str) -> None:
-        """Give the connection up."""
-        self._lose(reason)
-        self._scope.cancel()
-
-    def _lose(self, reason: str) -> None:
-        if self._lost is None:
-            self._lost = reason
+    def _on_lost(self) -> None:
         while self._flushing:
             self._flushing.popleft().set()
-
-    async def _write(self) -> None:
-        try:
-            while True:
-                while not self._to_write:
-                    await self._written.wait()
-                data, self._to_write = b"".join(self._to_write), []
-                await self._stream.send_all(data)
-        except trio.BrokenResourceError:
-            self.drop(f"the connection to NATS at {self.place} was lost")
-
-    async def _read(self) -> None:
-        receiver = Receiver(self._stream)
-        try:
-            while data := await receiver.receive():
-                self._buffer += data
-                if len(self._buffer) >= self._needed:
-                    self._parse()
-            self._lose(f"NATS at {self.place} has closed the connection")
-        except trio.BrokenResourceError:
-            self._lose(f"the connection to NATS at {self.place} was lost")
-        except ValueError as error:
-            self._lose(f"what answers at {self.place} is no NATS: {error}")
 
     def _parse(self) -> None:
         """Handle all that is complete in the buffer. Raises ValueError for what is not the protocol."""
@@ -117,10 +73,12 @@ class NatsConnection:
             if line.startswith((b"MSG ", b"HMSG ")):
                 parts = line.split()
                 with_headers = parts[0] == b"HMSG"
+                if len(parts) < 4 + with_headers:
+                    raise ValueError(f"it says {line[:60]!r}")
                 size = int(parts[-1])
                 headers_size = int(parts[-2]) if with_headers else 0
-                if not 0 <= headers_size <= size:
-                    raise ValueError(f"a message of {size} bytes")
+                if not 0 <= headers_size <= size <= MAX_MESSAGE:
+                    raise ValueError(f"a message of {size} bytes, {headers_size} of them headers")
                 stop = start + size
                 if len(buffer) < stop + 2:
                     self._needed = stop + 2 - position
@@ -152,26 +110,16 @@ class NatsConnection:
 
     # --- out
 
-    @property
-    def lost(self) -> str | None:
-        """Why the connection was lost; None while it is there."""
-        return self._lost
-
-    def write(self, data: bytes) -> None:
-        """Send soon."""
-        self._to_write.append(data)
-        self._written.notify()
-
     async def flush(self) -> None:
         """Wait until the server has read what was written. Raises NatsLost. Safe to cancel."""
         await trio.lowlevel.checkpoint_if_cancelled()
-        if self._lost is None:
+        if self.lost is None:
             answered = trio.Event()
             self._flushing.append(answered)
             self.write(b"PING\r\n")
             await answered.wait()
-        if self._lost is not None:
-            raise NatsLost(self._lost)
+        if self.lost is not None:
+            raise NatsLost(self.lost)
 
 
 async def connect(url: NatsUrl, server: tuple[str, int], on_message: Callable[[Message], None]) -> NatsConnection:
@@ -211,9 +159,11 @@ async def _read_info(stream: trio.abc.Stream, place: str) -> dict[str, Any]:
         if not data or len(line) > MAX_LINE or not b"INFO ".startswith(line[:5]):
             raise NatsLost(f"what answers at {place} is no NATS")
     try:
-        info: dict[str, Any] = json.loads(line[5:])
+        info = json.loads(line[5:])
     except ValueError:
-        raise NatsLost(f"what answers at {place} is no NATS") from None
+        info = None
+    if not isinstance(info, dict):
+        raise NatsLost(f"what answers at {place} is no NATS")
     return info
 
 

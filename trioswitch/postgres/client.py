@@ -112,6 +112,7 @@ class PostgresClient:
         self._slots = trio.CapacityLimiter(size)
         self._prepare = prepare
         self._preparing = trio.Lock()
+        self._closed = False
 
     async def rows(self, query: str, parameters: Sequence[Any] = ()) -> "Rows":
         """Execute a query in a transaction of its own. Raises PostgresError. Safe to cancel: it may be executed or not."""
@@ -127,7 +128,7 @@ class PostgresClient:
                     await self._prepare_first(connection)
                     yield connection
             finally:
-                if connection.is_idle():
+                if connection.is_idle() and not self._closed:
                     self._idle.append(connection)
                 else:
                     connection.discard()
@@ -148,10 +149,15 @@ class PostgresClient:
                 await self._prepare(connection)
                 self._prepare = None
 
-    async def aclose(self) -> None:
-        """Close what is not in use. Safe to cancel."""
+    def discard_idle(self) -> None:
+        """Close what is not in use."""
         while self._idle:
             self._idle.pop().discard()
+
+    async def aclose(self) -> None:
+        """Close what is not in use now, and the rest after its use. Safe to cancel."""
+        self._closed = True
+        self.discard_idle()
         await trio.lowlevel.checkpoint()
 
 

@@ -2,10 +2,12 @@
 
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from random import Random
 from typing import Any, Final
 
 import trio
 
+from .._util.backoff import Backoff
 from .connection import CONNECT_TIMEOUT, Command, RedisConnection, RedisError, RedisLost, connect, introduce
 from .discovery import find_server
 from .url import RedisUrl, Topology
@@ -14,9 +16,9 @@ __all__ = ["RedisClient"]
 
 _log = logging.getLogger(__name__)
 
-RETRY_DELAY: Final = 0.1
-"""Seconds before the first attempt to connect again; doubled after each that fails, up to MAX_RETRY_DELAY."""
-MAX_RETRY_DELAY: Final = 2.0
+FIRST_RETRY: Final = 0.2
+"""Seconds before the first attempt to connect again, at most; doubled after each, up to MAX_RETRY."""
+MAX_RETRY: Final = 4.0
 LOOK_INTERVAL: Final = 5.0
 """Seconds between two looks whether another server is the primary by now: the old one may not know it."""
 _WRONG_SERVER: Final = ("MOVED", "ASK", "TRYAGAIN", "CLUSTERDOWN", "READONLY", "MASTERDOWN", "LOADING")
@@ -41,16 +43,16 @@ class RedisClient:
         `on_connected` prepares a connection before calls use it, and may raise RedisError and RedisLost. `on_lost` is called with
         the reason when a connection was lost, or could not be made.
         """
-        delay = RETRY_DELAY
+        backoff = Backoff(Random(), first=FIRST_RETRY, most=MAX_RETRY)
         while True:
+            began = trio.current_time()
             try:
                 await self._run_once(on_connected)
-                delay = RETRY_DELAY
             except (RedisError, RedisLost) as error:
                 self.reason = str(error)
             on_lost(self.reason)
-            await trio.sleep(delay)
-            delay = min(2 * delay, MAX_RETRY_DELAY)
+            backoff.connection_ended(trio.current_time() - began)
+            await trio.sleep(backoff.next())
 
     async def _run_once(self, on_connected: Callable[[RedisConnection], Awaitable[None]]) -> None:
         """Connect, and hold the connection until it is lost. Raises RedisError, RedisLost when it cannot be used at all."""
@@ -95,9 +97,8 @@ class RedisClient:
                     if (found := await find_server(self.url)) != server:
                         connection.drop(f"Redis at {found[0]}:{found[1]} is the primary now")
             except (RedisError, RedisLost) as error:
-                _log.debug(
-                    "nobody says which Redis is the primary: %s", error
-                )  # the connection works as long as it does
+                # The connection is used as long as it works.
+                _log.debug("nobody says which Redis is the primary: %s", error)
 
     # --- calls
 

@@ -10,8 +10,8 @@ from typing import Any, Final
 
 import trio
 
-from .._util.receiving import Receiver
 from .._util.remote import reason_of
+from .._util.shared_stream import SharedStream
 from .._util.wakeup import Wakeup
 from ..errors import TrioswitchError
 from .url import RedisUrl, Topology
@@ -49,83 +49,41 @@ class _Reply:
         self.done = trio.Event()
 
 
-class RedisConnection:
+class RedisConnection(SharedStream):
     """One connection. Made by `connect`; `run` is its task.
 
     Messages of channels that are subscribed to go to `on_message(channel, payload)`.
     """
 
     def __init__(self, stream: trio.abc.Stream, place: str, on_message: Callable[[bytes, bytes], None] | None) -> None:
+        super().__init__(stream, "Redis", place)
         hiredis = _hiredis()
-        self.place = place
-        """For people: host and port."""
         self.run_id = ""
         """Of the server: another one after each start."""
-        self._stream = stream
         self._pack: Callable[[tuple[Any, ...]], bytes] = hiredis.pack_command
         self._reader = hiredis.Reader(protocolError=RedisError, replyError=RedisError)
         self._on_message = on_message
         self._waiting: deque[_Reply] = deque()
-        self._to_write: list[bytes] = []
-        self._written = Wakeup()
-        self._scope = trio.CancelScope()
-        self._lost: str | None = None
         self._confirmed = 0  # subscriptions and their ends
         self._requested = 0
         self._confirmation = Wakeup()
 
-    # --- the task
+    # --- in
 
-    async def run(self) -> str:
-        """Send and receive until the connection is lost. Returns why."""
+    def _feed(self, data: memoryview) -> None:
+        reader = self._reader
         try:
-            async with trio.open_nursery() as nursery:
-                self._scope = nursery.cancel_scope
-                nursery.start_soon(self._write)
-                await self._read()
-                nursery.cancel_scope.cancel()
-        finally:
-            self._lose("the connection was closed")
-            await trio.aclose_forcefully(self._stream)
-        assert self._lost is not None
-        return self._lost
+            reader.feed(data)
+            while (reply := reader.gets()) is not False:
+                self._take(reply)
+        except RedisError as error:
+            raise ValueError(str(error)) from None
 
-    def drop(self, reason: str) -> None:
-        """Give the connection up."""
-        self._lose(reason)
-        self._scope.cancel()
-
-    def _lose(self, reason: str) -> None:
-        if self._lost is None:
-            self._lost = reason
+    def _on_lost(self) -> None:
         waiting, self._waiting = self._waiting, deque()
         for reply in waiting:
             reply.done.set()
         self._confirmation.notify()
-
-    async def _write(self) -> None:
-        try:
-            while True:
-                while not self._to_write:
-                    await self._written.wait()
-                data, self._to_write = b"".join(self._to_write), []
-                await self._stream.send_all(data)
-        except trio.BrokenResourceError:
-            self.drop("the connection was lost")
-
-    async def _read(self) -> None:
-        reader, receiver = self._reader, Receiver(self._stream)
-        try:
-            while data := await receiver.receive():
-                reader.feed(data)
-                while (reply := reader.gets()) is not False:
-                    self._take(reply)
-        except trio.BrokenResourceError:
-            self._lose("the connection was lost")
-        except RedisError as error:  # it is not the protocol of Redis
-            self._lose(f"what answers is no Redis: {error}")
-        else:
-            self._lose("Redis has closed the connection")
 
     def _take(self, reply: Any) -> None:
         if self._on_message is not None and type(reply) is list and reply:
@@ -147,11 +105,6 @@ class RedisConnection:
             self._waiting.popleft()
             waiting.done.set()
 
-    @property
-    def reason(self) -> str:
-        """Why the connection was lost."""
-        return self._lost or "the connection is there"
-
     # --- commands
 
     async def calls(self, commands: Sequence[Command]) -> list[Any]:
@@ -160,19 +113,18 @@ class RedisConnection:
         Safe to cancel: the commands may be executed or not.
         """
         await trio.lowlevel.checkpoint_if_cancelled()
-        if self._lost is not None:
-            raise RedisLost(self._lost)
+        if self.lost is not None:
+            raise RedisLost(self.lost)
         if not commands:
             await trio.lowlevel.checkpoint()
             return []
         reply = _Reply(len(commands))
         self._waiting.append(reply)
         pack = self._pack
-        self._to_write += [pack(tuple(command)) for command in commands]
-        self._written.notify()
+        self.write(*[pack(tuple(command)) for command in commands])
         await reply.done.wait()
         if len(reply.replies) < reply.count:
-            raise RedisLost(self.reason)
+            raise RedisLost(str(self.lost))
         return reply.replies
 
     async def call(self, *command: bytes | str | int | float) -> Any:
@@ -193,15 +145,14 @@ class RedisConnection:
     async def subscribe(self, command: str, channels: Sequence[bytes]) -> None:
         """Execute SUBSCRIBE, SSUBSCRIBE or their opposites; returns when all channels are confirmed. Raises RedisLost."""
         await trio.lowlevel.checkpoint_if_cancelled()
-        if self._lost is None and channels:
-            self._to_write.append(self._pack((command, *channels)))
-            self._written.notify()
+        if self.lost is None and channels:
+            self.write(self._pack((command, *channels)))
             self._requested += len(channels)
         target = self._requested
-        while self._confirmed < target and self._lost is None:
+        while self._confirmed < target and self.lost is None:
             await self._confirmation.wait()
-        if self._lost is not None:
-            raise RedisLost(self._lost)
+        if self.lost is not None:
+            raise RedisLost(self.lost)
         await trio.lowlevel.checkpoint()
 
 

@@ -197,7 +197,7 @@ class PostgresStore(Store):
     async def sweep(self, now: float, inbox_age: float) -> None:
         before = now - inbox_age
         await self._in_steps("SELECT S.sweep_messages(%s::float8, %s)", now)
-        for (room,) in await self._rows("SELECT name FROM S.rooms WHERE age IS NOT NULL AND at >= 0"):
+        for (room,) in await self._rows("SELECT name FROM S.rooms WHERE age IS NOT NULL"):
             sql = "SELECT S.sweep_room(%b, %s::float8, %s::float8, %s)"
             await self._in_steps(sql, room, now, POSITION_TIME)
         sql = "SELECT S.sweep_inboxes(%s::float8, %s::float8, %s::float8, %s)"

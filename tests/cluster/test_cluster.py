@@ -305,6 +305,17 @@ async def test_a_session_is_taken_over_from_another_node(autojump_clock: MockClo
         assert (await ann.closed())[0] == 4002
 
 
+async def test_a_dead_node_is_not_waited_for(autojump_clock: MockClock) -> None:
+    async with open_test_cluster(2) as nodes:
+        ann = await nodes.join(0, "r", "ann")
+        await trio.sleep(1)  # until the session is saved
+        nodes[0].kill()
+        began = trio.current_time()
+        back = await nodes[1].app.connect()
+        assert (await back.ask("resume", session=ann.session))["user_id"] == "ann"
+        assert trio.current_time() - began < 0.5
+
+
 async def test_a_session_of_a_dead_node_is_resumed(autojump_clock: MockClock) -> None:
     async with open_test_cluster(3, STORED) as nodes:
         watcher = await nodes.join(2, "stored", "watcher")

@@ -17,7 +17,7 @@ from .._util.expiry import DueQueue
 from .._util.wakeup import Wakeup
 from ..durability.sessions import PortableSession, Sessions
 from ..durability.store_health import StoreHealth
-from ..errors import StoreError
+from ..errors import BrokerError, StoreError
 from ..stores.port import SavedSession, Store
 from .link import Link
 from .messages import Take, Taken, node_topic
@@ -48,6 +48,11 @@ _decode_session: Final = msgspec.msgpack.Decoder(PortableSession | None).decode
 class _Question:
     answered: trio.Event = attrs.field(factory=trio.Event)
     session: PortableSession | None = None
+
+    def sent(self, _error: BrokerError | None, receivers: int | None) -> None:
+        """The node that was asked does not listen: it is dead, though it was not silent for long enough yet."""
+        if receivers == 0:
+            self.answered.set()
 
 
 class ClusterSessions:
@@ -156,7 +161,7 @@ class ClusterSessions:
         self._last_question += 1
         number, question = self._last_question, _Question()
         self._questions[number] = question
-        self._link.send(node_topic(node), Take(number, id, user))
+        self._link.send(node_topic(node), Take(number, id, user), question.sent)
         try:
             with trio.move_on_after(TAKE_TIMEOUT):
                 await question.answered.wait()

@@ -19,15 +19,18 @@ class Exchange:
 
     def __init__(self) -> None:
         self._subscribers: dict[str, dict[InProcessBroker, None]] = {}
-        self.loses: Callable[[str, bytes], bool] | None = None
-        """For tests: whether a payload of a topic is lost, without a word."""
+        self._loses: Callable[[], bool] | None = None
 
     def broker(self) -> "InProcessBroker":
         """A broker for one switch."""
         return InProcessBroker(self)
 
+    def lose(self, loses: Callable[[], bool] | None) -> None:
+        """For tests: payloads are lost, without a word, when this says so; None: none of them."""
+        self._loses = loses
+
     def publish(self, topic: str, payload: bytes) -> int:
-        if self.loses is not None and self.loses(topic, payload):
+        if self._loses is not None and self._loses():
             return 1
         subscribers = list(self._subscribers.get(topic, ()))
         for subscriber in subscribers:

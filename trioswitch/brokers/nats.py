@@ -75,7 +75,7 @@ class NatsBroker(Broker):
         session = _Session(self._url, receiver)
         try:
             with trio.fail_after(CONNECT_TIMEOUT):
-                session.connection = connection = await connect(self._url, server, session.on_message)
+                connection = await session.connect(server)
         except trio.TooSlowError:
             raise silent from None
         problem: Exception | None = None
@@ -195,6 +195,11 @@ class _Session:
             probe.set()
 
     # --- out
+
+    async def connect(self, server: tuple[str, int]) -> NatsConnection:
+        """Raises NatsLost. Called once, first."""
+        self.connection = await connect(self._url, server, self.on_message)
+        return self.connection
 
     async def begin(self) -> None:
         """Look whether the server can be used, and make the stream. Raises NatsLost, BrokerError."""

@@ -212,7 +212,7 @@ class LiveMessages:
 
     def _on_ask(self, node: str, topic: str, _ask: Ask) -> None:
         """A node begins to hear what is published to a room, or does so again: what we publish from now on must arrive there."""
-        if node != self._link.node and topic in self._places:
+        if node != self._link.node:
             self._tell_stream(topic.partition(":")[2])
 
     def _tell_stream(self, room: str) -> None:

@@ -8,7 +8,7 @@ from typing import Any, Final
 import trio
 
 from .._util.backoff import Backoff
-from .connection import CONNECT_TIMEOUT, Command, RedisConnection, RedisError, RedisLost, connect, introduce
+from .connection import CONNECT_TIMEOUT, Command, RedisConnection, RedisError, RedisLost, connect
 from .discovery import find_server
 from .url import RedisUrl, Topology
 
@@ -68,7 +68,7 @@ class RedisClient:
             nursery.start_soon(self._receive, connection, nursery.cancel_scope)
             try:
                 with trio.fail_after(CONNECT_TIMEOUT):
-                    await introduce(connection, self.url)
+                    await connection.introduce(self.url)
                     await on_connected(connection)
                 self._connection = connection
                 await self._look_for_another(connection, server)

@@ -16,7 +16,7 @@ from .._util.wakeup import Wakeup
 from ..errors import TrioswitchError
 from .url import RedisUrl, Topology
 
-__all__ = ["Command", "RedisConnection", "RedisError", "RedisLost", "connect", "introduce"]
+__all__ = ["Command", "RedisConnection", "RedisError", "RedisLost", "connect"]
 
 _log = logging.getLogger(__name__)
 
@@ -142,6 +142,29 @@ class RedisConnection(SharedStream):
             except RedisError as error:
                 raise RedisError(f"Redis at {self.place} refuses the password: {error}") from None
 
+    async def introduce(self, url: RedisUrl) -> None:
+        """Give the password, choose the database, and check that the server can be used. Raises RedisError, RedisLost."""
+        await self.authenticate(url)
+        place = self.place
+        try:
+            if url.database:
+                await self.call("SELECT", url.database)
+            info = _info(await self.call("INFO"))
+        except RedisError as error:
+            wants_password = str(error).startswith("NOAUTH")
+            reason = "it wants a password" if wants_password else str(error)
+            raise RedisError(f"Redis at {place} cannot be used: {reason}") from None
+        self.run_id = info.get("run_id", "")
+        version = info.get("redis_version", "0")
+        least = LEAST_CLUSTER if url.topology is Topology.CLUSTER else LEAST_VERSION
+        if tuple(int(part) for part in version.split(".")[:2] if part.isdigit()) < least:
+            raise RedisError(f"Redis at {place} is too old: {version}; it takes {least[0]}.{least[1]} or later")
+        if info.get("role") != "master":
+            raise RedisError(f"Redis at {place} is a read-only replica")
+        policy = info.get("maxmemory_policy", "noeviction")
+        if policy != "noeviction" and info.get("maxmemory", "0") != "0":
+            _log.warning("Redis at %s evicts keys when its memory is full (%s): histories will be lost", place, policy)
+
     async def subscribe(self, command: str, channels: Sequence[bytes]) -> None:
         """Execute SUBSCRIBE, SSUBSCRIBE or their opposites; returns when all channels are confirmed. Raises RedisLost."""
         await trio.lowlevel.checkpoint_if_cancelled()
@@ -159,7 +182,7 @@ class RedisConnection(SharedStream):
 async def connect(
     url: RedisUrl, server: tuple[str, int], on_message: Callable[[bytes, bytes], None] | None = None
 ) -> RedisConnection:
-    """Connect to a server, with TLS where it is wanted; nothing is checked yet (`introduce`). Raises RedisLost.
+    """Connect to a server, with TLS where it is wanted; nothing is checked yet (`RedisConnection.introduce`). Raises RedisLost.
 
     Safe to cancel.
     """
@@ -181,30 +204,6 @@ async def connect(
             raise
         stream = tls
     return RedisConnection(stream, place, on_message)
-
-
-async def introduce(connection: RedisConnection, url: RedisUrl) -> None:
-    """Give the password, choose the database, and check that the server can be used. Raises RedisError, RedisLost."""
-    await connection.authenticate(url)
-    place = connection.place
-    try:
-        if url.database:
-            await connection.call("SELECT", url.database)
-        info = _info(await connection.call("INFO"))
-    except RedisError as error:
-        wants_password = str(error).startswith("NOAUTH")
-        reason = "it wants a password" if wants_password else str(error)
-        raise RedisError(f"Redis at {place} cannot be used: {reason}") from None
-    connection.run_id = info.get("run_id", "")
-    version = info.get("redis_version", "0")
-    least = LEAST_CLUSTER if url.topology is Topology.CLUSTER else LEAST_VERSION
-    if tuple(int(part) for part in version.split(".")[:2] if part.isdigit()) < least:
-        raise RedisError(f"Redis at {place} is too old: {version}; it takes {least[0]}.{least[1]} or later")
-    if info.get("role") != "master":
-        raise RedisError(f"Redis at {place} is a read-only replica")
-    policy = info.get("maxmemory_policy", "noeviction")
-    if policy != "noeviction" and info.get("maxmemory", "0") != "0":
-        _log.warning("Redis at %s evicts keys when its memory is full (%s): histories will be lost", place, policy)
 
 
 def _info(text: bytes) -> dict[str, str]:

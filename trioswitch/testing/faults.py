@@ -50,19 +50,27 @@ def deterministic(seed: int) -> Iterator[random.Random]:
 
 
 class FaultyStore(MemoryStore):
-    """A store in memory that fails while `broken`: before it has done what it was asked for, or after."""
+    """A store in memory that can be broken: then it fails before it has done what it was asked for, or after."""
 
     def __init__(self, chance: random.Random) -> None:
         super().__init__()
-        self.broken = False
+        self._broken = False
         self._chance = chance
+
+    def damage(self) -> None:
+        """It fails from now on."""
+        self._broken = True
+
+    def repair(self) -> None:
+        """It works again."""
+        self._broken = False
 
     @contextmanager
     def _failing(self) -> Iterator[None]:
-        if self.broken and self._chance.random() < 0.5:
+        if self._broken and self._chance.random() < 0.5:
             raise StoreError("the store is broken")
         yield
-        if self.broken:
+        if self._broken:
             raise StoreError("the store has broken meanwhile")
 
     async def append(self, appends: Any, **how: Any) -> Any:
@@ -115,8 +123,8 @@ class Faults:
                 fault = self._chance.choice(faults)
                 self.happened.append((trio.current_time(), fault.__name__))
                 await fault()
-        self._store.broken = False
-        self._cluster.exchange.loses = None
+        self._store.repair()
+        self._cluster.exchange.lose(None)
         for node in self.alive:
             node.broker.reconnect()
 
@@ -145,15 +153,15 @@ class Faults:
 
     async def lose_messages(self) -> None:
         """The broker loses a third of what is published, for a second, and tells nobody."""
-        self._cluster.exchange.loses = lambda _topic, _payload: self._chance.random() < LOST
+        self._cluster.exchange.lose(lambda: self._chance.random() < LOST)
         await trio.sleep(1)
-        self._cluster.exchange.loses = None
+        self._cluster.exchange.lose(None)
 
     async def break_store(self) -> None:
         """The store fails for a while."""
-        self._store.broken = True
+        self._store.damage()
         await trio.sleep(self._chance.choice([0.1, 1, 5]))
-        self._store.broken = False
+        self._store.repair()
 
     async def stall(self) -> None:
         """A node gets nothing from the broker any more, and is not told: only its own signs of life are missing."""

@@ -197,12 +197,25 @@ class PostgresStore(Store):
     async def sweep(self, now: float, inbox_age: float) -> None:
         before = now - inbox_age
         await self._in_steps("SELECT S.sweep_messages(%s::float8, %s)", now)
-        for (room,) in await self._rows("SELECT name FROM S.rooms WHERE age IS NOT NULL"):
+        async for room in self._rooms_to_sweep(now):
             sql = "SELECT S.sweep_room(%b, %s::float8, %s::float8, %s)"
             await self._in_steps(sql, room, now, POSITION_TIME)
         sql = "SELECT S.sweep_inboxes(%s::float8, %s::float8, %s::float8, %s)"
         await self._in_steps(sql, now, before, before - POSITION_TIME)
         await self._rows("SELECT S.sweep_rest(%s::float8, %s::float8)", now, now - KEY_TIME)
+
+    async def _rooms_to_sweep(self, now: float) -> AsyncIterator[bytes]:
+        """Rooms that keep messages which are too old, or that are empty for long. No lock is held for looking."""
+        after: bytes | None = b""
+        while after is not None:
+            ((after, names),) = await self._rows(
+                "SELECT (array_agg(name ORDER BY name DESC))[1], array_agg(name) FILTER (WHERE due) FROM ("
+                "SELECT name, S.first_kept(room, %s::float8) <> first OR at < %s::float8 - age AS due "
+                "FROM S.rooms AS room WHERE name > %b ORDER BY name LIMIT %s) AS page",
+                *(now, now - POSITION_TIME, after, SWEEP_STEP),
+            )
+            for name in names or ():
+                yield name
 
     async def _in_steps(self, query: str, *parameters: Any) -> None:
         """Execute a function, whose last argument is a number of messages, until it finds less of them."""

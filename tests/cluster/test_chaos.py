@@ -15,10 +15,11 @@ from pathlib import Path
 
 import pytest
 import trio
+from engine_server import free_port
 from engines import Engines, open_engines, serve_node
 from nats_server import NatsServer
 from postgres_server import PostgresServer
-from redis_server import RedisServer, free_port
+from redis_server import RedisServer
 from servers import PATIENCE, Program
 
 from trioswitch.client import ClientError, Gap, Message, Room, open_client

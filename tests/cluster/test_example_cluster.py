@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import trio
-from redis_server import free_port
+from engine_server import free_port
 from servers import PATIENCE, Program, run
 
 from trioswitch.client import ClientError, Message, Room, open_client

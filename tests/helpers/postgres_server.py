@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import attrs
-from redis_server import free_port
+from engine_server import free_port
 
 __all__ = ["PostgresServer", "postgres_server"]
 

@@ -1,25 +1,15 @@
 """A Redis server of a test's own."""
 
 import shutil
-import socket
 import subprocess
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
-import attrs
 import trio
+from engine_server import PATIENCE, EngineServer, free_port, running
 
-__all__ = ["RedisServer", "free_port", "redis_cluster", "redis_sentinel", "redis_server"]
-
-PATIENCE = 20.0
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+__all__ = ["RedisServer", "redis_cluster", "redis_sentinel", "redis_server"]
 
 
 async def _run_redis(*arguments: str) -> trio.Process:
@@ -29,19 +19,12 @@ async def _run_redis(*arguments: str) -> trio.Process:
     return await trio.lowlevel.open_process(["redis-server", *arguments], executable=program, stdout=subprocess.DEVNULL)
 
 
-@attrs.define(eq=False)
-class RedisServer:
-    port: int
-    directory: Path
-    settings: tuple[str, ...]
-    process: trio.Process | None = None
-
+class RedisServer(EngineServer):
     @property
     def url(self) -> str:
         return f"redis://127.0.0.1:{self.port}"
 
     async def start(self) -> None:
-        """Start it, or start it again with the data that it has saved."""
         options = ["--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.directory), "--save", ""]
         self.process = await _run_redis(*options, *self.settings)
         with trio.fail_after(PATIENCE):
@@ -54,28 +37,14 @@ class RedisServer:
                     await stream.aclose()
                     return
 
-    async def kill(self) -> None:
-        """End it as SIGKILL does."""
-        assert self.process is not None
-        self.process.kill()
-        await self.process.wait()
-
     async def command(self, *arguments: str) -> str:
         """Execute a command, as `redis-cli` does."""
         done = await trio.run_process(["redis-cli", "-p", str(self.port), *arguments], capture_stdout=True)
         return done.stdout.decode()
 
 
-@asynccontextmanager
-async def redis_server(directory: Path, *settings: str) -> AsyncIterator[RedisServer]:
-    server = RedisServer(free_port(), directory, settings)
-    await server.start()
-    try:
-        yield server
-    finally:
-        if server.process is not None and server.process.returncode is None:
-            with trio.CancelScope(shield=True):
-                await server.kill()
+def redis_server(directory: Path, *settings: str) -> AbstractAsyncContextManager[RedisServer]:
+    return running(RedisServer(directory, settings))
 
 
 @asynccontextmanager

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 import trio
-from redis_server import PATIENCE, RedisServer, redis_server
+from engine_server import PATIENCE
+from redis_server import RedisServer, redis_server
 from store_contract import StoreContract
 from store_support import inbox_message, message, read, upto
 

@@ -68,9 +68,7 @@ class Intake:
     _scheduled: bool = attrs.field(default=False, init=False)  # it was woken, or has a task: no need to wake it again
     _stored_up_to: int = attrs.field(default=0, init=False)  # the newest offset that came back from the store
     _sequence: Sequence = attrs.field(factory=Sequence, init=False)  # in a cluster, instead of this
-    _owed: list[Gap] = attrs.field(
-        factory=list, init=False
-    )  # gaps that find no space yet, two at most; then what follows
+    _owed: list[Gap] = attrs.field(factory=list, init=False)  # gaps that find no space yet, ahead of what follows
 
     def __attrs_post_init__(self) -> None:
         options = self._options

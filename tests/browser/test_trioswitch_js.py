@@ -201,6 +201,19 @@ async def test_a_lost_connection_is_resumed_and_what_was_missed_comes_once(brows
         assert await events(page, "gap") == []
 
 
+async def test_a_lost_connection_is_told_even_if_the_next_attempt_is_due_at_once(browser: Browser) -> None:
+    async with serving(trioswitch.Options(policies=STORED)) as (_, url), lay_cable(url) as cable:
+        page = await connect(browser, cable.url, "ada")
+        await join(page)
+        await page.wait_for("room.joined")
+        await page.evaluate("Math.random = () => 0; null")
+        cable.deafen()
+        await page.evaluate("room.presence().then((answer) => note('answer', answer.users)); null")
+        cable.cut()
+        await page.wait_for("count('answer') === 1")
+        assert await page.evaluate("states()") == ["connecting", "connected", "waiting", "connecting", "connected"]
+
+
 async def test_a_publish_whose_answer_was_lost_is_sent_again_and_published_once(browser: Browser) -> None:
     async with serving(trioswitch.Options(policies=STORED)) as (switch, url), lay_cable(url) as cable:
         page = await connect(browser, cable.url, "ada")

@@ -145,7 +145,7 @@ async def _read_on(websocket: trio_websocket.WebSocketConnection) -> None:
 
 @pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGINT])
 async def test_a_signal_drains_all_workers(end: signal.Signals) -> None:
-    async with _supervisor(workers=3) as server:
+    async with _supervisor("--node-name", "n" * 255, workers=3) as server:
         async with trio.open_nursery() as nursery:
             codes: list[int | None] = []
 

@@ -28,6 +28,8 @@ __all__ = ["Workers", "add_worker_options", "end_with_supervisor", "is_ready"]
 
 _log = logging.getLogger(__name__)
 
+NAME_LENGTH: Final = 200
+"""Characters of `node_name` that the names of workers begin with: theirs may have 255."""
 START_TIMEOUT: Final = 60.0
 """Seconds that a worker may take until it listens."""
 RESTART_DELAY: Final = 1.0
@@ -73,7 +75,7 @@ class Workers:
         self._arguments = arguments
         self._hosts = hosts
         self._port = port
-        self._name = f"{name} " if name else ""
+        self._name = f"{name[:NAME_LENGTH]} " if name else ""
         self._stopping = trio.Event()  # a signal has come: workers that end are not started again
 
     async def run(

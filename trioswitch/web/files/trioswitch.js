@@ -169,9 +169,9 @@ class Link {
   }
 
   #wait(until, cause) {
-    const left = until - performance.now();
-    if (left < 1) return this.connect();  // a timer may run a little early
-    this.#timer = setTimeout(() => this.#wait(until, cause), left % 1000 || 1000);
+    const left = Math.max(0, until - performance.now());
+    const next = () => until - performance.now() < 1 ? this.connect() : this.#wait(until, cause);  // a timer may run a little early
+    this.#timer = setTimeout(next, left < 1000 ? left : left % 1000 || 1000);
     this.#onState({ state: "waiting", seconds: Math.ceil(left / 1000), ...cause });
   }
 }

@@ -6,7 +6,7 @@ from cluster_support import texts
 from trio.testing import MockClock
 
 from trioswitch import Options, RoomPolicy
-from trioswitch.brokers import Exchange
+from trioswitch.brokers import Exchange, InProcessBroker
 from trioswitch.cluster.messages import Committed, Live, decode_parcel
 from trioswitch.stores import MemoryStore
 from trioswitch.testing import open_test_cluster
@@ -18,14 +18,14 @@ def lose(exchange: Exchange, kind: type, skip: int = 0, count: int = 1) -> None:
     """Let the exchange lose parcels with messages of a kind, after some."""
     publish, left = exchange.publish, [skip, count]
 
-    def losing(topic: str, payload: bytes) -> int:
+    def losing(topic: str, payload: bytes, publisher: InProcessBroker | None = None) -> int:
         if any(isinstance(message, kind) for message in decode_parcel(payload)[1]):
             if left[0]:
                 left[0] -= 1
             elif left[1]:
                 left[1] -= 1
                 return 1
-        return publish(topic, payload)
+        return publish(topic, payload, publisher)
 
     exchange.publish = losing  # type: ignore[method-assign]
 

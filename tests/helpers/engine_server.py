@@ -1,6 +1,7 @@
 """Servers of a test's own, which are processes: Redis and NATS."""
 
 import abc
+import signal
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -39,6 +40,15 @@ class EngineServer(abc.ABC):
         assert self.process is not None
         self.process.kill()
         await self.process.wait()
+
+    def pause(self) -> None:
+        """Let it answer nobody; its connections look alive."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        assert self.process is not None
+        self.process.send_signal(signal.SIGCONT)
 
 
 S = TypeVar("S", bound=EngineServer)

@@ -1,5 +1,6 @@
 """The servers behind a cluster of several machines, in all combinations that are supported: a broker and a store each."""
 
+import random
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import partial
@@ -9,11 +10,12 @@ import attrs
 import trio
 from nats_server import NatsServer, nats_server
 from postgres_server import PostgresServer, postgres_server
-from redis_server import RedisServer, redis_server
-from servers import Program, run
+from redis_server import RedisServer, redis_sentinel, redis_server
+from servers import PATIENCE, Program, run
 
-__all__ = ["ENGINES", "Engines", "open_engines", "serve_node"]
+__all__ = ["ENGINES", "SENTINEL", "Engines", "open_engines", "serve_node"]
 
+SENTINEL = "redis sentinel"
 ENGINES = ["redis", "nats and redis", "nats and postgres", "postgres"]
 """Broker and store; or one server that is both."""
 
@@ -42,14 +44,71 @@ class Engines:
             else:
                 await server.start()
 
+    async def pause(self, seconds: float) -> None:
+        """Let them answer nobody for so long; their connections look alive."""
+        paused = [server for server in self.servers if not isinstance(server, PostgresServer)]
+        for server in paused:  # PostgreSQL's other processes would go on
+            server.pause()
+        await trio.sleep(seconds)
+        for server in paused:
+            server.resume()
+
+    async def cut(self, chance: random.Random) -> None:
+        """End the connections of all nodes."""
+        for server in self.servers:
+            if isinstance(server, RedisServer):
+                await server.command("CLIENT", "KILL", "TYPE", chance.choice(["pubsub", "normal"]))
+            elif isinstance(server, PostgresServer):
+                sql = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND datname <> ''"
+                await trio.to_thread.run_sync(server.execute, sql)
+            else:
+                await server.kill()
+                await server.start()
+
+
+class SentinelEngines(Engines):
+    """A primary with two replicas: what befalls the engines befalls who is the primary at the time, and a replica takes over."""
+
+    _victim: RedisServer | None = None
+
+    async def kill(self) -> None:
+        self._victim = await self._primary()
+        await self._victim.kill()
+
+    async def start(self) -> None:
+        assert self._victim is not None
+        await self._victim.start()
+
+    async def pause(self, seconds: float) -> None:
+        primary = await self._primary()
+        primary.pause()
+        await trio.sleep(seconds)
+        primary.resume()
+
+    async def _primary(self) -> RedisServer:
+        """Who says so itself, and is followed: one that was replaced says it as well, until Sentinel tells it otherwise."""
+        with trio.fail_after(3 * PATIENCE):
+            while True:
+                for server in self.servers:
+                    assert isinstance(server, RedisServer)
+                    replication = await server.command("INFO", "replication")
+                    if "role:master" in replication and "connected_slaves:0" not in replication:
+                        return server
+                await trio.sleep(0.1)
+
 
 @asynccontextmanager
 async def open_engines(name: str, directory: Path) -> AsyncIterator[Engines]:
-    """Start the servers of one of ENGINES, each of which keeps what it has committed through a crash."""
+    """Start the servers of one of ENGINES, or of SENTINEL, each of which keeps what it has committed through a crash."""
     broker, _, store = name.partition(" and ")
     urls: dict[str, str] = {}
     servers: list[RedisServer | NatsServer | PostgresServer] = []
     async with AsyncExitStack() as stack:
+        if name == SENTINEL:
+            url, redis_servers = await stack.enter_async_context(redis_sentinel(directory))
+            url += "?replicas=2"
+            yield SentinelEngines(url, url, [*redis_servers])
+            return
         for kind in dict.fromkeys((broker, store or broker)):
             if kind == "redis":
                 redis = redis_server(directory, "--appendonly", "yes", "--appendfsync", "always")

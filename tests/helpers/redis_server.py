@@ -57,7 +57,7 @@ async def redis_sentinel(directory: Path) -> AsyncIterator[tuple[str, list[Redis
         servers: list[RedisServer] = []
         for name in ("primary", "replica", "another replica"):
             (directory / name).mkdir()
-            options = ("--appendonly", "yes", "--repl-diskless-sync-delay", "0")
+            options = ("--appendonly", "yes", "--appendfsync", "always", "--repl-diskless-sync-delay", "0")
             settings = ("--replicaof", f"127.0.0.1 {servers[0].port}") if servers else ()
             servers.append(await stack.enter_async_context(redis_server(directory / name, *options, *settings)))
         ports = []

@@ -11,7 +11,7 @@ from store_contract import StoreContract
 from store_support import inbox_message, message, read, upto
 
 from trioswitch.errors import StoreError
-from trioswitch.stores import Store, open_store
+from trioswitch.stores import Store, StoredInboxMessage, open_store
 
 
 @pytest.fixture
@@ -27,6 +27,45 @@ class TestRedisStore(StoreContract):
     async def store(self, redis: RedisServer) -> AsyncIterator[Store]:
         async with open_store(redis.url) as store:
             yield store
+
+
+@pytest.mark.kill
+async def test_what_replicas_do_not_have_is_neither_acknowledged_nor_shown(tmp_path: Path) -> None:
+    for name in ("primary", "replica"):
+        (tmp_path / name).mkdir()
+    async with redis_server(tmp_path / "primary") as primary:
+        follow = ("--replicaof", f"127.0.0.1 {primary.port}", "--repl-diskless-sync-delay", "0")
+        async with redis_server(tmp_path / "replica", *follow) as replica:
+            url = f"{primary.url}?replicas=1"
+            async with open_store(url) as store:
+                with trio.fail_after(PATIENCE):
+                    while "state=online" not in await primary.command("INFO", "replication"):
+                        await trio.sleep(0.05)
+                await store.append([message(key="first")])
+                replica.pause()
+                for _ in range(2):
+                    with pytest.raises(StoreError, match="only 0 of 1 replicas"):
+                        await store.append([message(key="retry")])
+                    with pytest.raises(StoreError, match="only 0 of 1 replicas"):
+                        await store.add_to_inboxes([inbox_message(key="retry")], limits=upto(9))
+            async with open_store(url) as store:  # another connection, which has written nothing
+                with pytest.raises(StoreError, match="only 0 of 1 replicas"):
+                    await store.append([message(key="retry")])
+                with pytest.raises(StoreError, match="only 0 of 1 replicas"):
+                    await store.add_to_inboxes([inbox_message(key="retry")], limits=upto(9))
+                # What only the primary has is shown to nobody: after a failover, another message may have its place.
+                for reading in (read(store), store.positions(["room"]), _inbox(store)):
+                    with pytest.raises(StoreError, match="only 0 of 1 replicas"):
+                        await reading
+                replica.resume()
+                (appended,) = await store.append([message(key="retry")])
+                assert (appended.offset, appended.duplicate) == (2, True)
+                assert len((await read(store)).records) == 2
+                assert len(await _inbox(store)) == 1
+
+
+async def _inbox(store: Store) -> list[StoredInboxMessage]:
+    return await store.read_inbox("ann", after=0, limit=9, max_bytes=99, now=100.0)
 
 
 @pytest.mark.kill

@@ -1,6 +1,6 @@
 """A broker between switches of one program: for tests and simulations of a cluster, and for programs with several switches."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from typing import Final
 
 import trio
@@ -19,23 +19,23 @@ class Exchange:
 
     def __init__(self) -> None:
         self._subscribers: dict[str, dict[InProcessBroker, None]] = {}
-        self._loses: Callable[[], bool] | None = None
 
     def broker(self) -> "InProcessBroker":
         """A broker for one switch."""
         return InProcessBroker(self)
 
-    def lose(self, loses: Callable[[], bool] | None) -> None:
-        """For tests: payloads are lost, without a word, when this says so; None: none of them."""
-        self._loses = loses
-
-    def publish(self, topic: str, payload: bytes) -> int:
-        if self._loses is not None and self._loses():
-            return 1
+    def publish(self, topic: str, payload: bytes, publisher: "InProcessBroker | None" = None) -> int:
+        """Returns how many subscribers there are."""
         subscribers = list(self._subscribers.get(topic, ()))
         for subscriber in subscribers:
-            subscriber.arrive(topic, payload)
+            self.carry(publisher, subscriber, topic, payload)
         return len(subscribers)
+
+    def carry(
+        self, publisher: "InProcessBroker | None", subscriber: "InProcessBroker", topic: str, payload: bytes
+    ) -> None:
+        """Bring a payload from a publisher, which may be unknown, to a subscriber."""
+        subscriber.arrive(topic, payload)
 
     def subscribe(self, subscriber: "InProcessBroker", topic: str) -> None:
         self._subscribers.setdefault(topic, {})[subscriber] = None
@@ -56,6 +56,8 @@ class InProcessBroker(Broker):
     """Made by `Exchange.broker`. `disconnect` and `reconnect` do what a real network does by itself."""
 
     def __init__(self, exchange: Exchange) -> None:
+        self.connections = 0
+        """Connections so far, the present one included."""
         self._exchange = exchange
         self._connected = False
         self._allowed = trio.Event()
@@ -82,6 +84,7 @@ class InProcessBroker(Broker):
             while True:
                 await self._allowed.wait()
                 self._send, self._receive = trio.open_memory_channel[Sent](MAX_PENDING)
+                self.connections += 1
                 topics = receiver.topics()
                 for topic in topics:
                     self._exchange.subscribe(self, topic)
@@ -105,7 +108,7 @@ class InProcessBroker(Broker):
 
     async def publish(self, payloads: Sequence[Sent]) -> Sequence[int | None]:
         await self._check()
-        return [self._exchange.publish(topic, payload) for topic, payload in payloads]
+        return [self._exchange.publish(topic, payload, self) for topic, payload in payloads]
 
     async def subscribe(self, topics: Collection[str]) -> None:
         await self._check()

@@ -14,11 +14,13 @@ waits for seconds takes none.
 """
 
 from .cluster import TestCluster, TestNode, open_test_cluster
+from .exchange import FaultyExchange
 from .faults import Faults, FaultyStore, deterministic
 from .memory import MemoryClient, TestSwitch, mock_clock, open_test_switch
 
 __all__ = [
     "Faults",
+    "FaultyExchange",
     "FaultyStore",
     "MemoryClient",
     "TestCluster",

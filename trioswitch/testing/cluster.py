@@ -7,9 +7,10 @@ from typing import Any, ClassVar
 import attrs
 import trio
 
-from ..brokers import Exchange, InProcessBroker
+from ..brokers import InProcessBroker
 from ..config import Options
 from ..stores import MemoryStore, Store
+from .exchange import FaultyExchange
 from .memory import MemoryClient, TestSwitch, open_test_switch
 
 __all__ = ["TestCluster", "TestNode", "open_test_cluster"]
@@ -47,7 +48,7 @@ class TestCluster:
     """Several nodes that are one server. Made by `open_test_cluster`."""
 
     __test__: ClassVar[bool] = False
-    exchange: Exchange
+    exchange: FaultyExchange
     """The broker of all of them."""
     store: Store
     options: Options
@@ -89,7 +90,9 @@ async def open_test_cluster(
     Without a `store`, all share one in memory.
     """
     async with trio.open_nursery() as nursery:
-        cluster = TestCluster(Exchange(), store or MemoryStore(), options or Options(), nursery, arguments)
+        exchange = FaultyExchange()
+        nursery.start_soon(exchange.run)
+        cluster = TestCluster(exchange, store or MemoryStore(), options or Options(), nursery, arguments)
         for _ in range(count):
             await cluster.start()
         await trio.sleep(INTRODUCTIONS)

@@ -12,38 +12,69 @@ import random
 import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Final
 from unittest import mock
 
 import trio
 
+from .._util import clock
 from ..errors import StoreError
 from ..stores import MemoryStore
 from .cluster import TestCluster, TestNode
 
 __all__ = ["Faults", "FaultyStore", "deterministic"]
 
+JUMP = 120
+"""Seconds that the time of day is set forward or back, at most: less than idempotency keys are kept."""
 LOST = 0.3
 """The share of what is published that a broker loses which loses something."""
+
+
+class _WallClock:
+    """Stands for the module `time`: it goes as Trio's clock does, and jumps."""
+
+    START: Final = 1_800_000_000.0
+
+    def __init__(self) -> None:
+        self._ahead = 0.0
+
+    def reset(self) -> None:
+        self._ahead = 0.0
+
+    def jump(self, seconds: float) -> None:
+        self._ahead += seconds
+
+    def time(self) -> float:
+        return self.START + self._ahead + trio.current_time()
+
+    def time_ns(self) -> int:
+        return int(self.time() * 1e9)
+
+
+_wall_clock = _WallClock()
 
 
 @contextmanager
 def deterministic(seed: int) -> Iterator[random.Random]:
     """While the block runs, the order of Trio's tasks and all ids and tokens are drawn from a seed. Yields chance for the test.
 
-    A run on a mock clock then gets the same faults each time, and is nearly always the same in all: what asks the wall clock may
-    differ, and so may the order of sets of str (PYTHONHASHSEED).
+    On a mock clock the switch takes the time of day from it, too, so that a seed gives the same run each time; from process to
+    process, where PYTHONHASHSEED is the same.
     """
     runner: Any = trio._core._run
     before, tokens = runner._ALLOW_DETERMINISTIC_SCHEDULING, random.Random(f"tokens {seed}")
     runner._ALLOW_DETERMINISTIC_SCHEDULING = True
     runner._r.seed(seed)
+    _wall_clock.reset()
 
     def token_bytes(count: int | None = None) -> bytes:
         return tokens.randbytes(secrets.DEFAULT_ENTROPY if count is None else count)
 
     try:
-        with mock.patch.object(secrets, "token_bytes", token_bytes):
+        with (
+            mock.patch.object(secrets, "token_bytes", token_bytes),
+            mock.patch.object(clock, "time", _wall_clock),
+        ):
             yield random.Random(seed)
     finally:
         runner._ALLOW_DETERMINISTIC_SCHEDULING = before
@@ -116,7 +147,7 @@ class Faults:
     async def run(self, seconds: float) -> None:
         """Let things go wrong for so long; then everything works again. Cancelling leaves what is broken broken."""
         faults: list[Callable[[], Any]] = [self.kill_node, self.drain_node, self.lose_messages, self.break_store]
-        faults += [self.cut_broker, self.cut_broker, self.stall]
+        faults += [self.cut_broker, self.cut_broker, self.slow_broker, self.stall, self.jump_clock]
         with trio.move_on_after(seconds):
             while True:
                 await trio.sleep(self._chance.uniform(1, 8))
@@ -125,6 +156,7 @@ class Faults:
                 await fault()
         self._store.repair()
         self._cluster.exchange.lose(None)
+        self._cluster.exchange.delay(None)
         for node in self.alive:
             node.broker.reconnect()
 
@@ -156,6 +188,17 @@ class Faults:
         self._cluster.exchange.lose(lambda: self._chance.random() < LOST)
         await trio.sleep(1)
         self._cluster.exchange.lose(None)
+
+    async def slow_broker(self) -> None:
+        """What is published is under way for a while, and overtakes what is published elsewhere."""
+        longest = self._chance.choice([0.05, 0.5, 3])
+        self._cluster.exchange.delay(lambda: self._chance.uniform(0, longest))
+        await trio.sleep(self._chance.choice([1, 5]))
+        self._cluster.exchange.delay(None)
+
+    async def jump_clock(self) -> None:
+        """The time of day is set, forward or back. Only in a `deterministic` block."""
+        _wall_clock.jump(self._chance.choice([-JUMP, -1, 1, JUMP]))
 
     async def break_store(self) -> None:
         """The store fails for a while."""

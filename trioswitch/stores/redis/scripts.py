@@ -14,6 +14,7 @@ Keys, behind the prefix (names are hex, so that none can pretend to be another k
     rooms, inboxes                     sorted sets: names, by `at`
     expiring, mail_expiring, mail_age  sorted sets: NAME:NUMBER, by the time
     idempotency, sessions              sorted sets, by the time
+    fence            string   written after reads, to wait for replicas (`store._read_committed`)
     forgotten        string   the greatest `last` of the inboxes that were forgotten
     version          string   of all this
     run, generation  strings  the run of Redis that was last written to; how often one began that may have lost something

@@ -148,6 +148,17 @@ class RedisStore(Store):
             raise StoreError(f"only {replicas} of {self._replicas} replicas of Redis at {self._client.place} have it")
         return replies
 
+    async def _read_committed(self, commands: Sequence[Command]) -> list[Any]:
+        """As `_calls`, of what the replicas have, too. Raises StoreError when they lack something.
+
+        After a failover, what only the primary had is gone, and other messages get its offsets: nobody may have seen it. WAIT waits
+        for what the same connection has written last, so something is written after the reads.
+        """
+        if not self._replicas:
+            return await self._calls(commands)
+        *replies, _written = await self._commit([*commands, ("SET", self._key("fence"), 1)])
+        return replies
+
     # --- keys and scripts
 
     def _key(self, kind: str, name: str | None = None) -> str:
@@ -191,7 +202,7 @@ class RedisStore(Store):
 
     async def _read(self, room: str, after: int | str, limit: int, max_bytes: int, now: float) -> HistoryRecords:
         keys = [self._key("room", room), self._key("log", room), self._key("generation")]
-        ((epoch, first, last, entries),) = await self._calls(
+        ((epoch, first, last, entries),) = await self._read_committed(
             [self._script("read", keys, [after, limit, max_bytes, repr(now)])]
         )
         records = [Record(offset, payload, float(at), _expires(expires)) for offset, payload, at, expires in entries]
@@ -199,7 +210,7 @@ class RedisStore(Store):
 
     async def positions(self, rooms: Sequence[str]) -> list[tuple[str, int]]:
         commands = [("HMGET", self._key("room", room), "e", "last") for room in rooms]
-        generation, *replies = await self._calls([("GET", self._key("generation")), *commands])
+        generation, *replies = await self._read_committed([("GET", self._key("generation")), *commands])
         ending = "" if generation is None else f".{generation.decode()}"
         return [("", 0) if epoch is None else (epoch.decode() + ending, int(last)) for epoch, last in replies]
 
@@ -230,7 +241,7 @@ class RedisStore(Store):
         self, user: str, *, after: int, limit: int, max_bytes: int, now: float
     ) -> list[StoredInboxMessage]:
         arguments: list[str | int] = [min(after, GREATEST), limit, max_bytes, repr(now)]
-        (entries,) = await self._calls([self._script("read_inbox", [self._key("mail", user)], arguments)])
+        (entries,) = await self._read_committed([self._script("read_inbox", [self._key("mail", user)], arguments)])
         return [StoredInboxMessage(seq, payload, float(at), _expires(expires)) for seq, payload, at, expires in entries]
 
     async def acknowledge(self, user: str, upto: int) -> None:

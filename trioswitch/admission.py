@@ -13,6 +13,7 @@ from urllib.parse import parse_qsl
 import attrs
 import trio
 import trio_websocket
+from msgspec import UNSET
 
 from ._util.clock import timestamp
 from .auth.authentication import Authentication
@@ -30,6 +31,7 @@ from .endpoints import Endpoints
 from .errors import CloseCause, PeerGone, Refused
 from .hooks import OnDisconnect
 from .metrics import Traffic
+from .sign_in import SignIn, expires_in
 from .transport.native import NativeTransport, read_head
 from .transport.reactor import Reactor
 from .transport.streams import ByteStream, PrefixedStream, address
@@ -47,8 +49,10 @@ __all__ = ["Admission", "HttpHandler", "TransportName"]
 
 _log = logging.getLogger(__name__)
 
-HttpHandler = Callable[[ByteStream, bytes], Awaitable[None]]
-"""Answers a request that is no WebSocket upgrade: gets the channel, which is closed afterwards, and the bytes read from it."""
+HttpHandler = Callable[[ByteStream, bytes], Awaitable[bytes | None]]
+"""Answers requests that are no WebSocket upgrade: gets the channel, and the bytes read from it, which begin with the head of one.
+
+It returns what it has read of a request that is an upgrade, with its head, or None when the channel is to be closed."""
 TransportName = Literal["native", "trio-websocket"]
 
 WELCOME_PRIORITY: Final = 10
@@ -74,6 +78,7 @@ class Admission:
     connections: ConnectionDirectory
     sessions: Sessions
     inbox: Inbox
+    sign_in: SignIn
     heartbeats: Heartbeats
     endpoints: Endpoints
     execute: Execute
@@ -120,17 +125,20 @@ class Admission:
 
         It returns, rather than going on by itself, so that nothing of the handshake is kept for as long as the client is.
         """
-        deadline = trio.current_time() + self.options.handshake_timeout
-        with trio.fail_at(deadline):
-            head, rest = await read_head(channel, self.options.max_head_bytes)
-            if is_upgrade(head):
-                return await self._shake_hands(channel, head, rest, transport, deadline)
-        if http_handler is None:
-            raise Rejected(426, "this is a WebSocket server", [("Upgrade", "websocket")])
-        with trio.move_on_at(deadline):
-            await http_handler(channel, head + rest)
-            await self._part(channel)
-        return None
+        data = b""
+        while True:
+            deadline = trio.current_time() + self.options.handshake_timeout
+            with trio.fail_at(deadline):
+                head, rest = await read_head(channel, self.options.max_head_bytes, data)
+                if is_upgrade(head):
+                    return await self._shake_hands(channel, head, rest, transport, deadline)
+            if http_handler is None:
+                raise Rejected(426, "this is a WebSocket server", [("Upgrade", "websocket")])
+            left = await http_handler(channel, head + rest)
+            if left is None:
+                await self._part(channel)
+                return None
+            data = left
 
     async def _shake_hands(
         self, channel: ByteStream, head: bytes, rest: bytes, transport: TransportName, deadline: float
@@ -317,6 +325,7 @@ class Admission:
             self.heartbeats.remove(connection)
             self.sessions.end(connection)
             self.inbox.forget(connection)
+            self.sign_in.ended(connection)
             self.connections.remove(connection)
             if self.on_disconnect is not None:
                 await self._tell(self.on_disconnect, connection)
@@ -334,12 +343,13 @@ class Admission:
             heartbeat=options.ping_interval,
             max_message_bytes=options.max_message_bytes,
             server=f"trioswitch/{__version__}",
+            expires=UNSET if connection.identity is None else expires_in(connection.identity),
         )
         connection.outbox.reply(Prepared(welcome, priority=WELCOME_PRIORITY))
         if connection.identity is None:
             connection.start_soon(self._await_identity, connection)
-        elif connection.identity.user is not None:
-            self.inbox.arrived(connection)
+        else:
+            self.sign_in.done(connection)
         if self.connections.draining:
             connection.close(CloseCause.DRAIN)
         elif self.connections.total > self.max_connections:  # several came out of their hooks together

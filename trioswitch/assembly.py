@@ -8,6 +8,7 @@ import trio
 from ._util.checks import check_in_trio
 from ._util.nurseries import open_nursery
 from ._util.supervision import supervise
+from .administration import Administration
 from .admission import Admission
 from .auth.authentication import Authenticator, OnConnect
 from .brokers.port import Broker
@@ -25,7 +26,7 @@ from .durability.store_health import StoreHealth
 from .durability.store_writer import StoreWriter
 from .endpoints import Endpoint, Endpoints, check_endpoints
 from .handlers import Handlers
-from .hooks import Hooks, OnDisconnect, OnJoin, OnPublish
+from .hooks import CheckRoomToken, Hooks, OnDisconnect, OnJoin, OnPublish
 from .metrics import Traffic
 from .parts import Parts
 from .publishing import Publisher
@@ -34,6 +35,7 @@ from .rooms.directory import RoomDirectory
 from .rooms.history import HistoryBudget
 from .rooms.presence import Presence
 from .services import ConnectionServices
+from .sign_in import SignIn
 from .stores.memory import MemoryStore
 from .stores.port import Store
 from .switch import Switch
@@ -55,6 +57,7 @@ async def open_switch(
     authenticate: Authenticator | None = None,
     on_join: OnJoin | None = None,
     on_publish: OnPublish | None = None,
+    check_room_token: CheckRoomToken | None = None,
     store: Store | None = None,
     broker: Broker | None = None,
 ) -> AsyncIterator[Switch]:
@@ -76,6 +79,8 @@ async def open_switch(
         on_join: async function that is called before a client joins a room. It may raise Refused.
         on_publish: async function that is called before a client's message is published to a room. It may change the message
             (`PublishRequest`), or raise Refused.
+        check_room_token: async function that checks the `token` with which a client joins a room that its identity does not
+            let it join: `TokenVerifier.check_room_token`, say. It raises Refused.
         store: keeps the messages of `stored` rooms and inboxes (`trioswitch.stores`). It stays open when the block is left.
             Without it inboxes are kept in memory.
         broker: makes the switch a node of a cluster (`trioswitch.brokers`): all switches whose brokers meet, and which have the
@@ -103,6 +108,7 @@ async def open_switch(
         on_disconnect=on_disconnect,
         on_join=on_join,
         on_publish=on_publish,
+        check_room_token=check_room_token,
     )
     check_endpoints(endpoints or {})
     if options.needs_store and store is None:
@@ -172,9 +178,15 @@ def _assemble(
     services = ConnectionServices(connections, presence, None if cluster is None else cluster.users.kick)
     heartbeats = Heartbeats(options.ping_interval, options.ping_timeout)
     endpoints = Endpoints(own_endpoints, options, heartbeats)
+    sign_in = SignIn(connections, presence, inbox, options.max_rooms)
     commands = Commands(
-        options, connections, groups, rooms, presence, publisher, recovery, sessions, inbox, handlers, hooks
+        options, connections, groups, rooms, presence, publisher, recovery, sessions, inbox, handlers, hooks, sign_in
     )
+    administration = Administration(
+        connections, rooms, presence, sign_in, hooks.revocations, None if cluster is None else cluster.surveys.ask
+    )
+    if cluster is not None:
+        cluster.surveys.answer_by(administration.answer)
     reactor = Reactor(rooms.dispatcher.hold, rooms.dispatcher.release) if Reactor.available() else None
     admission = Admission(
         options=options,
@@ -184,6 +196,7 @@ def _assemble(
         connections=connections,
         sessions=sessions,
         inbox=inbox,
+        sign_in=sign_in,
         heartbeats=heartbeats,
         endpoints=endpoints,
         execute=commands.execute,
@@ -202,6 +215,7 @@ def _assemble(
         inbox.run,
         sessions.run,
         heartbeats.run,
+        sign_in.run,
     ]
     if reactor is not None:
         tasks.append(reactor.run)
@@ -222,6 +236,7 @@ def _assemble(
         inbox=inbox,
         handlers=handlers,
         services=services,
+        administration=administration,
         endpoints=endpoints,
         admission=admission,
         store_health=health,

@@ -27,6 +27,7 @@ from .publishing import Publisher
 from .replies import Acknowledge, tell_history, tell_joined
 from .rooms.directory import RoomDirectory
 from .rooms.presence import Presence
+from .sign_in import SignIn, expires_in
 from .wire.commands import (
     Authenticate,
     Command,
@@ -74,6 +75,7 @@ class Commands:
         inbox: Inbox,
         handlers: Handlers,
         hooks: Hooks,
+        sign_in: SignIn,
     ) -> None:
         self._options = options
         self._connections = connections
@@ -86,6 +88,8 @@ class Commands:
         self._inbox = inbox
         self._handlers = handlers
         self._authentication = hooks.authentication
+        self._sign_in = sign_in
+        self._check_room_token = hooks.check_room_token
         self._on_join = hooks.on_join
         self._on_publish = hooks.on_publish
         self._members_publish = all(policy.members_publish for policy in options.policies)  # in every room
@@ -120,7 +124,21 @@ class Commands:
     # --- rooms
 
     def _join(self, connection: ConnectionDriver, command: JoinRoom, _size: int) -> Pending | None:
-        check_join(connection, command.room, self._options.max_rooms)
+        if command.token is not None:
+            return self._answered(connection, command, self._join_by_token(connection, command, command.token))
+        return self._join_allowed(connection, command)
+
+    async def _join_by_token(self, connection: ConnectionDriver, command: JoinRoom, token: str) -> None:
+        if self._check_room_token is None:
+            raise Refused("this server does not use tokens for rooms", code="not_available")
+        granted = await self._check_room_token(token, command.room, connection.user)
+        self._sign_in.granted(connection, granted)
+        pending = self._join_allowed(connection, command)
+        if pending is not None:
+            await pending
+
+    def _join_allowed(self, connection: ConnectionDriver, command: JoinRoom) -> Pending | None:
+        check_join(connection, command, self._options.max_rooms)
         self._name(connection, command.user_id)
         if self._on_join is not None:
             return self._answered(connection, command, self._join_if_allowed(self._on_join, connection, command))
@@ -324,8 +342,15 @@ class Commands:
         if not self._authentication.uses_tokens:
             raise Refused("this server does not use tokens", code="not_available")
         if connection.identity is not None:
-            raise Refused("this connection is authenticated already", code="invalid")
+            return self._answered(connection, command, self._renew(connection, command))
         return self._check_token(connection, command)
+
+    async def _renew(self, connection: ConnectionDriver, command: Authenticate) -> None:
+        identity = await self._authentication.identify(attrs.evolve(connection.request, token=command.token))
+        assert identity is not None, "it has a token"
+        self._sign_in.renewed(connection, identity)
+        if command.id is not None:
+            connection.reply(Ack(id=command.id, user_id=connection.user, expires=expires_in(identity)))
 
     async def _check_token(self, connection: ConnectionDriver, command: Authenticate) -> None:
         try:
@@ -345,9 +370,9 @@ class Commands:
         self._connections.authenticate(connection, identity)
         if identity.user is not None:
             self._presence.change_user(connection, identity.user, declared=True)
-            self._inbox.arrived(connection)
+        self._sign_in.done(connection)
         if command.id is not None:
-            connection.reply(Ack(id=command.id, user_id=connection.user))
+            connection.reply(Ack(id=command.id, user_id=connection.user, expires=expires_in(identity)))
 
     def _name(self, connection: ConnectionDriver, user: str | None) -> str:
         """The user that a command speaks for: believed where the connection is anonymous, and its user from then on.

@@ -10,6 +10,8 @@ import trio
 from ._util.checks import check_async, check_integer, check_seconds
 from ._util.nurseries import without_group
 from .auth.authentication import Authentication, Authenticator, OnConnect
+from .auth.revocations import Revocations
+from .auth.tokens import RoomToken
 from .connections.connection import Connection
 from .connections.driver import ConnectionDriver
 from .errors import CloseCause, Refused
@@ -17,7 +19,7 @@ from .wire.body import decoded, encoded
 from .wire.messages import ChatMessage, Published
 from .wire.prepared import Prepared
 
-__all__ = ["Hooks", "JoinRequest", "OnDisconnect", "OnJoin", "OnPublish", "PublishRequest"]
+__all__ = ["CheckRoomToken", "Hooks", "JoinRequest", "OnDisconnect", "OnJoin", "OnPublish", "PublishRequest"]
 
 _log = logging.getLogger(__name__)
 
@@ -88,6 +90,8 @@ class PublishRequest:
 
 OnDisconnect = Callable[[Connection, CloseCause], Awaitable[None]]
 """Called when a client that was admitted has gone, always; it has `hook_timeout` seconds."""
+CheckRoomToken = Callable[[str, str, str], Awaitable[RoomToken]]
+"""From a token, a room and a user to what the token lets the user do there. Raises Refused."""
 OnJoin = Callable[[Connection, JoinRequest], Awaitable[None]]
 """Called before a client joins a room, also when it resumes a session. Raises Refused to refuse it."""
 OnPublish = Callable[[Connection, PublishRequest], Awaitable[None]]
@@ -103,11 +107,13 @@ class Hooks:
     on_disconnect: OnDisconnect | None = None
     on_join: OnJoin | None = None
     on_publish: OnPublish | None = None
+    check_room_token: CheckRoomToken | None = None
+    revocations: Revocations = attrs.field(factory=Revocations)
 
     def __attrs_post_init__(self) -> None:
         """Raises TypeError for a hook that is not an async function."""
         for name, hook in attrs.asdict(self, recurse=False).items():
-            if hook is not None:
+            if hook is not None and name != "revocations":
                 check_async(name, hook)
 
     @property
@@ -131,4 +137,4 @@ class Hooks:
 
     @property
     def authentication(self) -> Authentication:
-        return Authentication(self.authenticate, self.on_connect)
+        return Authentication(self.authenticate, self.on_connect, self.revocations)

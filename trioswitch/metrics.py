@@ -96,8 +96,13 @@ class SwitchStatistics:
     bytes_sent: int
     pending_messages: int
     pending_bytes: int
+    messages_received: int
+    """Messages of clients."""
+    bytes_received: int
     drops: Mapping[str, int]
     """Receivers that missed a message, by cause."""
+    drops_by_policy: Mapping[tuple[str, str], int]
+    """The same by the pattern of the room's policy, empty without a room, and by cause."""
     closes: Mapping[str, int]
     """Ended connections, by cause."""
     refused: int
@@ -137,20 +142,41 @@ class Traffic:
     bytes_sent: int = 0
     waiting: int = 0
     waiting_bytes: int = 0
+    messages_received: int = 0
+    bytes_received: int = 0
     drops: Counter[Drop] = attrs.field(factory=Counter)
-    _by_room: dict[str, Counter[Drop]] = attrs.field(factory=dict)
+    _by_room: dict[str, tuple[str, Counter[Drop]]] = attrs.field(factory=dict)
+    """The pattern of its policy, and its drops."""
+    _by_policy: Counter[tuple[str, str]] = attrs.field(factory=Counter)
 
-    def open_room(self, room: str) -> None:
-        self._by_room[room] = Counter()
+    def open_room(self, room: str, policy: str) -> None:
+        """`policy` is the pattern of the room's policy."""
+        self._by_room[room] = (policy, Counter())
 
     def forget_room(self, room: str) -> None:
         """The room is gone: only the totals keep its drops, so that names do not pile up."""
-        del self._by_room[room]
+        policy, drops = self._by_room.pop(room)
+        for cause, count in drops.items():
+            self._by_policy[policy, cause.value] += count
+
+    def drops_by_policy(self) -> dict[tuple[str, str], int]:
+        """All drops, by the pattern of the room's policy, which is empty for those without a room, and cause."""
+        found = self._by_policy.copy()
+        for policy, drops in self._by_room.values():
+            for drop, count in drops.items():
+                found[policy, drop.value] += count
+        told: Counter[str] = Counter()
+        for (_policy, cause), count in found.items():
+            told[cause] += count
+        for drop, count in self.drops.items():
+            if count > told[drop.value]:
+                found["", drop.value] += count - told[drop.value]
+        return dict(found)
 
     def dropped(self, room: str | None, cause: Drop, count: int = 1) -> None:
         self.drops[cause] += count
         if room is not None and (of_room := self._by_room.get(room)) is not None:
-            of_room[cause] += count
+            of_room[1][cause] += count
 
     def drops_of(self, room: str) -> dict[str, int]:
-        return {cause.value: count for cause, count in self._by_room[room].items()}
+        return {cause.value: count for cause, count in self._by_room[room][1].items()}

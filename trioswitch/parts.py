@@ -6,6 +6,7 @@ from typing import Final
 import attrs
 import trio
 
+from .administration import Administration
 from .admission import Admission
 from .cluster.cluster import Cluster
 from .config import Options
@@ -49,6 +50,7 @@ class Parts:
     inbox: Inbox
     handlers: Handlers
     services: ConnectionServices
+    administration: Administration
     endpoints: Endpoints
     admission: Admission
     store_health: StoreHealth
@@ -97,6 +99,9 @@ class Parts:
             bytes_sent=traffic.bytes_sent + sum([account.bytes_sent for account in live]),
             pending_messages=traffic.waiting,
             pending_bytes=traffic.waiting_bytes,
+            messages_received=traffic.messages_received,
+            bytes_received=traffic.bytes_received,
+            drops_by_policy=traffic.drops_by_policy(),
             drops={cause.value: count for cause, count in traffic.drops.items()},
             closes={
                 cause.name.lower(): count

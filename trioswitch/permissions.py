@@ -3,15 +3,19 @@
 from .auth.identity import Identity
 from .connections.driver import ConnectionDriver
 from .errors import Refused
-from .wire.commands import MAX_NAME, History, Presence
+from .wire.commands import MAX_NAME, History, JoinRoom, Presence
 
 __all__ = ["check_join", "check_name_size", "check_publish", "check_read"]
 
 
-def check_join(connection: ConnectionDriver, room: str, max_rooms: int) -> None:
-    """The client must be allowed to join the room, and be in fewer than `max_rooms` others."""
-    if not _identity(connection).may_join(room):
+def check_join(connection: ConnectionDriver, command: JoinRoom, max_rooms: int) -> None:
+    """The client must be allowed to join the room, and to read its history if it asks for it; and be in fewer than `max_rooms`
+    others."""
+    identity, room = _identity(connection), command.room
+    if not identity.may_join(room):
         raise Refused(f"you may not join {room!r}")
+    if command.history and not identity.may_read_history(room):
+        raise Refused(f"you may not read the history of {room!r}")
     if room not in connection.rooms and len(connection.rooms) >= max_rooms:
         raise Refused(f"a connection may be in {max_rooms} rooms", code="too_many_rooms")
     check_name_size("room", room)
@@ -19,8 +23,9 @@ def check_join(connection: ConnectionDriver, room: str, max_rooms: int) -> None:
 
 def check_read(connection: ConnectionDriver, command: Presence | History) -> str | int:
     """The client must be allowed to see what a room has, and ask with an `id`. Returns this id."""
-    if not _identity(connection).may_join(command.room):
-        raise Refused(f"you may not look into {command.room!r}")
+    identity, room = _identity(connection), command.room
+    if not (identity.may_read_history(room) if isinstance(command, History) else identity.may_see_presence(room)):
+        raise Refused(f"you may not look into {room!r}")
     check_name_size("room", command.room)
     if command.id is None:
         raise Refused(f"`{command.type}` needs an `id`, which its answer repeats", code="invalid")

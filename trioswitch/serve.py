@@ -89,7 +89,12 @@ async def serve(
     else:
         listeners = await tcp_listeners([host] if isinstance(host, str) else host, port, reuse_port=reuse_port)
     made = None if path is None else os.stat(path)
-    site = Site(pages or {}, websocket_path=switch.options.path)
+    site = Site(
+        pages or {},
+        websocket_path=switch.options.path,
+        max_head_bytes=switch.options.max_head_bytes,
+        allow_origins=switch.options.allow_origins,
+    )
 
     def serve_one(accepted: socket.socket) -> Coroutine[Any, Any, None]:
         return switch.serve_byte_stream(_channel(accepted, ssl_context), http_handler=site, transport=transport)
@@ -105,6 +110,7 @@ async def serve(
                     _server(listeners, tls=ssl_context is not None, uds=path, scope=scope, at=switch.options.path)
                 )
         finally:
+            site.stop()
             if path is not None and made is not None:
                 remove_unix_socket(path, made)
             for listener in listeners:

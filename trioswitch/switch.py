@@ -10,6 +10,7 @@ import trio
 import trio_websocket
 
 from ._util.checks import check_integer, check_iterable, check_seconds
+from .administration import Administration
 from .admission import HttpHandler, TransportName
 from .cluster.roster import NodeInfo
 from .config import Options
@@ -57,6 +58,11 @@ class Switch:
     @property
     def options(self) -> Options:
         return self._parts.options
+
+    @property
+    def administration(self) -> Administration:
+        """What an operator asks of all nodes: who is where, and that users join, leave and go."""
+        return self._parts.administration
 
     @property
     def handlers(self) -> Handlers:

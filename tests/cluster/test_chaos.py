@@ -51,7 +51,7 @@ class Nodes:
             try:
                 await self._run(url, port)
             except* AssertionError as failed:  # without a store it does not start, and whoever starts it tries again
-                if "cannot be reached" not in str(failed.exceptions):
+                if not any(reason in str(failed.exceptions) for reason in ("cannot be reached", "read-only replica")):
                     raise
                 await trio.sleep(0.3)
 

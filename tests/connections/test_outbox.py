@@ -132,7 +132,7 @@ SIZE = len(JSON.codec.encode(Message(data=0, room="r", timestamp="t"))) + 2
 async def rig(transport: FakeTransport | None = None, **options: Any) -> AsyncIterator[Rig]:
     transport = transport or FakeTransport()
     traffic, failures = Traffic(), list[CloseCause]()
-    traffic.open_room("r")
+    traffic.open_room("r", "*")
     async with trio.open_nursery() as nursery:
         outbox = Outbox(
             "id",

@@ -2,9 +2,11 @@
 
 from collections.abc import Sequence
 
+import trio_websocket
+
 from trioswitch.testing import MemoryClient
 
-__all__ = ["texts"]
+__all__ = ["closing", "texts"]
 
 
 async def texts(client: MemoryClient, count: int) -> Sequence[str]:
@@ -17,3 +19,14 @@ async def texts(client: MemoryClient, count: int) -> Sequence[str]:
         elif message["type"] == "gap":
             found.append("gap")
     return found
+
+
+async def closing(client: MemoryClient) -> tuple[int, str]:
+    """Code and reason with which the server closes the connection."""
+    reason = None
+    while reason is None:
+        try:
+            await client.receive()
+        except trio_websocket.ConnectionClosed as closed:
+            reason = closed.reason
+    return reason.code, reason.reason or ""

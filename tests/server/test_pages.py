@@ -18,11 +18,16 @@ WEB = Path(trioswitch.__file__).parent / "web" / "files"
 class Written:
     """Takes what a site writes."""
 
+    write_nowait = None
+
     def __init__(self) -> None:
         self.data = b""
 
     async def write(self, data: bytes) -> None:
         self.data += data
+
+    async def read(self) -> bytes:
+        return b""  # the client has nothing more to ask
 
 
 async def fetch(pages: Pages, path: str, method: str = "GET") -> tuple[int, dict[str, list[str]], bytes]:

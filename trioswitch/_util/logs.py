@@ -3,19 +3,59 @@
 A log that goes to a pipe whose reader has stopped would stop the event loop otherwise, and with it the server.
 """
 
+import json
 import logging
 import os
 import queue
+import re
 import threading
 import time
+from datetime import UTC, datetime
 from typing import Final
 
-__all__ = ["NonBlockingHandler"]
+__all__ = ["JsonFormatter", "NonBlockingHandler", "TextFormatter"]
 
 PENDING: Final = 1000
 """Lines that wait to be written; more are dropped."""
 ALIKE: Final = 10
 """Lines of one kind (logger, level and text, whatever is filled in) that are written in one second. More are summed up."""
+
+
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+
+
+class TextFormatter(logging.Formatter):
+    """A line for people. What clients sent cannot break it, nor steer a terminal: control characters are shown as escapes."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  # its name in `logging`
+        record.message = _CONTROL.sub(lambda found: ascii(found[0])[1:-1], record.message)
+        return super().formatMessage(record)
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line, with the names of the Elastic Common Schema (https://www.elastic.co/docs/reference/ecs)."""
+
+    def __init__(self, node: str = "") -> None:
+        super().__init__()
+        self._node = node
+
+    def format(self, record: logging.LogRecord) -> str:
+        at = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        line: dict[str, object] = {
+            "@timestamp": at,
+            "log.level": record.levelname.lower(),
+            "log.logger": record.name,
+            "message": record.getMessage(),
+            "service.name": "trioswitch",
+            "process.pid": os.getpid(),
+        }
+        if self._node:
+            line["service.node.name"] = self._node
+        if record.exc_info and record.exc_info[1] is not None:
+            line["error.type"] = type(record.exc_info[1]).__name__
+            line["error.message"] = str(record.exc_info[1])
+            line["error.stack_trace"] = self.formatException(record.exc_info)
+        return json.dumps(line, ensure_ascii=True)
 
 
 class _Kind:

@@ -11,9 +11,10 @@ Python looks at all objects there are ("full collection") each time they have be
 
 import ctypes
 import gc
+import os
 from typing import Final
 
-__all__ = ["collect_rarely", "keep_freed_memory"]
+__all__ = ["collect_rarely", "keep_freed_memory", "resident_bytes"]
 
 KEPT: Final = 16 * 1024 * 1024
 """Bytes that stay with the process when they are freed at the end of the heap: some messages of `max_message_bytes`."""
@@ -24,6 +25,7 @@ RARELY: Final = 200
 after 1.4 million more containers, of which a connection has 53. Cycles of old objects wait for one, in 250 MB at most;
 young ones are found as before."""
 
+_PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # from glibc's malloc.h
 
 
@@ -43,3 +45,12 @@ def collect_rarely() -> None:
     """Have Python make full collections rarely. It holds for the whole process."""
     young, middle, _ = gc.get_threshold()
     gc.set_threshold(young, middle, RARELY)
+
+
+def resident_bytes() -> int:
+    """The memory of this process that is in RAM; 0 where the system does not tell."""
+    try:
+        with open("/proc/self/statm", "rb") as file:
+            return int(file.read().split()[1]) * _PAGE
+    except OSError:
+        return 0

@@ -8,6 +8,7 @@ from .._util.nurseries import without_group
 from ..errors import Refused
 from .identity import ANONYMOUS, GUEST, Identity
 from .request import ConnectRequest
+from .revocations import Revocations
 
 __all__ = ["Authentication", "Authenticator", "OnConnect"]
 
@@ -20,9 +21,12 @@ OnConnect = Callable[[ConnectRequest], Awaitable[Identity | None]]
 class Authentication:
     """The application's hooks that decide who a client is, and whether it is admitted."""
 
-    def __init__(self, authenticate: Authenticator | None, on_connect: OnConnect | None) -> None:
+    def __init__(
+        self, authenticate: Authenticator | None, on_connect: OnConnect | None, revocations: Revocations
+    ) -> None:
         self._authenticate = authenticate
         self._on_connect = on_connect
+        self._revocations = revocations
 
     @property
     def uses_tokens(self) -> bool:
@@ -39,6 +43,8 @@ class Authentication:
             if request.token is None:
                 return None
             identity = await self._check_token(self._authenticate, request.token)
+            if self._revocations.has(identity):
+                raise Refused("the token was revoked", code="unauthorised")
             request = attrs.evolve(request, identity=identity)
         if self._on_connect is not None:
             answer = await without_group(self._on_connect(request))

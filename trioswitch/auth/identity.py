@@ -8,7 +8,7 @@ import attrs
 
 from .._util.checks import check_text
 
-__all__ = ["ANONYMOUS", "GUEST", "Identity", "share_of"]
+__all__ = ["ANONYMOUS", "GUEST", "Identity", "literal", "share_of"]
 
 MAX_NAME: Final = 255
 
@@ -32,6 +32,27 @@ def _check_flag(_identity: "Identity", field: "attrs.Attribute[Any]", flag: obje
         raise TypeError(f"'{field.name}' must be True or False: {flag!r}")
 
 
+def _check_time(_identity: "Identity", field: "attrs.Attribute[Any]", seconds: Any) -> None:
+    if seconds is not None and (
+        not isinstance(seconds, int | float) or isinstance(seconds, bool) or seconds != seconds
+    ):
+        raise TypeError(f"'{field.name}' must be seconds since 1970: {seconds!r}")
+
+
+def _check_token_id(_identity: "Identity", _field: object, id: Any) -> None:
+    if id is not None and not isinstance(id, str):
+        raise TypeError(f"'token_id' must be a str: {id!r}")
+
+
+def literal(name: str, special: str = "") -> str:
+    """A pattern that matches a name; of `*?[`, only those in `special` keep their meaning."""
+    return "".join([f"[{char}]" if char in "*?[" and char not in special else char for char in name])
+
+
+def _allows(patterns: Iterable[str], room: str) -> bool:
+    return any(fnmatchcase(room, pattern) for pattern in patterns)
+
+
 def _check_user(_identity: "Identity", _field: object, user: str | None) -> None:
     if user is not None:
         check_text("the user of an identity", user, MAX_NAME)
@@ -41,32 +62,55 @@ def _check_user(_identity: "Identity", _field: object, user: str | None) -> None
 class Identity:
     """A user, known from a token or from the application's `on_connect`. An attrs class: it is immutable.
 
-    `join` and `publish` are room names or patterns (`*`, `?`, `[a-z]`), one or several. Raises TypeError and ValueError for
-    what is not a name or a pattern.
+    `join`, `publish`, `presence` and `history` are room names or patterns (`*`, `?`, `[a-z]`), one or several. Raises
+    TypeError and ValueError for what is not a name or a pattern.
     """
 
     user: str | None = attrs.field(validator=_check_user)
     """The user's name, 1 to 255 bytes in UTF-8. None: a guest, whose user is the id of its connection."""
     join: tuple[str, ...] = attrs.field(default=("*",), converter=_patterns, validator=_check_patterns)
-    """Rooms that it may join, and whose presence and history it may read."""
+    """Rooms that it may join."""
     publish: tuple[str, ...] | None = attrs.field(default=None, converter=_optional_patterns, validator=_check_patterns)
     """Rooms that it may publish to, whether it has joined them or not; with `()` none. None: rooms that it has joined, where
     the room's policy lets members publish (`RoomPolicy.members_publish`)."""
     may_choose_name: bool = attrs.field(default=False, validator=_check_flag)
     """Whether a guest's client may name its user, in `user_id`. Anybody can take any name then: do not mix such guests with users
     who authenticate."""
+    presence: tuple[str, ...] | None = attrs.field(
+        default=None, converter=_optional_patterns, validator=_check_patterns
+    )
+    """Rooms whose presence it may ask for. None: those that it may join."""
+    history: tuple[str, ...] | None = attrs.field(default=None, converter=_optional_patterns, validator=_check_patterns)
+    """Rooms whose history it may read. None: those that it may join. What it missed while its connection was lost, it gets in any
+    case."""
+    rooms: tuple[str, ...] = attrs.field(default=(), converter=_patterns, validator=_check_patterns)
+    """Rooms that the server makes it a member of when it connects."""
+    expires_at: float | None = attrs.field(default=None, validator=_check_time)
+    """Seconds since 1970 at which its connections are closed with 4500, unless the client has sent a new token. None: never."""
+    token_id: str | None = attrs.field(default=None, validator=_check_token_id)
+    """The id of its token (`jti`), by which it can be revoked."""
+    issued_at: float | None = attrs.field(default=None, validator=_check_time)
+    """Seconds since 1970 at which its token was issued (`iat`)."""
     info: Any = attrs.field(default=None, eq=False)
     """Anything that the application knows of the user: it reads it as `connection.identity.info`. Clients never see it."""
 
     def may_join(self, room: str) -> bool:
         """Whether it may join this room."""
-        return any(fnmatchcase(room, pattern) for pattern in self.join)
+        return _allows(self.join, room)
+
+    def may_see_presence(self, room: str) -> bool:
+        """Whether it may ask who is in this room."""
+        return _allows(self.join if self.presence is None else self.presence, room)
+
+    def may_read_history(self, room: str) -> bool:
+        """Whether it may read the history of this room."""
+        return _allows(self.join if self.history is None else self.history, room)
 
     def may_publish(self, room: str, *, as_member: bool) -> bool:
         """Whether it may publish to this room. `as_member`: it has joined the room, and the room lets its members publish."""
         if self.publish is None:
             return as_member
-        return any(fnmatchcase(room, pattern) for pattern in self.publish)
+        return _allows(self.publish, room)
 
 
 GUEST = Identity(user=None)

@@ -8,6 +8,7 @@ import ssl
 import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import trio
@@ -22,7 +23,7 @@ from ..stores.open import open_store
 from ..stores.port import Store
 from ..switch import Switch
 from ..version import __version__
-from ..web import health, landing_page
+from .operation import Operation, verifier_of
 from .supervisor import Workers, end_with_supervisor, is_ready
 
 __all__ = ["Interrupted", "run_server", "say"]
@@ -48,13 +49,25 @@ async def run_server(options: Options, chosen: argparse.Namespace, context: ssl.
         if chosen.workers > 1:
             await _supervise(signals, options, chosen, context)
             return
+        verifier, ring = verifier_of(chosen.settings.auth)
+        check_room_token = None if verifier is None else verifier.check_room_token
         async with (
             _open_engines(chosen) as (store, broker),
-            open_switch(options, store=store, broker=broker) as switch,
+            open_switch(
+                options, store=store, broker=broker, authenticate=verifier, check_room_token=check_room_token
+            ) as switch,
             trio.open_nursery() as nursery,
         ):
-            pages = {"/": landing_page(), "/health": health(switch)}
-            server = await nursery.start(_serve_on, switch, chosen, context, pages)
+            operation = Operation(chosen, switch, ring, context)
+            nursery.start_soon(operation.run)
+            nursery.start_soon(_reload_at_signal, operation)
+            server = await nursery.start(_serve_on, switch, chosen, context, operation.pages)
+            if chosen.admin_port is not None:
+                admin = partial(
+                    serve, switch, host=chosen.admin_host, port=chosen.admin_port, pages=operation.admin_pages
+                )
+                (url,) = (await nursery.start(admin)).page_urls
+                say(f"API, metrics and health are at {url}")
             if chosen.worker_hub is None:
                 _say_listening(server.urls, server.page_urls)
             else:
@@ -102,6 +115,12 @@ async def _supervise(
     # With a broker, the workers reach the store and each other by themselves.
     async with open_store("memory" if chosen.broker is not None else chosen.store) as store:
         await workers.run(store, signals, chosen.drain_timeout, listening, Interrupted)
+
+
+async def _reload_at_signal(operation: Operation) -> None:
+    with trio.open_signal_receiver(signal.SIGHUP) as signals:
+        async for _ in signals:
+            operation.reload()
 
 
 async def _interrupt(signals: Any) -> None:

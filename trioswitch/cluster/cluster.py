@@ -28,6 +28,7 @@ from .presence import ClusterPresence
 from .relay import ClusterRelay
 from .roster import NodeInfo, Roster
 from .sessions import ClusterSessions
+from .surveys import Surveys
 from .users import ClusterUsers
 
 __all__ = ["Cluster"]
@@ -63,6 +64,7 @@ class Cluster:
         self.relay = ClusterRelay(self.link, self.presence, self.live, self.committed)
         self.users = ClusterUsers(self.link, self.roster, connections, inbox, store)
         self.sessions = ClusterSessions(self.link, self.roster, store, health, options.session_time)
+        self.surveys = Surveys(self.link, self.roster)
         self.groups = ClusterGroups(self.link, store, health, groups)
         rooms.join_cluster(self.relay)
         inbox.join_cluster(self.users)

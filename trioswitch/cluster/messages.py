@@ -7,7 +7,7 @@ A change that older nodes could not skip raises VERSION; a node takes what has i
 
 import logging
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 from msgspec import UNSET, Raw
@@ -194,6 +194,21 @@ class Kick(NodeMessage, tag="kick"):
     reason: str
 
 
+class Survey(NodeMessage, tag="survey"):
+    """What do you know, or do? The answer is `Found`, with the same number."""
+
+    question: int
+    name: str
+    arguments: dict[str, Any]
+
+
+class Found(NodeMessage, tag="found"):
+    """An answer to `Survey`; None: the sender does not know the question."""
+
+    question: int
+    answer: Any
+
+
 class Beat(NodeMessage, tag="beat"):
     """The sender lives. `statistics` are numbers that are added up over all nodes."""
 
@@ -235,6 +250,8 @@ class _KnownParcel(msgspec.Struct, array_like=True):
         | Taken
         | GroupChanged
         | Kick
+        | Survey
+        | Found
         | Beat
         | Leaving
     ]
@@ -253,6 +270,8 @@ _KINDS: Final = (
     Taken,
     GroupChanged,
     Kick,
+    Survey,
+    Found,
     Beat,
     Leaving,
 )

@@ -58,7 +58,7 @@ class ConnectionDriver:
 
     __slots__ = (
         "_code", "_errors", "_handler_scope", "_handlers", "_heard", "_nursery", "_options", "_paused", "_pending",
-        "_public", "_reading_over", "_reason", "_rooms", "_services", "allowance", "cause", "has_declared_name", "id",
+        "_public", "_reading_over", "_reason", "_rooms", "_services", "_traffic", "allowance", "cause", "has_declared_name", "id",
         "identity", "opened_at", "outbox", "request", "sender", "transport", "user",
     )  # fmt: skip
 
@@ -89,6 +89,7 @@ class ConnectionDriver:
         self._paused = False  # whether a command of it waits: nothing is read then, and its silence means nothing
         self._options = options
         self._services = services
+        self._traffic = traffic
         self._public: Connection | None = None
         self._code, self._reason = 0, ""
         self._errors = 0
@@ -223,7 +224,9 @@ class ConnectionDriver:
     def _execute(self, messages: list[bytes], execute: Execute) -> list[bytes] | None:
         """Carry out commands in order, up to one that has to wait (`_await_pending`). Returns what is left then, else None."""
         self._heard = True
-        transport, outbox, allowance = self.transport, self.outbox, self.allowance
+        transport, outbox, allowance, traffic = self.transport, self.outbox, self.allowance, self._traffic
+        traffic.messages_received += len(messages)
+        traffic.bytes_received += sum(map(len, messages))
         if pongs := transport.pongs():
             outbox.control(pongs)
         decode, enough = transport.format.protocol.decode, time.monotonic() + COMMAND_TIME_SLICE
@@ -237,11 +240,14 @@ class ConnectionDriver:
             else:
                 self._errors = 0
                 self._pending = execute(self, command, len(payload))
-            if self._pending is not None or outbox.full or allowance.exceeded:
-                return messages[index + 1 :]
-            if time.monotonic() > enough:
+            if self._pending is None and not outbox.full and not allowance.exceeded:
+                if time.monotonic() <= enough:
+                    continue
                 self._pending = trio.lowlevel.checkpoint()  # noqa: ASYNC105  # the others get their turn
-                return messages[index + 1 :]
+            left = messages[index + 1 :]
+            traffic.messages_received -= len(left)  # it comes again
+            traffic.bytes_received -= sum(map(len, left))
+            return left
         return None
 
     async def _await_pending(self) -> None:

@@ -94,7 +94,7 @@ class RoomDirectory:
             history = History(policy, self._budget, token_urlsafe(6)) if in_memory and relay is None else None
             room = Room(name, policy, self._options, self._traffic, history, relay, self.dispatcher.wake, self._submit)
             self._rooms[name] = room
-            self._traffic.open_room(name)
+            self._traffic.open_room(name, policy.pattern)
             if policy.history is not HistoryStorage.NONE or relay is not None:
                 self._deserted.add(name)
             if relay is not None:

@@ -45,7 +45,7 @@ class FaultyExchange(Exchange):
     def delay(self, delays: Callable[[], float] | None) -> None:
         """Each payload takes as many seconds to each subscriber as this says; None: none.
 
-        Those of one publisher to one subscriber stay in order in each topic, as the port promises. All others overtake each other.
+        Those of one publisher to one subscriber stay in order in each topic, as the port promises. Others overtake each other.
         """
         self._delays = delays
 

@@ -22,13 +22,14 @@ SILENCE: Final = 0.5
 _PING = frame(PING, b"")
 
 
-async def read_head(channel: ByteStream, max_bytes: int) -> tuple[bytes, bytes]:
-    """The head of an HTTP request, up to and with its empty line, and what came after it.
+async def read_head(channel: ByteStream, max_bytes: int, data: bytes = b"") -> tuple[bytes, bytes]:
+    """The head of an HTTP request, up to and with its empty line, and what came after it. `data` has been read already.
 
     Raises PeerGone when the peer leaves before that, Rejected when the head is too long (431) or no HTTP at all (400).
     """
     # Where accepting was deferred, the head is here already: reading it at once saves a turn of the event loop.
-    data = channel.read_nowait() if isinstance(channel, SocketByteStream) else b""
+    if not data and isinstance(channel, SocketByteStream):
+        data = channel.read_nowait()
     while True:
         if data and not _may_be_http(data):
             raise Rejected(400, "this is an HTTP server")

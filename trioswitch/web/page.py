@@ -2,14 +2,14 @@
 
 import http
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from importlib.resources.abc import Traversable
 from typing import Any
 
 import attrs
 from attrs.validators import instance_of
 
-__all__ = ["Page", "Pages"]
+__all__ = ["Page"]
 
 _NAME = re.compile("[-!#$%&'*+.^_`|~0-9A-Za-z]+")
 _VALUE = re.compile("[\t -~\xa0-\xff]*")
@@ -97,7 +97,3 @@ class Page:
                 f"the media type of {path.name!r} is not known (suffixes: {known}): use Page(body, content_type)"
             )
         return cls(path.read_bytes(), CONTENT_TYPES[suffix], headers=headers)
-
-
-Pages = Mapping[str, Page | Callable[[], Page]]
-"""What a site serves, by path: a page, or a function that makes one for each request."""

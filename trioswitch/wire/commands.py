@@ -74,6 +74,7 @@ class JoinRoom(ProtocolCommand, tag="join_room", kw_only=True, gc=False):
     user_id: Name | None = None
     since: Position | None = None
     history: Annotated[int, Meta(ge=0)] | None = None
+    token: str | None = None
 
 
 class LeaveRoom(ProtocolCommand, tag="leave_room", kw_only=True, gc=False):

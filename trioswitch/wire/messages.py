@@ -117,6 +117,8 @@ class Connected(Event):
     max_message_bytes: int
     server: str
     timestamp: str
+    expires: float | UnsetType = UNSET
+    """Seconds until the client's token runs out, where it does."""
 
 
 @attrs.define(kw_only=True, slots=False)
@@ -221,6 +223,7 @@ class Ack(Event):
     """Encoded one by one: what the client's codec cannot carry is replaced, and spoils no other."""
     more: bool | UnsetType = UNSET
     upto: int | UnsetType = UNSET
+    expires: float | UnsetType = UNSET
     data: Any = UNSET
 
 

@@ -151,8 +151,8 @@ class RedisStore(Store):
     async def _read_committed(self, commands: Sequence[Command]) -> list[Any]:
         """As `_calls`, of what the replicas have, too. Raises StoreError when they lack something.
 
-        After a failover, what only the primary had is gone, and other messages get its offsets: nobody may have seen it. WAIT waits
-        for what the same connection has written last, so something is written after the reads.
+        After a failover, what only the primary had is gone, and other messages get its offsets: nobody may have seen it. WAIT
+        waits for what the same connection has written last, so something is written after the reads.
         """
         if not self._replicas:
             return await self._calls(commands)

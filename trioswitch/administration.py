@@ -72,6 +72,14 @@ class Administration:
             "revoke": self._revoke_here,
         }
 
+    def add_question(self, question: str, answer: Callable[..., Any]) -> None:
+        """Answer one more question, which `ask` asks of all nodes. What it returns must be what MessagePack can carry."""
+        self._questions[question] = answer
+
+    async def ask(self, question: str) -> list[Any]:
+        """The answers of all nodes that answer, this one's first."""
+        return await self._everywhere(question)
+
     def answer(self, question: str, arguments: Mapping[str, Any]) -> Any:
         """What this node does or knows. None for a question of a newer version."""
         method = self._questions.get(question)
@@ -193,7 +201,7 @@ class Administration:
         found = self._find(user, connection)
         for each in found:
             assert each.identity is not None
-            self._sign_in.renewed(each, attrs.evolve(each.identity, expires_at=expires_at))
+            self._sign_in.renew(each, attrs.evolve(each.identity, expires_at=expires_at))
         return len(found)
 
     def _revoke_here(self, user: str | None, token_id: str | None, issued_before: float | None) -> int:

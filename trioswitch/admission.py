@@ -5,7 +5,7 @@ import logging
 import resource
 import secrets
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Final, Literal
 from urllib.parse import parse_qsl
@@ -31,6 +31,7 @@ from .endpoints import Endpoints
 from .errors import CloseCause, PeerGone, Refused
 from .hooks import OnDisconnect
 from .metrics import Traffic
+from .refusals import response_to, status_of, told_by_closing
 from .sign_in import SignIn, expires_in
 from .transport.native import NativeTransport, read_head
 from .transport.reactor import Reactor
@@ -58,11 +59,6 @@ TransportName = Literal["native", "trio-websocket"]
 WELCOME_PRIORITY: Final = 10
 FILE_RESERVE: Final = 64
 """Open files that are kept for everything but connections."""
-_CLOSED_WITH = {"unauthorised": CloseCause.UNAUTHORISED, "forbidden": CloseCause.FORBIDDEN}
-_STATUS = {"unauthorised": 401, "not_found": 404, "rate_limited": 429, "internal": 500, "unavailable": 503}
-"""HTTP status for the code of a Refused; 403 for any other."""
-RETRY_AFTER: Final = 5
-"""Seconds after which a client that was refused for lack of room may try again."""
 CLOSE_LINGER: Final = 1.0
 """Seconds that a peer has to read an answer after which the connection is closed."""
 
@@ -106,7 +102,7 @@ class Admission:
             try:
                 conversation = await self._let_in(channel, http_handler, transport)
             except (Refused, Rejected) as refused:
-                await self._answer(channel, _response(refused))
+                await self._answer(channel, response_to(refused))
             except trio.TooSlowError:
                 await self._answer(channel, response(408, "the handshake took too long\n"))
             if conversation is not None:
@@ -158,7 +154,7 @@ class Admission:
         try:
             identity = await self._admit(request)
         except Refused as refused:
-            cause = _told_by_closing(request, refused)
+            cause = told_by_closing(request, refused)
             if cause is None:
                 raise
             answer, codec = handshake.accept(options.max_fragments)
@@ -218,10 +214,10 @@ class Admission:
                 await request.reject(rejected.status, body=f"{rejected.message}\n".encode())
                 return
             except Refused as refused:
-                if (cause := _told_by_closing(connect, refused)) is not None:
+                if (cause := told_by_closing(connect, refused)) is not None:
                     await (await request.accept()).aclose(cause.code, refused.message)
                     return
-                status, headers_of_status = _status(refused)
+                status, headers_of_status = status_of(refused)
                 fields = [(name.encode(), value.encode()) for name, value in headers_of_status]
                 await request.reject(status, extra_headers=fields, body=f"{refused.message}\n".encode())
                 return
@@ -380,29 +376,6 @@ def _connect_request(path: str, query: dict[str, str], headers: dict[str, str], 
 def _is_loopback(local: object) -> bool:
     """Whether an endpoint of trio-websocket's is an address of this machine alone."""
     return isinstance(local, trio_websocket.Endpoint) and ipaddress.ip_address(str(local.address)).is_loopback
-
-
-def _told_by_closing(request: ConnectRequest, refused: Refused) -> CloseCause | None:
-    """The cause with which a client is admitted and closed at once, because it would not see an HTTP status.
-
-    A browser (it sends `Origin`) does not show a page the status of a refused handshake, and the page would try again without
-    end.
-    """
-    if "origin" not in request.headers:
-        return None
-    return _CLOSED_WITH.get("forbidden" if _status(refused)[0] == 403 else refused.code)
-
-
-def _status(refused: Refused) -> tuple[int, Sequence[tuple[str, str]]]:
-    """The HTTP status of a refusal, and the header fields that belong to it."""
-    status = _STATUS.get(refused.code, 403)
-    headers = {401: [("WWW-Authenticate", "Bearer")], 503: [("Retry-After", str(RETRY_AFTER))]}.get(status, [])
-    return status, headers
-
-
-def _response(refused: Refused | Rejected) -> bytes:
-    status, headers = (refused.status, refused.headers) if isinstance(refused, Rejected) else _status(refused)
-    return response(status, f"{refused.message}\n", headers)
 
 
 def _connections_by_files() -> int:

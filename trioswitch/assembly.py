@@ -178,7 +178,7 @@ def _assemble(
     services = ConnectionServices(connections, presence, None if cluster is None else cluster.users.kick)
     heartbeats = Heartbeats(options.ping_interval, options.ping_timeout)
     endpoints = Endpoints(own_endpoints, options, heartbeats)
-    sign_in = SignIn(connections, presence, inbox, options.max_rooms)
+    sign_in = SignIn(hooks, connections, presence, inbox, options.max_rooms)
     commands = Commands(
         options, connections, groups, rooms, presence, publisher, recovery, sessions, inbox, handlers, hooks, sign_in
     )

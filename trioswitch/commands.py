@@ -5,7 +5,6 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from itertools import islice
 from typing import Any, Final, cast
 
-import attrs
 import trio
 from msgspec import UNSET
 
@@ -27,7 +26,7 @@ from .publishing import Publisher
 from .replies import Acknowledge, tell_history, tell_joined
 from .rooms.directory import RoomDirectory
 from .rooms.presence import Presence
-from .sign_in import SignIn, expires_in
+from .sign_in import SignIn
 from .wire.commands import (
     Authenticate,
     Command,
@@ -87,9 +86,7 @@ class Commands:
         self._sessions = sessions
         self._inbox = inbox
         self._handlers = handlers
-        self._authentication = hooks.authentication
         self._sign_in = sign_in
-        self._check_room_token = hooks.check_room_token
         self._on_join = hooks.on_join
         self._on_publish = hooks.on_publish
         self._members_publish = all(policy.members_publish for policy in options.policies)  # in every room
@@ -105,7 +102,7 @@ class Commands:
             History: self._history,
             Resume: self._resume,
             InboxAck: self._inbox_ack,
-            Authenticate: self._authenticate_by_message,
+            Authenticate: self._authenticate,
             Custom: self._custom,
         }
 
@@ -129,10 +126,7 @@ class Commands:
         return self._join_allowed(connection, command)
 
     async def _join_by_token(self, connection: ConnectionDriver, command: JoinRoom, token: str) -> None:
-        if self._check_room_token is None:
-            raise Refused("this server does not use tokens for rooms", code="not_available")
-        granted = await self._check_room_token(token, command.room, connection.user)
-        self._sign_in.granted(connection, granted)
+        await self._sign_in.grant(connection, command.room, token)
         pending = self._join_allowed(connection, command)
         if pending is not None:
             await pending
@@ -333,46 +327,11 @@ class Commands:
         if command.id is not None:
             connection.reply(Ack(id=command.id))
 
+    def _authenticate(self, connection: ConnectionDriver, command: Authenticate, _size: int) -> Pending:
+        return self._answered(connection, command, self._sign_in.execute(connection, command))
+
     def _custom(self, connection: ConnectionDriver, command: Custom, _size: int) -> Pending | None:
         return connection.handle(self._handlers.find(connection, command), command)
-
-    def _authenticate_by_message(
-        self, connection: ConnectionDriver, command: Authenticate, _size: int
-    ) -> Pending | None:
-        if not self._authentication.uses_tokens:
-            raise Refused("this server does not use tokens", code="not_available")
-        if connection.identity is not None:
-            return self._answered(connection, command, self._renew(connection, command))
-        return self._check_token(connection, command)
-
-    async def _renew(self, connection: ConnectionDriver, command: Authenticate) -> None:
-        identity = await self._authentication.identify(attrs.evolve(connection.request, token=command.token))
-        assert identity is not None, "it has a token"
-        self._sign_in.renewed(connection, identity)
-        if command.id is not None:
-            connection.reply(Ack(id=command.id, user_id=connection.user, expires=expires_in(identity)))
-
-    async def _check_token(self, connection: ConnectionDriver, command: Authenticate) -> None:
-        try:
-            identity = await self._authentication.identify(attrs.evolve(connection.request, token=command.token))
-        except Refused as refused:
-            connection.reply_error(refused.code, refused.message, command.id)
-            connection.close(CloseCause.UNAUTHORISED if refused.code == "unauthorised" else CloseCause.FORBIDDEN)
-            return
-        except Exception:
-            _log.exception("connection %s: a hook failed", connection.id)
-            connection.reply_error("internal", "internal error", command.id)
-            connection.close(CloseCause.INTERNAL)
-            return
-        if connection.cause is not None:
-            return  # it was closed while the hooks ran
-        assert identity is not None, "it has a token"
-        self._connections.authenticate(connection, identity)
-        if identity.user is not None:
-            self._presence.change_user(connection, identity.user, declared=True)
-        self._sign_in.done(connection)
-        if command.id is not None:
-            connection.reply(Ack(id=command.id, user_id=connection.user, expires=expires_in(identity)))
 
     def _name(self, connection: ConnectionDriver, user: str | None) -> str:
         """The user that a command speaks for: believed where the connection is anonymous, and its user from then on.

@@ -15,8 +15,9 @@ import attrs
 import trio
 
 from ._util.nurseries import open_nursery
-from .admission import RETRY_AFTER, TransportName
+from .admission import TransportName
 from .errors import ServeError
+from .refusals import RETRY_AFTER
 from .switch import Switch
 from .transport.listeners import remove_unix_socket, tcp_listeners, unix_listener
 from .transport.streams import ByteStream, SocketByteStream, address
@@ -94,6 +95,7 @@ async def serve(
         websocket_path=switch.options.path,
         max_head_bytes=switch.options.max_head_bytes,
         allow_origins=switch.options.allow_origins,
+        timeout=switch.options.handshake_timeout,
     )
 
     def serve_one(accepted: socket.socket) -> Coroutine[Any, Any, None]:

@@ -1,4 +1,6 @@
-"""What follows when it is known who a client is: its inbox, the rooms that its token names, and when the token runs out."""
+"""Signing in: tokens that clients send, what they open, and when they run out."""
+
+import logging
 
 import attrs
 from msgspec import UNSET, UnsetType
@@ -11,15 +13,24 @@ from .connections.directory import ConnectionDirectory
 from .connections.driver import ConnectionDriver
 from .durability.inbox import Inbox
 from .errors import CloseCause, Refused
+from .hooks import Hooks
 from .rooms.presence import Presence
+from .wire.commands import Authenticate
+from .wire.messages import Ack
 
 __all__ = ["SignIn", "expires_in"]
+
+_log = logging.getLogger(__name__)
 
 
 class SignIn:
     """Knows which connections are signed in until when. `run` is its task."""
 
-    def __init__(self, connections: ConnectionDirectory, presence: Presence, inbox: Inbox, max_rooms: int) -> None:
+    def __init__(
+        self, hooks: Hooks, connections: ConnectionDirectory, presence: Presence, inbox: Inbox, max_rooms: int
+    ) -> None:
+        self._authentication = hooks.authentication
+        self._check_room_token = hooks.check_room_token
         self._connections = connections
         self._presence = presence
         self._inbox = inbox
@@ -39,15 +50,58 @@ class SignIn:
             self._presence.join(connection, room)
         self._watch(connection, identity)
 
-    def renewed(self, connection: ConnectionDriver, identity: Identity) -> None:
-        """Its client has sent a new token. Raises Refused for that of another user; it stays in its rooms."""
+    # --- tokens in messages
+
+    async def execute(self, connection: ConnectionDriver, command: Authenticate) -> None:
+        """The client has sent a token. Raises Refused, and what a hook raises, if it has sent one before."""
+        if not self._authentication.uses_tokens:
+            raise Refused("this server does not use tokens", code="not_available")
+        if connection.identity is None:
+            await self._authenticate(connection, command)
+        else:
+            self.renew(connection, await self._identify(connection, command))
+        if command.id is not None and connection.identity is not None:
+            expires = expires_in(connection.identity)
+            connection.reply(Ack(id=command.id, user_id=connection.user, expires=expires))
+
+    async def _authenticate(self, connection: ConnectionDriver, command: Authenticate) -> None:
+        try:
+            identity = await self._identify(connection, command)
+        except Refused as refused:
+            connection.reply_error(refused.code, refused.message, command.id)
+            connection.close(CloseCause.UNAUTHORISED if refused.code == "unauthorised" else CloseCause.FORBIDDEN)
+            return
+        except Exception:
+            _log.exception("connection %s: a hook failed", connection.id)
+            connection.reply_error("internal", "internal error", command.id)
+            connection.close(CloseCause.INTERNAL)
+            return
+        if connection.cause is not None:
+            return  # it was closed while the hooks ran
+        self._connections.authenticate(connection, identity)
+        if identity.user is not None:
+            self._presence.change_user(connection, identity.user, declared=True)
+        self.done(connection)
+
+    async def _identify(self, connection: ConnectionDriver, command: Authenticate) -> Identity:
+        identity = await self._authentication.identify(attrs.evolve(connection.request, token=command.token))
+        assert identity is not None, "it has a token"
+        return identity
+
+    def renew(self, connection: ConnectionDriver, identity: Identity) -> None:
+        """Its client has a new token. Raises Refused for that of another user; it stays in its rooms."""
         if identity.user != (connection.identity and connection.identity.user):
             raise Refused("the token is for another user", code="unauthorised")
         connection.authenticate(identity)
         self._watch(connection, identity)
 
-    def granted(self, connection: ConnectionDriver, token: RoomToken) -> None:
-        """Its client has a token for one room."""
+    async def grant(self, connection: ConnectionDriver, room: str, token: str) -> None:
+        """The client has a token for one room: let it do what the token says. Raises Refused, and what a hook raises."""
+        if self._check_room_token is None:
+            raise Refused("this server does not use tokens for rooms", code="not_available")
+        self._granted(connection, await self._check_room_token(token, room, connection.user))
+
+    def _granted(self, connection: ConnectionDriver, token: RoomToken) -> None:
         identity, room = connection.identity, literal(token.room)
         assert identity is not None
         presence = identity.join if identity.presence is None else identity.presence

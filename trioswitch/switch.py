@@ -1,10 +1,9 @@
 """The facade: the switch that an application holds."""
 
-import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
 from contextlib import asynccontextmanager
 from secrets import token_urlsafe
-from typing import Any, Final
+from typing import Any
 
 import trio
 import trio_websocket
@@ -15,8 +14,8 @@ from .admission import HttpHandler, TransportName
 from .cluster.roster import NodeInfo
 from .config import Options
 from .connections.connection import Connection
+from .drain import drain, flush
 from .durability.recovery import HistoryPage
-from .errors import CloseCause
 from .handlers import Handlers
 from .metrics import OutboxStatistics, RoomStatistics, SwitchStatistics
 from .parts import Parts
@@ -24,13 +23,10 @@ from .publishing import OutcomeWaiter, check_name, event_of, log_loss, prepare
 from .rooms.subscription import Subscription
 from .transport.streams import ByteStream, TrioByteStream
 from .wire.commands import MAX_PAGE
-from .wire.messages import DirectMessage, Event, GroupMessage, Position, Reconnect
+from .wire.messages import DirectMessage, Event, GroupMessage, Position
 from .wire.prepared import Receipt
 
 __all__ = ["Switch"]
-
-RECONNECT_SPREAD: Final = 5.0
-"""Seconds over which the clients of a server that drains are told to reconnect, each after a time of its own."""
 
 
 class Switch:
@@ -234,8 +230,7 @@ class Switch:
 
         Safe to cancel. A client that does not read delays it until its connection is closed: set a deadline.
         """
-        await self._parts.rooms.wait_dispatched()
-        await self._parts.connections.flush()
+        await flush(self._parts)
 
     # --- rooms, groups, connections
 
@@ -354,21 +349,7 @@ class Switch:
         What is still open after `timeout` seconds stays so: cancel the nursery in which it is served.
         """
         check_seconds("timeout", timeout)
-        connections, endpoints = self._parts.connections, self._parts.endpoints.connections
-        connections.begin_drain()
-        with trio.move_on_after(timeout):
-            with trio.move_on_after(timeout / 2):
-                await self.flush_all()
-                await self._parts.inbox.flush()
-            for connection in connections.everyone():
-                after = round(random.uniform(0.5, RECONNECT_SPREAD), 3)
-                connection.reply(Reconnect(after=after, reason=CloseCause.DRAIN.reason))
-                connection.close(CloseCause.DRAIN)
-            for connection in endpoints.everyone():
-                connection.close(CloseCause.DRAIN)
-            await connections.wait_empty()
-            await endpoints.wait_empty()
-        return not connections.total and not endpoints.total
+        return await drain(self._parts, timeout)
 
     @property
     def store_error(self) -> str | None:

@@ -64,7 +64,7 @@ def slugs(text: str) -> set[str]:
     ("source", "output"),
     [
         pytest.param(source, output, id=f"{name}: {title}")
-        for name in ("embedding", "histories", "handlers", "access", "operating", "testing", "install", "outside-trio")
+        for name in ("embedding", "histories", "handlers", "access", "pages", "testing", "install", "outside-trio")
         for title, source, output in examples((ROOT / "docs" / f"{name}.md").read_text())
     ],
 )
@@ -304,8 +304,11 @@ def test_every_overflow_policy_is_explained() -> None:
 def test_every_flag_is_listed_with_its_default(capsys: pytest.CaptureFixture[str]) -> None:
     defaults = vars(make_parser().parse_args(["serve"]))
     with pytest.raises(SystemExit):
-        make_parser().parse_args(["serve", "--help"])
-    names = set(re.findall(r"^  (?:-\w, )?(--[\w-]+)", capsys.readouterr().out, re.MULTILINE)) - {"--help"}
+        make_parser().parse_args(["serve", "--help-all"])
+    names = set(re.findall(r"^  (?:-\w, )?(--[\w-]+)", capsys.readouterr().out, re.MULTILINE)) - {
+        "--help",
+        "--help-all",
+    }
     flags = {name: defaults[name[2:].replace("-", "_")] for name in names}
     own = {code(row[0]): row[1].strip("`") for row in rows(sections(OPTIONS, 2)["The command line"])}
     of_options = {f"--{name.replace('_', '-')}" for name in option_rows()} - {"--policies", "--allow-origins"}
@@ -406,7 +409,8 @@ def test_lines_are_not_too_long_to_read_in_a_terminal() -> None:
         assert not long, (path.name, long)
 
 
-PUBLIC = {f"trioswitch{name}" for name in ("", ".brokers", ".client", ".messages", ".stores", ".testing", ".web")}
+MODULES = ("api", "auth", "brokers", "client", "messages", "monitoring", "stores", "testing", "web")
+PUBLIC = {f"trioswitch{name}" for name in ("", *map(".{}".format, MODULES))}
 """The modules that applications import. Each has a page of the API reference."""
 
 

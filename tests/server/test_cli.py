@@ -233,7 +233,7 @@ def test_a_port_that_is_taken() -> None:
 
 @pytest.mark.parametrize("host", ["nowhere.invalid", "192.0.2.1", "a b"])
 def test_an_address_that_is_not_ours(host: str) -> None:
-    done = run("--host", host, "--port", "0")
+    done = run("--host", host, "--port", "0", "--insecure")
     assert done.returncode == 1
     assert host in one_sentence(done)
 
@@ -462,7 +462,7 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, words in (
         (["--version"], __version__),
         (["--help"], "serve"),
-        (["serve", "--help"], "--outbox-bytes"),
+        (["serve", "--help-all"], "--outbox-bytes"),
     ):
         with pytest.raises(SystemExit) as exit:
             main(arguments)

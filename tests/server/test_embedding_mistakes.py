@@ -144,7 +144,9 @@ async def test_refused_by_a_handler_or_a_hook(clock: MockClock, transport: str, 
 async def get(port: int, path: str) -> bytes:
     stream = await trio.open_tcp_stream("127.0.0.1", port)
     async with stream:
-        await stream.send_all(f"GET {path} HTTP/1.1\r\nHost: x\r\nCookie: {'c' * 9000}\r\n\r\n".encode())
+        await stream.send_all(
+            f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nCookie: {'c' * 9000}\r\n\r\n".encode()
+        )
         data = b""
         while chunk := await stream.receive_some():
             data += chunk

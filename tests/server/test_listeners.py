@@ -74,7 +74,7 @@ async def test_pages_beside_the_websocket(transport: str) -> None:
             ("GET", "http://[", 404, None),
         ):
             peer = await dial(server)
-            await peer.send(f"{method} {path} HTTP/1.1\r\nHost: test\r\n\r\n".encode())
+            await peer.send(f"{method} {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n".encode())
             if method == "HEAD":
                 head = await peer.end()
                 assert head.startswith(b"HTTP/1.1 200 ")
@@ -103,7 +103,7 @@ async def test_pages_beside_the_websocket(transport: str) -> None:
         ("GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", 400),
         ("GET / HTTP/1.1\r\nHost: a\r\nbad field\r\n\r\n", 400),
         ("GET  / HTTP/1.1\r\nHost: a\r\n\r\n", 400),
-        ("GET / HTTP/1.7\r\nHost: a\r\n\r\n", 200),
+        ("GET / HTTP/1.7\r\nHost: a\r\nConnection: close\r\n\r\n", 200),
         ("GET / HTTP/1.0\r\n\r\n", 200),
         ("GET / HTTP/1.1\r\nHost: a\r\nContent-Length: x\r\n\r\n", 400),
         ("GET /" + "x" * 20_000 + " HTTP/1.1\r\nHost: a\r\n\r\n", 431),

@@ -56,7 +56,7 @@ class InProcessBroker(Broker):
     """Made by `Exchange.broker`. `disconnect` and `reconnect` do what a real network does by itself."""
 
     def __init__(self, exchange: Exchange) -> None:
-        self.connections = 0
+        self.connections: int = 0
         """Connections so far, the present one included."""
         self._exchange = exchange
         self._connected = False

@@ -18,14 +18,14 @@ from ..auth.key_ring import JwksUrl, KeyRing
 from ..auth.keys import secret_key
 from ..auth.tokens import TokenVerifier
 from ..errors import ServeError
-from ..monitoring import Alarm, Monitor, Thresholds, health_pages, metrics_page
+from ..monitoring import Alarm, Monitor, Thresholds, health_pages, metrics_of_workers, metrics_page
 from ..settings.load import SettingsError
 from ..settings.model import ApiSettings, AuthSettings, Settings
 from ..switch import Switch
 from ..web import Pages, landing_page
 from .serve_options import load_settings
 
-__all__ = ["Operation", "check_exposure", "verifier_of"]
+__all__ = ["Operation", "check_exposure", "post_alarm", "verifier_of"]
 
 _log = logging.getLogger(__name__)
 
@@ -110,7 +110,7 @@ class Operation:
             error_rate=monitoring.alarm_error_rate,
             connections=monitoring.alarm_connections,
         )
-        tell = partial(_post, monitoring.alarm_webhook) if monitoring.alarm_webhook else None
+        tell = partial(post_alarm, monitoring.alarm_webhook) if monitoring.alarm_webhook else None
         self.monitor = Monitor(self.switch, thresholds, tell)
         keys = _api_keys(self._settings.api)
         self.api = Api(self.switch, keys, self.monitor.facts) if keys else None
@@ -118,7 +118,8 @@ class Operation:
     @property
     def admin_pages(self) -> Pages:
         """For operators and backends."""
-        pages: Pages = {"/metrics": metrics_page(self.monitor, self.api), **health_pages(self.monitor)}
+        metrics = metrics_page if self.chosen.worker_hub is None else metrics_of_workers
+        pages: Pages = {"/metrics": metrics(self.monitor, self.api), **health_pages(self.monitor)}
         return pages if self.api is None else {**pages, "/api/*": self.api.route}
 
     @property
@@ -173,7 +174,7 @@ def _differences(before: Settings, after: Settings) -> set[str]:
     return found
 
 
-async def _post(url: str, alarm: Alarm) -> None:
+async def post_alarm(url: str, alarm: Alarm) -> None:
     """Tell a webhook of an alarm. Raises OSError and what httpx raises."""
     import httpx
 

@@ -63,11 +63,7 @@ async def run_server(options: Options, chosen: argparse.Namespace, context: ssl.
             nursery.start_soon(_reload_at_signal, operation)
             server = await nursery.start(_serve_on, switch, chosen, context, operation.pages)
             if chosen.admin_port is not None:
-                admin = partial(
-                    serve, switch, host=chosen.admin_host, port=chosen.admin_port, pages=operation.admin_pages
-                )
-                (url,) = (await nursery.start(admin)).page_urls
-                say(f"API, metrics and health are at {url}")
+                await _serve_operators(nursery, switch, chosen, operation)
             if chosen.worker_hub is None:
                 _say_listening(server.urls, server.page_urls)
             else:
@@ -115,6 +111,24 @@ async def _supervise(
     # With a broker, the workers reach the store and each other by themselves.
     async with open_store("memory" if chosen.broker is not None else chosen.store) as store:
         await workers.run(store, signals, chosen.drain_timeout, listening, Interrupted)
+
+
+async def _serve_operators(
+    nursery: trio.Nursery, switch: Switch, chosen: argparse.Namespace, operation: Operation
+) -> None:
+    """Listen on the port of the API, metrics and health; workers share it."""
+    is_worker = chosen.worker_hub is not None
+    serving = partial(
+        serve,
+        switch,
+        host=chosen.admin_host,
+        port=chosen.admin_port,
+        pages=operation.admin_pages,
+        reuse_port=is_worker,
+    )
+    admin = await nursery.start(serving)
+    if not is_worker:
+        say(f"trioswitch has its API, metrics and health at {admin.page_urls[0]}")
 
 
 async def _reload_at_signal(operation: Operation) -> None:

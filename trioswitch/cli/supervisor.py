@@ -106,6 +106,7 @@ class Workers:
                         for worker in self._workers:
                             workers.start_soon(self._keep_running, worker, path)
                         workers.start_soon(self._drain_at_signal, signals, drain_timeout, on_second_signal, workers)
+                        workers.start_soon(self._reload_at_signal)
                         for worker in self._workers:
                             await worker.ready.wait()
                         on_listening([address(socket.getsockname()) for socket in reserved])
@@ -173,6 +174,14 @@ class Workers:
         if patience.cancelled_caught and worker.process is not None:
             _log.error("worker %d did not listen within %g s", worker.number, START_TIMEOUT)
             worker.process.kill()
+
+    async def _reload_at_signal(self) -> None:
+        """Workers read their configuration again when this process gets SIGHUP."""
+        with trio.open_signal_receiver(signal.SIGHUP) as signals:
+            async for _ in signals:
+                for worker in self._workers:
+                    if worker.process is not None and worker.process.returncode is None:
+                        worker.process.send_signal(signal.SIGHUP)
 
     async def _drain_at_signal(
         self, signals: Any, drain_timeout: float, on_second_signal: Callable[[], BaseException], workers: trio.Nursery

@@ -4,20 +4,25 @@ No label is the name of a room, a user or an address: there is a bounded number 
 their policy.
 """
 
+import os
 import platform
+import socket
 import time
-from collections.abc import Callable, Iterable, Mapping
-from typing import Final
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Final
 
 from ..api import Api
 from ..switch import Switch
 from ..version import __version__
-from ..web import Page
+from ..web import Page, Request, Route
 from .monitor import LAG_BUCKETS, Monitor, file_limit, open_files
 
-__all__ = ["metrics_page"]
+__all__ = ["metrics_of_workers", "metrics_page"]
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+QUESTION: Final = "metrics"
+SUFFIX: Final = "__suffix__"
+"""The label that stands for the end of a series' name."""
 _STARTED: Final = time.time()
 
 Labels = Mapping[str, str]
@@ -29,16 +34,44 @@ def metrics_page(monitor: Monitor, api: Api | None = None) -> Callable[[], Page]
     """`/metrics`, for this process. Without a lock and without waiting: it reads what the switch counts anyway."""
 
     def page() -> Page:
-        return Page("".join([_render(*family) for family in _families(monitor, api)]).encode(), CONTENT_TYPE)
+        return _page([("", families(monitor, api))])
 
     return page
+
+
+def metrics_of_workers(monitor: Monitor, api: Api | None = None) -> Route:
+    """`/metrics`, for all workers of this machine, whichever of them is asked. They are told apart by the label `worker`."""
+    machine = f"{socket.gethostname()} {os.getppid()}"
+
+    def answer() -> list[Any]:
+        name = monitor.switch.nodes()[0].name if monitor.switch.nodes() else ""
+        return [machine, name, list(families(monitor, api))]
+
+    async def page(_request: Request) -> Page:
+        answers = await monitor.switch.administration.ask(QUESTION)
+        return _page(sorted([(name, found) for where, name, found in answers if where == machine]))
+
+    monitor.switch.administration.add_question(QUESTION, answer)
+    return Route(page)
+
+
+def _page(processes: Sequence[tuple[str, Iterable[Family]]]) -> Page:
+    """The metrics of processes, by the value of the label `worker`; empty: there is no such label."""
+    merged: dict[str, tuple[str, str, list[tuple[Labels, float]]]] = {}
+    for worker, found in processes:
+        for name, kind, help, values in found:
+            label = {"worker": worker} if worker else {}
+            series = merged.setdefault(name, (kind, help, []))[2]
+            series += [({**label, **labels}, value) for labels, value in values]
+    text = [_render(name, kind, help, values) for name, (kind, help, values) in merged.items()]
+    return Page("".join(text).encode(), CONTENT_TYPE)
 
 
 def _render(name: str, kind: str, help: str, values: Iterable[tuple[Labels, float]]) -> str:
     lines = [f"# HELP {name} {help}\n# TYPE {name} {kind}\n"]
     for labels, value in values:
-        suffix = labels.get("__suffix__", "")
-        shown = ",".join([f'{key}="{_escaped(text)}"' for key, text in labels.items() if key != "__suffix__"])
+        suffix = labels.get(SUFFIX, "")
+        shown = ",".join([f'{key}="{_escaped(text)}"' for key, text in labels.items() if key != SUFFIX])
         lines.append(f"{name}{suffix}{{{shown}}} {value:.17g}\n" if shown else f"{name}{suffix} {value:.17g}\n")
     return "".join(lines)
 
@@ -55,7 +88,8 @@ def _by(label: str, values: Mapping[str, int]) -> list[tuple[Labels, float]]:
     return [({label: name}, value) for name, value in sorted(values.items())]
 
 
-def _families(monitor: Monitor, api: Api | None) -> Iterable[Family]:
+def families(monitor: Monitor, api: Api | None) -> Iterable[Family]:
+    """What there is to tell of a process."""
     switch = monitor.switch
     yield from _of_switch(switch)
     yield from _of_process(monitor)
@@ -117,8 +151,8 @@ def _of_process(monitor: Monitor) -> Iterable[Family]:
     lag, total = [], 0
     for bound, count in zip((*map(str, LAG_BUCKETS), "+Inf"), monitor.lag_counts, strict=True):
         total += count
-        lag.append(({"__suffix__": "_bucket", "le": bound}, float(total)))
-    lag += [({"__suffix__": "_sum"}, monitor.lag_sum), ({"__suffix__": "_count"}, float(total))]
+        lag.append(({SUFFIX: "_bucket", "le": bound}, float(total)))
+    lag += [({SUFFIX: "_sum"}, monitor.lag_sum), ({SUFFIX: "_count"}, float(total))]
     yield "trioswitch_event_loop_lag_seconds", "histogram", "How late the event loop is, four times a second.", lag
     newest = monitor.samples[-1] if monitor.samples else monitor.take_sample()
     yield "process_resident_memory_bytes", "gauge", "Resident memory.", _one(newest.memory)

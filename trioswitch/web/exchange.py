@@ -25,10 +25,8 @@ from ..wire.handshake import joined
 from .page import Page
 from .route import Request, Stream
 
-__all__ = ["BODY_TIMEOUT", "USUAL_HEADERS", "Exchange", "NotHttp", "begin"]
+__all__ = ["USUAL_HEADERS", "Exchange", "NotHttp", "begin"]
 
-BODY_TIMEOUT: Final = 10.0
-"""Seconds that the body of a request may take to arrive, and each piece of an answer to be taken."""
 USUAL_HEADERS: Final = {
     "Server": f"trioswitch/{__version__}",
     "Cache-Control": "no-cache",
@@ -70,9 +68,10 @@ class Exchange(abc.ABC):
     left: bytes | None = None
     """After `send`: what was read beyond the request; None: the connection is to be closed."""
 
-    def __init__(self, channel: ByteStream, query: str) -> None:
+    def __init__(self, channel: ByteStream, query: str, timeout: float) -> None:
         self._channel = channel
         self._query = query
+        self._timeout = timeout
 
     @abc.abstractmethod
     async def read_body(self, limit: int) -> bytes | None:
@@ -104,14 +103,17 @@ class Exchange(abc.ABC):
                 raise PeerGone(CloseCause.VANISHED) from None
             if not data:
                 return
-        with trio.move_on_after(BODY_TIMEOUT) as patience:
+        with trio.move_on_after(self._timeout) as patience:
             await self._channel.write(data)
         if patience.cancelled_caught:
             raise PeerGone(CloseCause.VANISHED)
 
 
-def begin(channel: ByteStream, head: bytes, rest: bytes) -> Exchange:
-    """The exchange that begins with a head, after which `rest` was read. Raises NotHttp."""
+def begin(channel: ByteStream, head: bytes, rest: bytes, timeout: float) -> Exchange:
+    """The exchange that begins with a head, after which `rest` was read.
+
+    The body may take `timeout` seconds to arrive, and each piece of the answer as long to be taken.
+    """
     found = _ORDINARY.fullmatch(head)
     if found is not None:
         method, target, lines = found.groups()
@@ -125,8 +127,8 @@ def begin(channel: ByteStream, head: bytes, rest: bytes) -> Exchange:
         else:
             length = headers.get("content-length", "0")
             if "host" in headers and length.isdigit() and length.isascii() and len(length) < 16:
-                return _OrdinaryExchange(channel, method.decode(), target.decode(), headers, int(length), rest)
-    return _H11Exchange(channel, head, rest)
+                return _OrdinaryExchange(channel, method.decode(), target.decode(), headers, int(length), rest, timeout)
+    return _H11Exchange(channel, head, rest, timeout)
 
 
 def _split(target: str) -> tuple[str, str]:
@@ -165,10 +167,17 @@ class _OrdinaryExchange(Exchange):
     """A request whose body has a known length."""
 
     def __init__(
-        self, channel: ByteStream, method: str, target: str, headers: dict[str, str], length: int, rest: bytes
+        self,
+        channel: ByteStream,
+        method: str,
+        target: str,
+        headers: dict[str, str],
+        length: int,
+        rest: bytes,
+        timeout: float,
     ) -> None:
         self.path, query = _split(target)
-        super().__init__(channel, query)
+        super().__init__(channel, query, timeout)
         self.method = method
         self.headers = headers
         self.has_body = length > 0
@@ -190,7 +199,7 @@ class _OrdinaryExchange(Exchange):
 
     async def _read_on(self, length: int) -> None:
         pieces, size = [self._rest], len(self._rest)
-        with trio.fail_after(BODY_TIMEOUT):
+        with trio.fail_after(self._timeout):
             while size < length:
                 data = await self._channel.read()
                 if not data:
@@ -226,7 +235,7 @@ class _OrdinaryExchange(Exchange):
 class _H11Exchange(Exchange):
     """Any other request, and what is none."""
 
-    def __init__(self, channel: ByteStream, head: bytes, rest: bytes) -> None:
+    def __init__(self, channel: ByteStream, head: bytes, rest: bytes, timeout: float) -> None:
         self._connection = h11.Connection(h11.SERVER, max_incomplete_event_size=len(head) + len(rest) + 1)
         self._complete = False
         self.method, self.path, self.headers = "GET", "/", {}
@@ -247,7 +256,7 @@ class _H11Exchange(Exchange):
             self._problem = problem
         except h11.RemoteProtocolError as error:
             self._problem = NotHttp(str(error), error.error_status_hint)
-        super().__init__(channel, query)
+        super().__init__(channel, query, timeout)
 
     @property
     def has_body(self) -> bool:  # type: ignore[override]
@@ -262,7 +271,7 @@ class _H11Exchange(Exchange):
         if length.isdigit() and int(length) > limit:
             return None
         try:
-            with trio.fail_after(BODY_TIMEOUT):
+            with trio.fail_after(self._timeout):
                 return await self._read_body(limit)
         except h11.RemoteProtocolError as error:
             raise NotHttp(str(error), error.error_status_hint) from None

@@ -42,10 +42,12 @@ class Site:
         websocket_path: str = "/ws",
         max_head_bytes: int = 16 * 1024,
         allow_origins: Collection[str] = (),
+        timeout: float = 10.0,
     ) -> None:
         """`websocket_path` is answered with 426. Raises ValueError and TypeError for pages that cannot be served.
 
         Heads of requests may have `max_head_bytes`. Pages of `allow_origins` may read the answers of routes that say so.
+        The body of a request may take `timeout` seconds to arrive, and each piece of an answer as long to be taken.
         """
         for path, page in pages.items():
             check_text("the path of a page", path, MAX_PATH)
@@ -57,6 +59,7 @@ class Site:
                 )
         self._websocket_path = websocket_path
         self._max_head_bytes = max_head_bytes
+        self._timeout = timeout
         self._allow_origins = frozenset(allow_origins)
         files = {path: file for page in pages.values() if isinstance(page, Page) for path, file in page.files.items()}
         self._pages: Pages = {"/trioswitch.js": browser_client(), **files, **pages}
@@ -96,7 +99,7 @@ class Site:
 
     async def _answer(self, channel: ByteStream, head: bytes, rest: bytes) -> bytes | None:
         """Answer one request. Returns what was read beyond it; None: the connection is to be closed."""
-        exchange = begin(channel, head, rest)
+        exchange = begin(channel, head, rest, self._timeout)
         answer: Page | Stream
         try:
             if not exchange.has_body:

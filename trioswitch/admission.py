@@ -2,9 +2,8 @@
 
 import ipaddress
 import logging
-import resource
 import secrets
-import sys
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Final, Literal
@@ -16,6 +15,8 @@ import trio_websocket
 from msgspec import UNSET
 
 from ._util.clock import timestamp
+from ._util.process import connections_by_files
+from .auth.address import Network, client_address, networks
 from .auth.authentication import Authentication
 from .auth.identity import Identity
 from .auth.origin import check_origin
@@ -25,6 +26,7 @@ from .connections.connection import Services
 from .connections.directory import ConnectionDirectory
 from .connections.driver import ConnectionDriver, Execute, MakeTransport
 from .connections.heartbeats import Heartbeats
+from .connections.limits import ClientLimits
 from .durability.inbox import Inbox
 from .durability.sessions import Sessions
 from .endpoints import Endpoints
@@ -57,8 +59,7 @@ It returns what it has read of a request that is an upgrade, with its head, or N
 TransportName = Literal["native", "trio-websocket"]
 
 WELCOME_PRIORITY: Final = 10
-FILE_RESERVE: Final = 64
-"""Open files that are kept for everything but connections."""
+_CAUSES: Final = {"unauthorised", "forbidden", "rate_limited", "unavailable", "internal", "origin"}
 CLOSE_LINGER: Final = 1.0
 """Seconds that a peer has to read an answer after which the connection is closed."""
 
@@ -81,15 +82,18 @@ class Admission:
     services: Services
     authentication: Authentication
     on_disconnect: OnDisconnect | None
-    refused: int = attrs.field(default=0, init=False)
-    """Clients that were turned away."""
+    limits: ClientLimits
+    refusals: Counter[str] = attrs.field(factory=Counter, init=False)
+    """Clients that were turned away, by cause."""
+    _proxies: tuple[Network, ...] = attrs.field(init=False)
     max_connections: int = attrs.field(init=False)
     id_prefix: str = ""
     """Begins the ids of connections: in a cluster it says which node they are on."""
 
     def __attrs_post_init__(self) -> None:
         limit = self.options.max_connections
-        self.max_connections = _connections_by_files() if limit is None else limit
+        self._proxies = networks(self.options.trusted_proxies)
+        self.max_connections = connections_by_files() if limit is None else limit
 
     # --- ways in
 
@@ -149,7 +153,7 @@ class Admission:
         is_endpoint = handshake.path in self.endpoints
         if handshake.path not in ("/", options.path) and not is_endpoint:
             raise Rejected(404, f"there is no WebSocket at {handshake.path!r}: it is at {options.path}")
-        request = _connect_request(handshake.path, handshake.query, handshake.headers, channel.remote)
+        request = self._request(handshake.path, handshake.query, handshake.headers, channel.remote)
         self._check_origin(request, lambda: channel.is_loopback)
         try:
             identity = await self._admit(request)
@@ -205,7 +209,7 @@ class Admission:
     async def _serve_request(self, request: trio_websocket.WebSocketRequest, where: str) -> None:
         path, _, query = request.path.partition("?")
         headers = joined((name.decode("latin-1"), value.decode("latin-1")) for name, value in request.headers)
-        connect = _connect_request(path, dict(parse_qsl(query)), headers, where)
+        connect = self._request(path, dict(parse_qsl(query)), headers, where)
         with trio.fail_after(self.options.handshake_timeout):
             try:
                 self._check_origin(connect, lambda: _is_loopback(request.local))
@@ -253,12 +257,20 @@ class Admission:
 
     # --- admission
 
+    def _request(self, path: str, query: dict[str, str], headers: dict[str, str], remote: str) -> ConnectRequest:
+        scheme, _, credentials = headers.get("authorization", "").partition(" ")
+        token = credentials.strip() if scheme.lower() == "bearer" else query.get("token")
+        where = client_address(remote, headers, self.options.trusted_proxies, self._proxies)
+        return ConnectRequest(
+            path=path, query=query, headers=headers, remote=remote, address=where, token=token or None
+        )
+
     def _check_origin(self, request: ConnectRequest, is_loopback: Callable[[], bool]) -> None:
         """Raises Rejected for a page of another site: it does not get a WebSocket that would tell it why."""
         try:
             check_origin(request.headers, self.options.allow_origins, is_loopback)
         except Refused as refused:
-            self.refused += 1
+            self._count_refusal("origin")
             _log.warning("refused %s: %s", request.remote, refused.message)
             raise Rejected(403, refused.message) from None
 
@@ -266,17 +278,24 @@ class Admission:
         """Who the client is; None: it has yet to authenticate itself. Raises Refused."""
         try:
             self._check_room()
+            self.limits.check_address(request.address)
             identity = await self.authentication.identify(request)
             self._check_room()  # again: hooks take their time
+            if identity is not None and identity.user is not None:
+                self.limits.check_user(len(self.connections.of_user(identity.user)))
         except Refused as refused:
-            self.refused += 1
+            self._count_refusal(refused.code)
             _log.info("refused %s: %s", request.remote, refused.message)
             raise
         except Exception:
-            self.refused += 1
+            self._count_refusal("internal")
             _log.exception("a hook failed for %s", request.remote)
             raise Refused("internal error", code="internal") from None
         return identity
+
+    def _count_refusal(self, code: str) -> None:
+        """The application's own codes count together, so that metrics stay bounded."""
+        self.refusals[code if code in _CAUSES else "other"] += 1
 
     def _check_room(self) -> None:
         if self.connections.draining:
@@ -312,7 +331,10 @@ class Admission:
         self, request: ConnectRequest, identity: Identity | None, make_transport: MakeTransport
     ) -> ConnectionDriver:
         id = self.id_prefix + secrets.token_urlsafe(9)
-        return ConnectionDriver(id, request, identity, self.options, self.traffic, self.services, make_transport)
+        limiter = self.limits.limiter(request.address)
+        return ConnectionDriver(
+            id, request, identity, self.options, self.traffic, self.services, make_transport, limiter
+        )
 
     async def _converse(self, connection: ConnectionDriver) -> None:
         try:
@@ -323,12 +345,14 @@ class Admission:
             self.inbox.forget(connection)
             self.sign_in.ended(connection)
             self.connections.remove(connection)
+            self.limits.closed(connection.request.address)
             if self.on_disconnect is not None:
                 await self._tell(self.on_disconnect, connection)
 
     def _opened(self, connection: ConnectionDriver) -> None:
         options = self.options
         self.connections.add(connection)
+        self.limits.opened(connection.request.address)
         session = self.sessions.begin(connection)
         self.heartbeats.add(connection)
         welcome = Connected(
@@ -367,17 +391,6 @@ class Admission:
             _log.error("on_disconnect took too long for connection %s", connection.id)
 
 
-def _connect_request(path: str, query: dict[str, str], headers: dict[str, str], remote: str) -> ConnectRequest:
-    scheme, _, credentials = headers.get("authorization", "").partition(" ")
-    token = credentials.strip() if scheme.lower() == "bearer" else query.get("token")
-    return ConnectRequest(path=path, query=query, headers=headers, remote=remote, token=token or None)
-
-
 def _is_loopback(local: object) -> bool:
     """Whether an endpoint of trio-websocket's is an address of this machine alone."""
     return isinstance(local, trio_websocket.Endpoint) and ipaddress.ip_address(str(local.address)).is_loopback
-
-
-def _connections_by_files() -> int:
-    soft, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return sys.maxsize if soft == resource.RLIM_INFINITY else max(1, soft - FILE_RESERVE)

@@ -18,6 +18,7 @@ from .config import Options
 from .connections.directory import ConnectionDirectory
 from .connections.groups import Groups
 from .connections.heartbeats import Heartbeats
+from .connections.limits import ClientLimits
 from .durability.idempotency import IdempotencyKeys
 from .durability.inbox import Inbox
 from .durability.recovery import Recovery
@@ -178,7 +179,8 @@ def _assemble(
     services = ConnectionServices(connections, presence, None if cluster is None else cluster.users.kick)
     heartbeats = Heartbeats(options.ping_interval, options.ping_timeout)
     endpoints = Endpoints(own_endpoints, options, heartbeats)
-    sign_in = SignIn(hooks, connections, presence, inbox, options.max_rooms)
+    limits = ClientLimits(options)
+    sign_in = SignIn(hooks, connections, presence, inbox, limits, options.max_rooms)
     commands = Commands(
         options, connections, groups, rooms, presence, publisher, recovery, sessions, inbox, handlers, hooks, sign_in
     )
@@ -197,6 +199,7 @@ def _assemble(
         sessions=sessions,
         inbox=inbox,
         sign_in=sign_in,
+        limits=limits,
         heartbeats=heartbeats,
         endpoints=endpoints,
         execute=commands.execute,

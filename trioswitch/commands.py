@@ -133,6 +133,9 @@ class Commands:
 
     def _join_allowed(self, connection: ConnectionDriver, command: JoinRoom) -> Pending | None:
         check_join(connection, command, self._options.max_rooms)
+        limit = self._options.max_open_rooms
+        if limit is not None and len(self._rooms) >= limit and self._rooms.get(command.room) is None:
+            raise Refused("too many rooms are open", code="too_many_rooms")
         self._name(connection, command.user_id)
         if self._on_join is not None:
             return self._answered(connection, command, self._join_if_allowed(self._on_join, connection, command))

@@ -7,6 +7,7 @@ import enum
 import fnmatch
 import re
 from collections.abc import Iterable
+from ipaddress import ip_network
 from typing import Any, TypeVar
 
 import attrs
@@ -89,6 +90,22 @@ def _origins(origins: Iterable[str] | str) -> tuple[str, ...]:
                 f"'allow_origins' {origin!r} is not an origin: one is in lower case and has no path, such as "
                 "'https://example.com'; '*' allows all"
             )
+    return several
+
+
+def _proxies(proxies: Iterable[str] | str) -> tuple[str, ...]:
+    """Several networks, or one. Raises TypeError and ValueError."""
+    several = (proxies,) if isinstance(proxies, str) else tuple(proxies)
+    for proxy in several:
+        if not isinstance(proxy, str):
+            raise TypeError(f"'trusted_proxies' must be networks such as '10.0.0.0/8', not {proxy!r}")
+        try:
+            if proxy != "unix socket":
+                ip_network(proxy, strict=False)
+        except ValueError:
+            raise ValueError(
+                f"'trusted_proxies' {proxy!r} is neither a network, such as '10.0.0.0/8', nor 'unix socket'"
+            ) from None
     return several
 
 
@@ -261,6 +278,32 @@ class Options:
     node_timeout: float = option(
         10.0, "seconds after which a node of a cluster that is silent is taken for dead, and its users have left", ge(5)
     )
+    max_address_connections: int | None = option(
+        None, "connections from one address at most; more get 429. Of IPv6, 64 bits count", optional([_whole, ge(1)])
+    )
+    max_user_connections: int | None = option(
+        None, "connections of one user at most; more get 429", optional([_whole, ge(1)])
+    )
+    max_open_rooms: int | None = option(
+        None, "rooms that are open at once; clients cannot join others", optional([_whole, ge(1)])
+    )
+    address_handshakes: int | None = option(
+        None, "clients of one address that may connect in a second, on average; more get 429", optional([_whole, ge(1)])
+    )
+    connection_messages: int | None = option(
+        None,
+        "messages that one connection may send in a second, on average; faster ones are read later",
+        optional([_whole, ge(1)]),
+    )
+    user_messages: int | None = option(
+        None, "the same for all connections of one user together", optional([_whole, ge(1)])
+    )
+    address_messages: int | None = option(
+        None, "the same for all connections from one address together", optional([_whole, ge(1)])
+    )
+    rate_burst: float = option(5.0, "seconds' worth of these rates that may come at once", gt(0))
+    trusted_proxies: tuple[str, ...] = attrs.field(default=(), converter=_proxies)
+    """Addresses and networks of proxies, or `unix socket`, whose `X-Forwarded-For` tells the address of a client."""
     max_connections: int | None = option(
         None,
         "connections at most; more get 503. Default: the limit on open files, less 64 for everything else",

@@ -107,6 +107,10 @@ class SwitchStatistics:
     """Ended connections, by cause."""
     refused: int
     """Clients that were turned away."""
+    refusals: Mapping[str, int]
+    """The same by cause: `unauthorised`, `forbidden`, `rate_limited`, `unavailable`, `internal`, `origin`, `other`."""
+    rate_pauses: int
+    """How often a client was not read for a while, because it sent faster than it may."""
     room_crashes: int
     sessions: int
     """Sessions of clients that are offline and may resume them."""

@@ -107,7 +107,9 @@ class Parts:
                 cause.name.lower(): count
                 for cause, count in (self.connections.closes + self.endpoints.connections.closes).items()
             },
-            refused=self.admission.refused,
+            refused=self.admission.refusals.total(),
+            refusals=dict(self.admission.refusals),
+            rate_pauses=self.admission.limits.pauses,
             room_crashes=self.rooms.crashes,
             sessions=len(self._sessions),
             history_bytes=self._budget.used,

@@ -30,7 +30,8 @@ def told_by_closing(request: ConnectRequest, refused: Refused) -> CloseCause | N
 def status_of(refused: Refused) -> tuple[int, Sequence[tuple[str, str]]]:
     """The HTTP status of a refusal, and the header fields that belong to it."""
     status = _STATUS.get(refused.code, 403)
-    headers = {401: [("WWW-Authenticate", "Bearer")], 503: [("Retry-After", str(RETRY_AFTER))]}.get(status, [])
+    later = [("Retry-After", str(RETRY_AFTER))]
+    headers = {401: [("WWW-Authenticate", "Bearer")], 429: later, 503: later}.get(status, [])
     return status, headers
 
 

@@ -11,6 +11,7 @@ from .auth.identity import Identity, literal
 from .auth.tokens import RoomToken
 from .connections.directory import ConnectionDirectory
 from .connections.driver import ConnectionDriver
+from .connections.limits import ClientLimits
 from .durability.inbox import Inbox
 from .errors import CloseCause, Refused
 from .hooks import Hooks
@@ -27,8 +28,15 @@ class SignIn:
     """Knows which connections are signed in until when. `run` is its task."""
 
     def __init__(
-        self, hooks: Hooks, connections: ConnectionDirectory, presence: Presence, inbox: Inbox, max_rooms: int
+        self,
+        hooks: Hooks,
+        connections: ConnectionDirectory,
+        presence: Presence,
+        inbox: Inbox,
+        limits: ClientLimits,
+        max_rooms: int,
     ) -> None:
+        self._limits = limits
         self._authentication = hooks.authentication
         self._check_room_token = hooks.check_room_token
         self._connections = connections
@@ -67,6 +75,8 @@ class SignIn:
     async def _authenticate(self, connection: ConnectionDriver, command: Authenticate) -> None:
         try:
             identity = await self._identify(connection, command)
+            if identity.user is not None:
+                self._limits.check_user(len(self._connections.of_user(identity.user)))
         except Refused as refused:
             connection.reply_error(refused.code, refused.message, command.id)
             connection.close(CloseCause.UNAUTHORISED if refused.code == "unauthorised" else CloseCause.FORBIDDEN)

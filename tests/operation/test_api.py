@@ -1,9 +1,11 @@
 """The HTTP API: what its methods do, who may call them, and that Centrifugo's own Python client works against it."""
 
 import json
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -15,8 +17,9 @@ from trio.testing import MockClock
 
 from trioswitch import Options, RoomPolicy, serve
 from trioswitch.api import Api, ApiKey
+from trioswitch.api.requests import REQUESTS
 from trioswitch.testing import TestSwitch, open_test_cluster, open_test_switch
-from trioswitch.web import Request
+from trioswitch.web import Page, Request
 
 KEY = "a key for everything"
 OPTIONS = Options(policies=(RoomPolicy(pattern="h*", history="memory"),))
@@ -343,4 +346,46 @@ async def test_cent_works_unchanged() -> None:
 
         await trio.to_thread.run_sync(use)
         assert await closing(client) == (4502, "bye")
+        nursery.cancel_scope.cancel()
+
+
+# --- its description
+
+
+async def test_every_method_is_described() -> None:
+    async with open_test_switch() as app:
+        api = Api(app.switch, [ApiKey(KEY)])
+        page = api.pages["/api/openapi.json"]
+        assert isinstance(page, Page)
+        described = json.loads(page.body)
+    assert {path.removeprefix("/api/") for path in described["paths"]} == set(REQUESTS)
+    for path, operations in described["paths"].items():
+        assert operations["post"]["summary"], path
+    documented = (Path(__file__).parents[2] / "docs" / "http-api.md").read_text()
+    assert [method for method in REQUESTS if f"`{method}`" not in documented] == []
+
+
+@pytest.mark.slow
+async def test_requests_that_are_made_from_the_description_get_the_answers_that_it_describes() -> None:
+    options = Options(policies=(RoomPolicy(pattern="*[aeiou]*", history="memory"),))
+    async with open_test_switch(options) as app, trio.open_nursery() as nursery:
+        api = Api(app.switch, [ApiKey(KEY)])
+        server = await nursery.start(partial(serve, app.switch, port=0, pages=api.pages))
+        checks = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
+        done = await trio.run_process(
+            [
+                *(
+                    str(Path(sys.executable).parent / "schemathesis"),
+                    "run",
+                    f"http://127.0.0.1:{server.port}/api/openapi.json",
+                ),
+                *("--header", f"X-API-Key: {KEY}", "--max-examples", "15", "--phases", "fuzzing", "--checks", checks),
+                *("--no-color", "--suppress-health-check", "all"),
+            ],
+            capture_stdout=True,
+            capture_stderr=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout.decode()[-3000:] + done.stderr.decode()[-1000:]
+        assert api.calls > 18 * 10
         nursery.cancel_scope.cancel()

@@ -311,7 +311,11 @@ def test_every_flag_is_listed_with_its_default(capsys: pytest.CaptureFixture[str
     }
     flags = {name: defaults[name[2:].replace("-", "_")] for name in names}
     own = {code(row[0]): row[1].strip("`") for row in rows(sections(OPTIONS, 2)["The command line"])}
-    of_options = {f"--{name.replace('_', '-')}" for name in option_rows()} - {"--policies", "--allow-origins"}
+    of_options = {f"--{name.replace('_', '-')}" for name in option_rows()} - {
+        "--policies",
+        "--allow-origins",
+        "--trusted-proxies",
+    }
     assert set(flags) == set(own) | of_options
     assert own == {flag: "" if flags[flag] in (None, []) else str(flags[flag]) for flag in own}
 
@@ -409,7 +413,7 @@ def test_lines_are_not_too_long_to_read_in_a_terminal() -> None:
         assert not long, (path.name, long)
 
 
-MODULES = ("api", "auth", "brokers", "client", "messages", "monitoring", "stores", "testing", "web")
+MODULES = ("api", "auth", "brokers", "client", "console", "messages", "monitoring", "stores", "testing", "web")
 PUBLIC = {f"trioswitch{name}" for name in ("", *map(".{}".format, MODULES))}
 """The modules that applications import. Each has a page of the API reference."""
 

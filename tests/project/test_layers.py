@@ -33,6 +33,7 @@ LAYERS = [
     ["web", "workers"],
     ["api"],
     ["monitoring"],
+    ["console"],
     ["serve", "settings"],
     ["client", "bench", "testing"],
     ["cli"],

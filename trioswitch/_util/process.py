@@ -12,9 +12,11 @@ Python looks at all objects there are ("full collection") each time they have be
 import ctypes
 import gc
 import os
+import resource
+import sys
 from typing import Final
 
-__all__ = ["collect_rarely", "keep_freed_memory", "resident_bytes"]
+__all__ = ["collect_rarely", "connections_by_files", "keep_freed_memory", "resident_bytes"]
 
 KEPT: Final = 16 * 1024 * 1024
 """Bytes that stay with the process when they are freed at the end of the heap: some messages of `max_message_bytes`."""
@@ -25,6 +27,8 @@ RARELY: Final = 200
 after 1.4 million more containers, of which a connection has 53. Cycles of old objects wait for one, in 250 MB at most;
 young ones are found as before."""
 
+FILE_RESERVE: Final = 64
+"""Open files that are kept for everything but connections."""
 _PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # from glibc's malloc.h
 
@@ -54,3 +58,9 @@ def resident_bytes() -> int:
             return int(file.read().split()[1]) * _PAGE
     except OSError:
         return 0
+
+
+def connections_by_files() -> int:
+    """As many connections as this process may have open files, but for some."""
+    soft, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return sys.maxsize if soft == resource.RLIM_INFINITY else max(1, soft - FILE_RESERVE)

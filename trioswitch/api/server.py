@@ -8,10 +8,11 @@ import msgspec
 import trio
 
 from ..switch import Switch
-from ..web import Page, Request, Route
+from ..web import Page, Pages, Request, Route
 from . import requests
 from .keys import ApiKey, find_key
 from .methods import BAD_REQUEST, NOT_FOUND, ApiError, Methods
+from .openapi import description
 
 __all__ = ["Api"]
 
@@ -30,7 +31,7 @@ _encode: Final = msgspec.json.Encoder().encode
 class Api:
     """`POST /api/METHOD`, for those who have a key.
 
-    `pages={"/api/*": Api(switch, [ApiKey("...")]).route}` serves it. `keys` may be replaced at any time.
+    `serve(switch, pages=Api(switch, [ApiKey("...")]).pages)` serves it. `keys` may be replaced at any time.
     """
 
     def __init__(
@@ -42,6 +43,11 @@ class Api:
         self.calls = 0
         self._methods = Methods(switch, statistics)
         self.route = Route(self.answer, ("POST",), max_body=MAX_BODY, cross_origin=True)
+
+    @property
+    def pages(self) -> Pages:
+        """All that there is below `/api/`, for a site: the methods, and `openapi.json`, their description."""
+        return {"/api/*": self.route, "/api/openapi.json": Page(_encode(description()), "application/json")}
 
     async def answer(self, request: Request) -> Page:
         """Answer a request. When it is cancelled, the call may have been carried out or not."""

@@ -20,6 +20,8 @@ class ConnectRequest:
     headers: dict[str, str]
     remote: str
     """Address and port of the client, or a name for what is not a TCP socket."""
+    address: str | None = None
+    """The client's address, also behind a trusted proxy; of IPv6 its network of 64 bits. None: it is not known."""
     token: str | None
     """From the header `Authorization`, from `?token=`, or from the client's first message."""
     identity: Identity | None = None

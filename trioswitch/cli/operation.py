@@ -17,6 +17,7 @@ from ..api import Api, ApiKey
 from ..auth.key_ring import JwksUrl, KeyRing
 from ..auth.keys import secret_key
 from ..auth.tokens import TokenVerifier
+from ..console import Console
 from ..errors import ServeError
 from ..monitoring import Alarm, Monitor, Thresholds, health_pages, metrics_of_workers, metrics_page
 from ..settings.load import SettingsError
@@ -97,6 +98,7 @@ class Operation:
     context: ssl.SSLContext | None
     monitor: Monitor = attrs.field(init=False)
     api: Api | None = attrs.field(init=False)
+    console: Console | None = attrs.field(init=False)
     _settings: Settings = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -114,13 +116,21 @@ class Operation:
         self.monitor = Monitor(self.switch, thresholds, tell)
         keys = _api_keys(self._settings.api)
         self.api = Api(self.switch, keys, self.monitor.facts) if keys else None
+        try:
+            password = self._settings.console.password
+            self.console = Console(self.switch, self.monitor, password) if password is not None else None
+        except ValueError as error:
+            raise ServeError(f"[console] password: {error}") from None
 
     @property
     def admin_pages(self) -> Pages:
         """For operators and backends."""
         metrics = metrics_page if self.chosen.worker_hub is None else metrics_of_workers
         pages: Pages = {"/metrics": metrics(self.monitor, self.api), **health_pages(self.monitor)}
-        return pages if self.api is None else {**pages, "/api/*": self.api.route}
+        for part in (self.api, self.console):
+            if part is not None:
+                pages = {**pages, **part.pages}
+        return pages
 
     @property
     def pages(self) -> Pages:

@@ -5,6 +5,7 @@ import enum
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, NoReturn, get_args
 
@@ -128,6 +129,10 @@ def add_serve_options(parser: argparse.ArgumentParser, *, all_of_them: bool = Fa
         help="web pages that may connect beside those of the server's own host, e.g. https://example.com; *: any",
     )  # fmt: skip
     add(
+        "--trusted-proxy", action=_Several, default=[], metavar="NETWORK",
+        help="address or network of a proxy, or unix socket, whose X-Forwarded-For tells the address of clients",
+    )  # fmt: skip
+    add(
         "--store", type=_store, default="memory", metavar="URL",
         help="where stored rooms and inboxes are kept: memory (lost with the process), sqlite:PATH, redis://, postgres://",
     )  # fmt: skip
@@ -208,9 +213,6 @@ def _actions(parser: argparse.ArgumentParser) -> Sequence[argparse.Action]:
     return parser._actions
 
 
-_ALLOW_ORIGINS = "'allow_origins' "
-
-
 def chosen_options(chosen: argparse.Namespace) -> Options:
     """Raises ValueError with a sentence that names the flag."""
     values = {field.name: getattr(chosen, field.name) for field in attrs.fields(Options) if "help" in field.metadata}
@@ -220,10 +222,17 @@ def chosen_options(chosen: argparse.Namespace) -> Options:
         except (ValueError, TypeError) as error:
             sentence = error.args[0].removeprefix(f"'{name}' ")
             raise ValueError(f"argument --{name.replace('_', '-')}: {sentence}") from None
-    try:
-        return Options(**values, policies=tuple(chosen.room), allow_origins=tuple(chosen.allow_origin))
-    except ValueError as error:
-        raise ValueError(f"argument --allow-origin: {error.args[0].removeprefix(_ALLOW_ORIGINS)}") from None
+    origins, proxies = tuple(chosen.allow_origin), tuple(chosen.trusted_proxy)
+    lists = {
+        "allow-origin": partial(Options, allow_origins=origins),
+        "trusted-proxy": partial(Options, trusted_proxies=proxies),
+    }
+    for flag, make in lists.items():
+        try:
+            make()
+        except ValueError as error:
+            raise ValueError(f"argument --{flag}: {error.args[0].partition(' ')[2]}") from None
+    return Options(**values, policies=tuple(chosen.room), allow_origins=origins, trusted_proxies=proxies)
 
 
 # --- values

@@ -23,6 +23,7 @@ from ..wire.messages import Ack, Error, Event
 from ..wire.prepared import Prepared
 from .allowance import Allowance
 from .connection import Connection, Services
+from .limits import MessageLimiter
 from .outbox import Outbox
 
 __all__ = ["ConnectionDriver", "Execute", "Handler", "Pending"]
@@ -57,7 +58,7 @@ class ConnectionDriver:
     """
 
     __slots__ = (
-        "_code", "_errors", "_handler_scope", "_handlers", "_heard", "_nursery", "_options", "_paused", "_pending",
+        "_code", "_errors", "_handler_scope", "_handlers", "_heard", "_limiter", "_nursery", "_options", "_paused", "_pending",
         "_public", "_reading_over", "_reason", "_rooms", "_services", "_traffic", "allowance", "cause", "has_declared_name", "id",
         "identity", "opened_at", "outbox", "request", "sender", "transport", "user",
     )  # fmt: skip
@@ -71,6 +72,7 @@ class ConnectionDriver:
         traffic: Traffic,
         services: Services,
         make_transport: MakeTransport,
+        limiter: MessageLimiter | None = None,
     ) -> None:
         self.id = id
         self.request = request
@@ -88,6 +90,7 @@ class ConnectionDriver:
         self._heard = True  # whether anything has come from the peer since the last ping
         self._paused = False  # whether a command of it waits: nothing is read then, and its silence means nothing
         self._options = options
+        self._limiter = limiter
         self._services = services
         self._traffic = traffic
         self._public: Connection | None = None
@@ -225,6 +228,7 @@ class ConnectionDriver:
         """Carry out commands in order, up to one that has to wait (`_await_pending`). Returns what is left then, else None."""
         self._heard = True
         transport, outbox, allowance, traffic = self.transport, self.outbox, self.allowance, self._traffic
+        limiter = self._limiter
         traffic.messages_received += len(messages)
         traffic.bytes_received += sum(map(len, messages))
         if pongs := transport.pongs():
@@ -240,7 +244,10 @@ class ConnectionDriver:
             else:
                 self._errors = 0
                 self._pending = execute(self, command, len(payload))
-            if self._pending is None and not outbox.full and not allowance.exceeded:
+            if limiter is not None:
+                limiter.charge(self.user)
+            is_limited = limiter is not None and limiter.exceeded
+            if self._pending is None and not outbox.full and not allowance.exceeded and not is_limited:
                 if time.monotonic() <= enough:
                     continue
                 self._pending = trio.lowlevel.checkpoint()  # noqa: ASYNC105  # the others get their turn
@@ -258,10 +265,11 @@ class ConnectionDriver:
             await waiting
             self._paused = False
         await self.outbox.wait_space()
-        if self.allowance.exceeded:
-            self._paused = True
-            await self.allowance.wait()
-            self._paused = False
+        for bound in (self.allowance, self._limiter):
+            if bound is not None and bound.exceeded:
+                self._paused = True
+                await bound.wait()
+                self._paused = False
 
     def _answer(self, bad: BadInput) -> None:
         self.reply_error(bad.code, bad.message, bad.request_id)

@@ -119,7 +119,7 @@ def _of_switch(switch: Switch) -> Iterable[Family]:
         yield f"trioswitch_{name}", "gauge", help, _one(gauge)
     counters = {
         "connections_opened": ("Connections that were admitted.", counted.connections_opened),
-        "connections_refused": ("Clients that were turned away.", counted.refused),
+        "rate_pauses": ("Times that a client which sent too fast was not read for a while.", counted.rate_pauses),
         "messages_received": ("Messages of clients.", counted.messages_received),
         "received_bytes": ("Bytes of messages of clients.", counted.bytes_received),
         "messages_queued": ("Messages to clients, once for each receiver.", counted.messages_queued),
@@ -130,6 +130,12 @@ def _of_switch(switch: Switch) -> Iterable[Family]:
     }
     for name, (help, counter) in counters.items():
         yield f"trioswitch_{name}_total", "counter", help, _one(counter)
+    yield (
+        "trioswitch_connections_refused_total",
+        "counter",
+        "Clients that were turned away, by cause.",
+        _by("cause", {"unauthorised": 0, **counted.refusals}),
+    )
     yield (
         "trioswitch_connections_closed_total",
         "counter",

@@ -15,6 +15,7 @@ __all__ = [
     "ApiKeySettings",
     "ApiSettings",
     "AuthSettings",
+    "ConsoleSettings",
     "EngineSettings",
     "LimitSettings",
     "LogSettings",
@@ -57,6 +58,10 @@ class ServerSettings:
     allow_origins: list[str] = setting(
         [], 'web pages that may connect beside those of the server\'s own host, such as "https://example.com"; "*": any',
         flag="allow_origin",
+    )  # fmt: skip
+    trusted_proxies: list[str] = setting(
+        [], 'addresses or networks of proxies, such as "10.0.0.0/8", or "unix socket", whose X-Forwarded-For is believed',
+        flag="trusted_proxy",
     )  # fmt: skip
     transport: Literal["native", "trio-websocket"] = setting("native", "what carries the WebSockets")
     workers: str = setting(
@@ -131,6 +136,15 @@ class ApiSettings:
 
 
 @attrs.frozen(kw_only=True)
+class ConsoleSettings:
+    """The console for operators, at /admin. It needs a password."""
+
+    password: str | None = setting(
+        None, "password of at least 12 characters; who knows it sees everything", secret=True
+    )
+
+
+@attrs.frozen(kw_only=True)
 class MonitoringSettings:
     """Alarms: above these values, the log, a metric and a webhook tell, and again when it is over."""
 
@@ -191,6 +205,7 @@ class Settings:
     engines: EngineSettings = attrs.field(factory=EngineSettings)
     auth: AuthSettings = attrs.field(factory=AuthSettings)
     api: ApiSettings = attrs.field(factory=ApiSettings)
+    console: ConsoleSettings = attrs.field(factory=ConsoleSettings)
     monitoring: MonitoringSettings = attrs.field(factory=MonitoringSettings)
     log: LogSettings = attrs.field(factory=LogSettings)
     limits: LimitSettings = attrs.field(factory=LimitSettings)
@@ -203,6 +218,7 @@ SECTIONS: Final[dict[str, Any]] = {
     "engines": EngineSettings,
     "auth": AuthSettings,
     "api": ApiSettings,
+    "console": ConsoleSettings,
     "monitoring": MonitoringSettings,
     "log": LogSettings,
     "limits": LimitSettings,

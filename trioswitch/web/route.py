@@ -42,7 +42,7 @@ class Stream:
     chunks: AsyncGenerator[bytes, None]
     content_type: str = "application/octet-stream"
     status: int = 200
-    headers: tuple[tuple[str, str], ...] = attrs.field(default=(), converter=tuple)
+    headers: tuple[tuple[str, str], ...] = ()
 
     @property
     def head(self) -> Page:

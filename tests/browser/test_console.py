@@ -1,0 +1,77 @@
+"""The console in a browser: logging in, looking, searching, following, acting; by keyboard, and on a phone."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from chromium import Browser, Page
+from programs import serve_pages
+
+import trioswitch
+from trioswitch.client import open_client
+from trioswitch.console import Console
+from trioswitch.monitoring import Monitor
+
+pytestmark = pytest.mark.browser
+
+PASSWORD = "a long password"
+
+
+@asynccontextmanager
+async def serving() -> AsyncIterator[tuple[trioswitch.Switch, str]]:
+    options = trioswitch.Options(policies=(trioswitch.RoomPolicy(history="memory"),))
+    async with trioswitch.open_switch(options) as switch:
+        monitor = Monitor(switch)
+        for _ in range(3):
+            monitor.take_sample()
+        async with serve_pages(switch, Console(switch, monitor, PASSWORD).pages) as url:
+            yield switch, url
+
+
+async def log_in(browser: Browser, url: str) -> Page:
+    page = await browser.open(f"{url}admin")
+    await page.wait_for("!document.getElementById('login').hidden")
+    await page.fill("#password", PASSWORD)
+    await page.press("Enter")
+    await page.wait_for_text("#state", "live")
+    return page
+
+
+async def test_an_operator_looks_searches_and_acts(browser: Browser) -> None:
+    async with serving() as (switch, url):
+        page = await log_in(browser, url)
+        async with open_client(f"{url.replace('http', 'ws')}ws", user_id="ada <b>") as ada, ada.room("lobby") as lobby:
+            await lobby.chat("hello")
+            await page.wait_for_text("#rooms", "lobby")
+            assert "Connections" in await page.text("#figures")
+            await page.fill("#search", "ada <b>")
+            await page.press("Enter")
+            await page.wait_for_text("#found", "ada <b>")
+            await page.fill("#room", "lobby")
+            await page.press("Enter")
+            await page.wait_for("!document.getElementById('stop').hidden")
+            await page.wait_for("document.getElementById('rooms').textContent.includes('2')")
+            await page.fill("#data", '{"price": 17.5}')
+            await page.press("Enter")
+            await page.wait_for_text("#published", "delivered")
+            await page.wait_for_text("#events", '"price":17.5')
+            await lobby.chat("<img src=x onerror=alert(1)>")
+            await page.wait_for_text("#events", "<img src=x onerror=alert(1)>")
+            await page.evaluate("window.confirm = () => true; null")
+            await page.click("#found button")
+            await page.wait_for_text("#found", "disconnected")
+        await page.click("#logout")
+        await page.wait_for("document.getElementById('console').hidden")
+        assert (await switch.history("lobby")).position.offset == 3
+
+
+async def test_it_is_usable_on_a_phone(browser: Browser, tmp_path: Path) -> None:
+    async with serving() as (switch, url):
+        page = await log_in(browser, url)
+        await switch.publish("a-room-with-quite-a-long-name-that-has-to-be-broken-somewhere", 1)
+        await page.wait_for_text("#rooms", "a-room")
+        await page.look(width=360, height=780)
+        assert await page.evaluate("document.documentElement.scrollWidth") <= 360
+        assert await page.small_targets() == []
+        (tmp_path / "console.png").write_bytes(await page.screenshot())

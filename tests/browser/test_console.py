@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+import trio
 from chromium import Browser, Page
 from programs import serve_pages
 
@@ -64,6 +65,10 @@ async def test_an_operator_looks_searches_and_acts(browser: Browser) -> None:
         await page.click("#logout")
         await page.wait_for("document.getElementById('console').hidden")
         assert (await switch.history("lobby")).position.offset == 3
+        with trio.fail_after(10):
+            while (room := switch.room_statistics("lobby")) is not None and room.members:  # it is not followed any more
+                await switch.publish("lobby", "is anybody there?")
+                await trio.sleep(0.05)
 
 
 async def test_it_is_usable_on_a_phone(browser: Browser, tmp_path: Path) -> None:

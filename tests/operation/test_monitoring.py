@@ -4,6 +4,7 @@ import json
 import logging
 import re
 import signal
+import socket
 import subprocess
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -286,6 +287,24 @@ async def _reload(program: Program, configure: Callable[[str, str], None], secre
     program.process.send_signal(signal.SIGHUP)
     await trio.sleep(0.5)
     assert await lets_in(secrets[1])
+
+
+@pytest.mark.kill
+@pytest.mark.parametrize("workers", ["1", "2"])
+async def test_systemd_is_told_when_the_server_is_ready(
+    workers: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.setblocking(False)
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        arguments = ("-m", "trioswitch", "serve", "--port", "0", "--workers", workers)
+        async with run(*arguments, is_up=r"listens on (ws://[^\s;]+)") as program:
+            assert manager.recv(100) == b"READY=1"
+            program.process.terminate()
+            with trio.fail_after(20):
+                await program.process.wait()
+        assert manager.recv(100) == b"STOPPING=1"
 
 
 @pytest.mark.kill

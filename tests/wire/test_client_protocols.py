@@ -79,7 +79,10 @@ positions = st.fixed_dictionaries({"epoch": texts, "offset": st.integers(0, 2**5
 keys = st.text(min_size=1, max_size=64)
 SENT: dict[str, tuple[dict[str, st.SearchStrategy[Any]], dict[str, st.SearchStrategy[Any]]]] = {
     "authenticate": ({"token": texts}, {}),
-    "join_room": ({"room": names}, {"user_id": names, "since": positions, "history": st.integers(0, 2**53)}),
+    "join_room": (
+        {"room": names},
+        {"user_id": names, "since": positions, "history": st.integers(0, 2**53), "token": st.text()},
+    ),
     "leave_room": ({"room": names}, {}),
     "chat_message": ({"room": names, "content": texts}, {"user_id": names, "idempotency_key": keys}),
     "message": (
@@ -107,6 +110,7 @@ SENT: dict[str, tuple[dict[str, st.SearchStrategy[Any]], dict[str, st.SearchStra
 DEFAULTS = {
     "since": None,
     "history": None,
+    "token": None,
     "limit": 100,
     "rooms": {},
     "idempotency_key": None,
@@ -146,6 +150,7 @@ WRONG: dict[tuple[str, str], list[Any]] = {
     ("join_room", "user_id"): NAME[1:],
     ("join_room", "since"): POSITION,
     ("join_room", "history"): ["5", True, 1.5, [], {}, -1],
+    ("join_room", "token"): [5, True, [], {}],
     ("leave_room", "room"): NAME,
     ("chat_message", "room"): NAME,
     ("chat_message", "content"): TEXT,

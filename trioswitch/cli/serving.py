@@ -13,6 +13,7 @@ from typing import Any
 
 import trio
 
+from .._util.systemd import notify
 from ..assembly import open_switch
 from ..brokers.open import open_broker
 from ..brokers.port import Broker
@@ -70,6 +71,8 @@ async def run_server(options: Options, chosen: argparse.Namespace, context: ssl.
                 is_ready(chosen)
                 nursery.start_soon(end_with_supervisor)
             await anext(signals)
+            if chosen.worker_hub is None:
+                notify("STOPPING=1")
             server.stop()
             nursery.start_soon(_interrupt, signals)
             if not await switch.drain(chosen.drain_timeout):
@@ -80,6 +83,7 @@ async def run_server(options: Options, chosen: argparse.Namespace, context: ssl.
 
 def _say_listening(urls: Sequence[str], page_urls: Sequence[str], more: str = "") -> None:
     page = f"; its page is {page_urls[0]}" if page_urls else ""
+    notify("READY=1")
     say(f"trioswitch {__version__} listens on {' and '.join(urls)}{more}{page}")
 
 

@@ -18,6 +18,7 @@ from typing import Any, Final
 import attrs
 import trio
 
+from .._util.systemd import notify
 from ..errors import ServeError
 from ..hub.server import Hub
 from ..stores.port import Store
@@ -187,6 +188,7 @@ class Workers:
         self, signals: Any, drain_timeout: float, on_second_signal: Callable[[], BaseException], workers: trio.Nursery
     ) -> None:
         await anext(signals)
+        notify("STOPPING=1")
         self._stopping.set()
         for worker in self._workers:
             if worker.process is not None and worker.process.returncode is None:

@@ -64,7 +64,7 @@ class Console:
         return {
             "/admin": attrs.evolve(page, files=files),
             "/admin/api/login": Route(self._log_in, "POST", max_body=1000),
-            "/admin/api/logout": Route(self._log_out, "POST", max_body=0),
+            "/admin/api/logout": Route(self._log_out, "POST", max_body=1000),
             "/admin/api/session": Route(self._session),
             "/admin/api/follow": Route(self._follow),
             **{f"/admin/api/{name}": Route(self._answered(name), "POST", max_body=100_000) for name in self._answers},

@@ -227,34 +227,30 @@ class ConnectionDriver:
     def _execute(self, messages: list[bytes], execute: Execute) -> list[bytes] | None:
         """Carry out commands in order, up to one that has to wait (`_await_pending`). Returns what is left then, else None."""
         self._heard = True
-        transport, outbox, allowance, traffic = self.transport, self.outbox, self.allowance, self._traffic
-        limiter = self._limiter
-        traffic.messages_received += len(messages)
-        traffic.bytes_received += sum(map(len, messages))
+        transport, outbox, allowance = self.transport, self.outbox, self.allowance
+        traffic, limiter = self._traffic, self._limiter
         if pongs := transport.pongs():
             outbox.control(pongs)
         decode, enough = transport.format.protocol.decode, time.monotonic() + COMMAND_TIME_SLICE
         for index, payload in enumerate(messages):
             if self.cause is not None:
                 break  # we are closing: what still comes is read, and not acted upon
+            size = len(payload)
+            traffic.messages_received += 1
+            traffic.bytes_received += size
             try:
                 command = decode(payload)
             except BadInput as bad:
                 self._answer(bad)
             else:
                 self._errors = 0
-                self._pending = execute(self, command, len(payload))
-            if limiter is not None:
-                limiter.charge(self.user)
-            is_limited = limiter is not None and limiter.exceeded
-            if self._pending is None and not outbox.full and not allowance.exceeded and not is_limited:
-                if time.monotonic() <= enough:
-                    continue
+                self._pending = execute(self, command, size)
+            too_fast = limiter is not None and limiter.charge(self.user)
+            if self._pending is not None or too_fast or outbox.full or allowance.exceeded:
+                return messages[index + 1 :]
+            if time.monotonic() > enough:
                 self._pending = trio.lowlevel.checkpoint()  # noqa: ASYNC105  # the others get their turn
-            left = messages[index + 1 :]
-            traffic.messages_received -= len(left)  # it comes again
-            traffic.bytes_received -= sum(map(len, left))
-            return left
+                return messages[index + 1 :]
         return None
 
     async def _await_pending(self) -> None:

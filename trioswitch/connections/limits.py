@@ -66,10 +66,11 @@ class MessageLimiter:
         self._address = address
         self._delay = 0.0
 
-    def charge(self, user: str) -> None:
-        """Count a message."""
+    def charge(self, user: str) -> bool:
+        """Count a message. Returns whether the limit is exceeded."""
         buckets = (self._own, self._address, self._limits.users.get(user))
         self._delay = max([0.0, *[bucket.take() for bucket in buckets if bucket is not None]])
+        return self._delay > 0
 
     @property
     def exceeded(self) -> bool:

@@ -159,7 +159,7 @@ def _of_process(monitor: Monitor) -> Iterable[Family]:
         total += count
         lag.append(({SUFFIX: "_bucket", "le": bound}, float(total)))
     lag += [({SUFFIX: "_sum"}, monitor.lag_sum), ({SUFFIX: "_count"}, float(total))]
-    yield "trioswitch_event_loop_lag_seconds", "histogram", "How late the event loop is, four times a second.", lag
+    yield "trioswitch_event_loop_lag_seconds", "histogram", "How late the event loop is, once a second.", lag
     newest = monitor.samples[-1] if monitor.samples else monitor.take_sample()
     yield "process_resident_memory_bytes", "gauge", "Resident memory.", _one(newest.memory)
     yield "process_cpu_seconds_total", "counter", "CPU time, of the user and the system.", _one(time.process_time())

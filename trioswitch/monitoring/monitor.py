@@ -19,7 +19,7 @@ __all__ = ["LAG_BUCKETS", "Alarm", "Monitor", "Sample", "Thresholds"]
 
 _log = logging.getLogger(__name__)
 
-LAG_INTERVAL: Final = 0.25
+LAG_INTERVAL: Final = 1.0
 """Seconds between two looks at how late the event loop is."""
 SAMPLE_INTERVAL: Final = 5.0
 SAMPLES: Final = 100

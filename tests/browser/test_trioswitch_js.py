@@ -1,6 +1,7 @@
 """The browser client, `trioswitch.js`, in a page that does nothing else."""
 
 import json
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -471,3 +472,24 @@ async def test_a_wrong_token_ends_it(browser: Browser) -> None:
         await page.wait_for("client.state === 'ended'")
         assert (await events(page, "state"))[-1]["code"] == 4500
         assert "connected" not in await page.evaluate("states()")
+
+
+async def test_a_function_gives_a_new_token_before_the_old_one_runs_out(browser: Browser) -> None:
+    tokens: list[str] = []
+
+    async def authenticate(token: str) -> trioswitch.Identity:
+        tokens.append(token)
+        return trioswitch.Identity(user="ada", expires_at=time.time() + 2.5)
+
+    async with serving(authenticate=authenticate) as (_, url):
+        page = await open_page(browser, url)
+        await page.evaluate("""{
+            let number = 0;
+            window.client = trioswitch.connect("ws", { token: async () => `token ${++number}` });
+            watch(client, "state");
+        }""")
+        with trio.fail_after(PATIENCE):
+            while len(tokens) < 4:
+                await trio.sleep(0.05)
+        assert tokens[:4] == ["token 1", "token 2", "token 3", "token 4"]
+        assert await page.evaluate("states()") == ["connecting", "connected"]

@@ -14,9 +14,10 @@ from client_support import PATIENCE, Highest, Peer, client_of, connected, fake_s
 from hypothesis import given
 from hypothesis import strategies as st
 from support import listening
-from trio.testing import MockClock
+from trio.testing import MockClock, memory_stream_pair
 
-from trioswitch import ConnectRequest, Identity
+from trioswitch import ConnectRequest, Identity, open_switch
+from trioswitch._util import clock
 from trioswitch._util.backoff import Backoff
 from trioswitch.client import (
     CannotConnect,
@@ -30,6 +31,7 @@ from trioswitch.client import (
     open_client,
 )
 from trioswitch.client.address import Address
+from trioswitch.testing import deterministic
 
 # --- waiting
 
@@ -634,3 +636,53 @@ async def test_server_without_websocket(status: int, body: bytes) -> None:
                 async with open_client(f"ws://127.0.0.1:{port}/"):
                     pass
             nursery.cancel_scope.cancel()
+
+
+async def test_a_function_gives_a_new_token_before_the_old_one_runs_out(autojump_clock: MockClock) -> None:
+    with deterministic(1):
+        issued: list[float] = []
+        failing = False
+
+        async def token() -> str:
+            if failing:
+                raise OSError("the backend is away")
+            issued.append(trio.current_time())
+            return f"{len(issued)}"
+
+        async def authenticate(text: str) -> Identity:
+            return Identity(user="ada", expires_at=clock.wall_time() + 10 if int(text) < 6 else None)
+
+        async with open_switch(authenticate=authenticate) as switch, trio.open_nursery() as nursery:
+
+            async def open_stream() -> trio.abc.Stream:
+                ours, theirs = memory_stream_pair()
+                nursery.start_soon(switch.serve_stream, theirs)
+                return ours
+
+            async with open_client("ws://server/ws", token, open_stream=open_stream) as client:
+                await trio.sleep(20)
+                assert issued == pytest.approx([0, 8, 16], abs=0.5)
+                failing = True
+                await trio.sleep(5)
+                failing = False
+                await trio.sleep(100)
+                assert (len(issued), client.connected, switch.connections("ada")) == (6, True, switch.connections())
+                assert switch.statistics().connections_opened == 1
+
+
+async def test_tokens_that_there_are_none_of(autojump_clock: MockClock) -> None:
+    async def away() -> str:
+        raise OSError("the backend is away")
+
+    async def empty() -> str:
+        return ""
+
+    with pytest.raises(CannotConnect, match="there is no token: the backend is away"):
+        async with open_client("ws://127.0.0.1:1/ws", away):
+            pass
+    with pytest.raises(ValueError, match="must not be empty"):
+        async with open_client("ws://127.0.0.1:1/ws", empty):
+            pass
+    with pytest.raises(TypeError, match="a token must be a str, or an async function"):
+        async with open_client("ws://127.0.0.1:1/ws", 5):  # type: ignore[arg-type]
+            pass

@@ -5,6 +5,7 @@ import logging
 import re
 import signal
 import socket
+import ssl
 import subprocess
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -16,6 +17,7 @@ import httpx
 import jwt
 import pytest
 import trio
+import trustme
 from engine_server import free_port
 from servers import Program, run
 from trio.testing import MockClock
@@ -305,6 +307,42 @@ async def test_systemd_is_told_when_the_server_is_ready(
             with trio.fail_after(20):
                 await program.process.wait()
         assert manager.recv(100) == b"STOPPING=1"
+
+
+@pytest.mark.kill
+async def test_a_certificate_is_replaced_while_the_server_runs(tmp_path: Path) -> None:
+    authority, file = trustme.CA(), tmp_path / "server.pem"
+    trust = ssl.create_default_context()
+    authority.configure_trust(trust)
+
+    def issue() -> None:
+        file.write_bytes(b"".join(part.bytes() for part in _parts(authority.issue_cert("127.0.0.1"))))
+
+    async def serial(port: int) -> str:
+        stream = await trio.open_ssl_over_tcp_stream("127.0.0.1", port, ssl_context=trust)
+        await stream.do_handshake()
+        number: str = stream.getpeercert()["serialNumber"]
+        await trio.aclose_forcefully(stream)
+        return number
+
+    issue()
+    arguments = ("-m", "trioswitch", "serve", "--port", "0", "--tls-cert", str(file))
+    async with run(*arguments, is_up=r"listens on wss://127\.0\.0\.1:(\d+)/ws") as program:
+        first = await serial(int(program.found))
+        issue()
+        program.process.send_signal(signal.SIGHUP)
+        with trio.fail_after(10):
+            while (second := await serial(int(program.found))) == first:
+                await trio.sleep(0.05)
+        file.write_text("nothing")
+        program.process.send_signal(signal.SIGHUP)
+        await trio.sleep(0.5)
+        assert await serial(int(program.found)) == second
+        assert "the configuration stays as it was: argument --tls-cert: there is no certificate (PEM)" in program.said
+
+
+def _parts(certificate: trustme.LeafCert) -> list[trustme.Blob]:
+    return [certificate.private_key_pem, *certificate.cert_chain_pems]
 
 
 @pytest.mark.kill

@@ -413,7 +413,19 @@ def test_lines_are_not_too_long_to_read_in_a_terminal() -> None:
         assert not long, (path.name, long)
 
 
-MODULES = ("api", "auth", "brokers", "client", "console", "messages", "monitoring", "stores", "testing", "web")
+MODULES = (
+    "api",
+    "auth",
+    "backend",
+    "brokers",
+    "client",
+    "console",
+    "messages",
+    "monitoring",
+    "stores",
+    "testing",
+    "web",
+)
 PUBLIC = {f"trioswitch{name}" for name in ("", *map(".{}".format, MODULES))}
 """The modules that applications import. Each has a page of the API reference."""
 

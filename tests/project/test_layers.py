@@ -30,7 +30,7 @@ LAYERS = [
     ["drain"],
     ["switch"],
     ["assembly"],
-    ["web", "workers"],
+    ["web", "workers", "backend"],
     ["api"],
     ["monitoring"],
     ["console"],

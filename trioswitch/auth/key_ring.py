@@ -11,6 +11,7 @@ import attrs
 import trio
 
 from .._util.backoff import Backoff
+from .._util.http_client import import_httpx
 from .._util.wakeup import Wakeup
 from .keys import Key, jwks_keys, pem_keys
 
@@ -34,17 +35,16 @@ Fetch = Callable[[str], Awaitable[bytes]]
 
 async def fetch_by_httpx(url: str) -> bytes:
     """The document at a URL. Raises OSError with a sentence."""
-    import httpx
-
+    httpx = import_httpx()
     try:
         async with httpx.AsyncClient(timeout=FETCH_TIMEOUT) as client, client.stream("GET", url) as response:
             response.raise_for_status()
-            data = b""
+            data = bytearray()
             async for piece in response.aiter_bytes():
                 data += piece
                 if len(data) > MAX_KEY_SET:
                     raise OSError(f"the key set has more than {MAX_KEY_SET} bytes")
-            return data
+            return bytes(data)
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise OSError(str(error) or type(error).__name__) from None
 

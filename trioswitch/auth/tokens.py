@@ -24,7 +24,7 @@ from ..errors import Refused
 from .identity import Identity, literal
 from .keys import Key
 
-__all__ = ["KeySource", "RoomToken", "TokenVerifier"]
+__all__ = ["KeySource", "RoomToken", "TokenVerifier", "identity_of"]
 
 MAX_TOKEN: Final = 16 * 1024
 """Bytes of a token: as many as the head of a request may have, by default."""
@@ -77,7 +77,7 @@ class TokenVerifier:
         if "channel" in claims:
             raise _refused("this is a token for a room: a connection needs one for a connection")
         try:
-            identity = self._identity(claims)
+            identity = identity_of(claims, self.join, self.publish)
         except (TypeError, ValueError) as error:
             raise _refused(f"the claims of the token are not valid: {error}") from None
         if identity.expires_at is not None and identity.expires_at <= clock.wall_time():
@@ -132,24 +132,28 @@ class TokenVerifier:
             break
         raise wrong
 
-    def _identity(self, claims: Mapping[str, Any]) -> Identity:
-        """Raises TypeError and ValueError for claims that are not what they must be."""
-        user = claims.get("sub", "")
-        if not isinstance(user, str):
-            raise TypeError("`sub` must be a string")
-        rights: dict[str, Any] = {"join": self.join, "publish": self.publish}
-        if "caps" in claims:
-            rights = _capabilities(claims["caps"])
-        token_id, issued_at = claims.get("jti"), claims.get("iat")
-        return Identity(
-            user=user or None,
-            **rights,
-            info=claims.get("info"),
-            rooms=_rooms(claims),
-            expires_at=_expiry(claims),
-            token_id=token_id if isinstance(token_id, str) else None,
-            issued_at=float(issued_at) if isinstance(issued_at, int | float) else None,
-        )
+
+def identity_of(claims: Mapping[str, Any], join: tuple[str, ...], publish: tuple[str, ...] | None) -> Identity:
+    """Who the claims are about; `join` and `publish` are what it may do if they do not say.
+
+    Raises TypeError and ValueError for claims that are not what they must be.
+    """
+    user = claims.get("sub", "")
+    if not isinstance(user, str):
+        raise TypeError("`sub` must be a string")
+    rights: dict[str, Any] = {"join": join, "publish": publish}
+    if "caps" in claims:
+        rights = _capabilities(claims["caps"])
+    token_id, issued_at = claims.get("jti"), claims.get("iat")
+    return Identity(
+        user=user or None,
+        **rights,
+        info=claims.get("info"),
+        rooms=_rooms(claims),
+        expires_at=_expiry(claims),
+        token_id=token_id if isinstance(token_id, str) else None,
+        issued_at=float(issued_at) if isinstance(issued_at, int | float) else None,
+    )
 
 
 def _refused(message: str) -> Refused:

@@ -4,7 +4,8 @@ import logging
 import os
 import ssl
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
@@ -13,20 +14,22 @@ from typing import Final
 import attrs
 import trio
 
+from .._util.http_client import import_httpx
 from ..api import Api, ApiKey
 from ..auth.key_ring import JwksUrl, KeyRing
 from ..auth.keys import secret_key
 from ..auth.tokens import TokenVerifier
+from ..backend import Backend
 from ..console import Console
 from ..errors import ServeError
 from ..monitoring import Alarm, Monitor, Thresholds, health_pages, metrics_of_workers, metrics_page
-from ..settings.load import SettingsError
-from ..settings.model import ApiSettings, AuthSettings, Settings
+from ..settings.model import ApiSettings, AuthSettings, BackendSettings, Settings
 from ..switch import Switch
 from ..web import Pages, landing_page
 from .serve_options import load_settings
+from .tls import load_certificate
 
-__all__ = ["Operation", "check_exposure", "post_alarm", "verifier_of"]
+__all__ = ["Operation", "check_exposure", "open_backend", "post_alarm", "verifier_of"]
 
 _log = logging.getLogger(__name__)
 
@@ -38,11 +41,15 @@ WEBHOOK_TIMEOUT: Final = 5.0
 def verifier_of(auth: AuthSettings) -> tuple[TokenVerifier | None, KeyRing]:
     """Who checks tokens; None where clients need none. Raises ServeError for keys that cannot be used."""
     try:
+        if auth.jwks_url:
+            import_httpx()
         ring = KeyRing(
             [secret_key(secret) for secret in auth.secrets],
             [Path(file) for file in auth.public_keys],
             JwksUrl(auth.jwks_url) if auth.jwks_url else None,
         )
+    except ImportError as error:
+        raise ServeError(str(error)) from None
     except ValueError as error:
         raise ServeError(f"the keys in [auth] cannot be used: {error}") from None
     if not auth.uses_tokens:
@@ -51,9 +58,33 @@ def verifier_of(auth: AuthSettings) -> tuple[TokenVerifier | None, KeyRing]:
     return TokenVerifier(keys=ring, audience=auth.audience, issuer=auth.issuer, join=join, publish=publish), ring
 
 
+@asynccontextmanager
+async def open_backend(settings: BackendSettings) -> AsyncIterator[Backend | None]:
+    """The backend that is asked; None without one."""
+    if not (settings.connect or settings.join or settings.publish):
+        yield None
+        return
+    try:
+        import_httpx()
+    except ImportError as error:
+        raise ServeError(str(error)) from None
+    backend = Backend(
+        connect=settings.connect,
+        join=settings.join,
+        publish=settings.publish,
+        timeout=settings.timeout,
+        max_concurrent=settings.max_concurrent,
+    )
+    try:
+        yield backend
+    finally:
+        with trio.CancelScope(shield=True):
+            await backend.aclose()
+
+
 def check_exposure(hosts: Sequence[str], settings: Settings, *, insecure: bool) -> None:
     """Raises ValueError for a server that would let anybody on other machines in, unless told so."""
-    if settings.auth.uses_tokens or insecure:
+    if settings.auth.uses_tokens or settings.backend.connect or insecure:
         return
     for host in hosts:
         if not _is_loopback(host):
@@ -138,7 +169,7 @@ class Operation:
         pages = {"/": landing_page(), **health_pages(self.monitor)}
         if self.chosen.admin_port is None:
             pages |= self.admin_pages
-            if self.chosen.uds is None and not all(map(_is_loopback, self.chosen.host or [])):
+            if self.chosen.uds is not None or not all(map(_is_loopback, self.chosen.host or [])):
                 del pages["/metrics"]
         return pages
 
@@ -155,13 +186,22 @@ class Operation:
             _verifier, ring = verifier_of(settings.auth)
             keys = _api_keys(settings.api)
             if self.context is not None:
-                self.context.load_cert_chain(self.chosen.tls_cert, self.chosen.tls_key)
-        except (SettingsError, ServeError, OSError, ssl.SSLError) as error:
+                load_certificate(self.context, self.chosen.tls_cert, self.chosen.tls_key)
+        except (ServeError, ValueError) as error:
             _log.error("the configuration stays as it was: %s", error)
             return
-        for name in sorted(_differences(self._settings, settings) - RELOADED):
+        changed = _differences(self._settings, settings)
+        later = changed - RELOADED
+        if (
+            settings.auth.uses_tokens != self._settings.auth.uses_tokens
+        ):  # there is nobody who checks them, or still somebody
+            later |= {name for name in changed if name.startswith("auth.")}
+        if self.api is None:
+            later |= {name for name in changed if name.startswith("api.")}
+        for name in sorted(later):
             _log.warning("%s has changed in the configuration: that needs a restart", name)
-        self.ring.replace(ring)
+        if settings.auth.uses_tokens:
+            self.ring.replace(ring)
         if self.api is not None:
             self.api.keys = keys
         if settings.log.level != self._settings.log.level:
@@ -186,8 +226,7 @@ def _differences(before: Settings, after: Settings) -> set[str]:
 
 async def post_alarm(url: str, alarm: Alarm) -> None:
     """Tell a webhook of an alarm. Raises OSError and what httpx raises."""
-    import httpx
-
+    httpx = import_httpx()
     async with httpx.AsyncClient(timeout=WEBHOOK_TIMEOUT) as client:
         response = await client.post(url, json={**attrs.asdict(alarm), "sentence": alarm.sentence})
         response.raise_for_status()

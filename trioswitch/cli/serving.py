@@ -15,16 +15,19 @@ import trio
 
 from .._util.systemd import notify
 from ..assembly import open_switch
+from ..auth.tokens import TokenVerifier
+from ..backend import Backend
 from ..brokers.open import open_broker
 from ..brokers.port import Broker
 from ..config import Options
 from ..hub.client import open_hub
 from ..serve import serve
+from ..settings.model import Settings
 from ..stores.open import open_store
 from ..stores.port import Store
 from ..switch import Switch
 from ..version import __version__
-from .operation import Operation, verifier_of
+from .operation import Operation, open_backend, verifier_of
 from .supervisor import Workers, end_with_supervisor, is_ready
 
 __all__ = ["Interrupted", "run_server", "say"]
@@ -51,12 +54,10 @@ async def run_server(options: Options, chosen: argparse.Namespace, context: ssl.
             await _supervise(signals, options, chosen, context)
             return
         verifier, ring = verifier_of(chosen.settings.auth)
-        check_room_token = None if verifier is None else verifier.check_room_token
         async with (
             _open_engines(chosen) as (store, broker),
-            open_switch(
-                options, store=store, broker=broker, authenticate=verifier, check_room_token=check_room_token
-            ) as switch,
+            open_backend(chosen.settings.backend) as backend,
+            open_switch(options, store=store, broker=broker, **_hooks(verifier, backend, chosen.settings)) as switch,
             trio.open_nursery() as nursery,
         ):
             operation = Operation(chosen, switch, ring, context)
@@ -79,6 +80,17 @@ async def run_server(options: Options, chosen: argparse.Namespace, context: ssl.
                 left = len(switch.connections())
                 logging.getLogger(__name__).warning("%d connections were cut at the drain timeout", left)
             nursery.cancel_scope.cancel()
+
+
+def _hooks(verifier: TokenVerifier | None, backend: Backend | None, settings: Settings) -> dict[str, Any]:
+    """The hooks of the switch: only those that are needed, as each message would pass through them."""
+    hooks: dict[str, Any] = {}
+    if verifier is not None:
+        hooks = {"authenticate": verifier, "check_room_token": verifier.check_room_token}
+    if backend is not None:
+        asked = {"connect": backend.on_connect, "join": backend.on_join, "publish": backend.on_publish}
+        hooks |= {f"on_{name}": hook for name, hook in asked.items() if getattr(settings.backend, name)}
+    return hooks
 
 
 def _say_listening(urls: Sequence[str], page_urls: Sequence[str], more: str = "") -> None:

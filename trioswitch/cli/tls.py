@@ -3,7 +3,7 @@
 import ssl
 from pathlib import Path
 
-__all__ = ["tls_context"]
+__all__ = ["load_certificate", "tls_context"]
 
 
 def tls_context(certificate: str | None, key: str | None) -> ssl.SSLContext | None:
@@ -14,11 +14,16 @@ def tls_context(certificate: str | None, key: str | None) -> ssl.SSLContext | No
         return None
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.set_alpn_protocols(["http/1.1"])
+    load_certificate(context, certificate, key)
+    return context
+
+
+def load_certificate(context: ssl.SSLContext, certificate: str, key: str | None) -> None:
+    """Read the files, also again: new connections get the new certificate. Raises ValueError, and changes nothing then."""
     try:
         context.load_cert_chain(certificate, key, password=_no_password)
     except (OSError, ssl.SSLError) as error:
         raise ValueError(_what_is_wrong(certificate, key, error)) from None
-    return context
 
 
 def _what_is_wrong(certificate: str, key: str | None, error: OSError) -> str:

@@ -18,6 +18,7 @@ from .errors import ConnectionLost, RequestFailed
 from .messages import Announcement, HistoryPage, Message, position_of
 from .requests import encode
 from .session import Membership, Session
+from .tokens import TokenSource, TokenUnavailable, current_token
 from .websocket_link import WebSocketLink
 
 __all__ = ["RETRIED", "ClientConnection"]
@@ -26,6 +27,10 @@ _log = logging.getLogger(__name__)
 
 OnAnswer = Callable[[Mapping[str, Any], int], None]
 """Called with an `ack` or `error`, and its size in bytes."""
+RENEW_AT: Final = 0.8
+"""The share of a token's time after which a new one is sent."""
+MIN_RENEWAL: Final = 1.0
+"""Seconds between two new tokens, at least."""
 RETRIED: Final = frozenset({"not_stored", "unavailable"})
 """Error codes of failures that are temporary: the client tries again."""
 
@@ -44,7 +49,9 @@ class ClientConnection:
         greeting_timeout: float,
         backoff: Backoff,
         on_ready: Callable[[], None],
+        token_source: TokenSource | None = None,
     ) -> None:
+        self._token_source = token_source
         self._session = session
         self._link = link
         self._greeting_timeout = greeting_timeout
@@ -201,6 +208,32 @@ class ClientConnection:
         self._ready_at = trio.current_time()
         self._on_ready()
         self._wake()
+        if self._token_source is not None and (expires := welcome.get("expires")) is not None:
+            assert self._nursery is not None
+            self._nursery.start_soon(self._renew_token, self._token_source, expires)
+
+    async def _renew_token(self, source: TokenSource, expires: float) -> None:
+        """The task that sends new tokens, each before the one before it runs out."""
+        answers: list[Mapping[str, Any]] = []
+        while True:
+            await trio.sleep(max(RENEW_AT * expires, MIN_RENEWAL))
+            try:
+                token = await current_token(source)
+            except TokenUnavailable as unavailable:
+                _log.warning("%s", unavailable)
+                expires = 0.0  # it is tried again soon
+                continue
+            answered = trio.Event()
+
+            def on_answer(answer: Mapping[str, Any], _size: int, answered: trio.Event = answered) -> None:
+                answers.append(answer)
+                answered.set()
+
+            self._ask("authenticate", {"token": token}, on_answer)
+            await answered.wait()
+            if answers[-1]["type"] != "ack" or answers[-1].get("expires") is None:
+                return  # the server closes the connection when the old one runs out; or the new one does not
+            expires = answers[-1]["expires"]
 
     async def _resume(self, id: str) -> bool:
         """Ask the server to resume the session. Returns whether it did."""

@@ -14,6 +14,7 @@ from .options import ClientOptions
 from .reconnector import Reconnector
 from .room_sync import Buffer
 from .session import Session
+from .tokens import TokenSource, check_token
 from .websocket_link import OpenStream
 
 __all__ = ["open_client"]
@@ -22,7 +23,7 @@ __all__ = ["open_client"]
 @asynccontextmanager
 async def open_client(
     url: str,
-    token: str | None = None,
+    token: str | TokenSource | None = None,
     user_id: str | None = None,
     *,
     options: ClientOptions | None = None,
@@ -34,7 +35,8 @@ async def open_client(
 
     Args:
         url: `ws://host:port/ws`, `wss://host:port/ws`, or `ws+unix:/path/of/socket`.
-        token: is sent in the `Authorization` header.
+        token: is sent in the `Authorization` header; or an async function that returns one: it is called for each connection, and
+            again before a token runs out. When it raises OSError, the client tries again later; anything else ends the block.
         user_id: the user name; only servers without authentication accept it.
         options: the client's limits.
         ssl_context: for `wss://`; the default context verifies the certificate against the system's authorities.
@@ -49,8 +51,10 @@ async def open_client(
     An exception of the block is raised as it is, in no group. Leaving the block, also by cancellation, closes the connection with
     1000 within `close_timeout` seconds.
     """
-    if token is not None and not (token and token.isascii() and token.isprintable()):
-        raise ValueError("a token must consist of printable ASCII characters, and must not be empty")
+    if isinstance(token, str):
+        check_token(token)
+    elif token is not None and not callable(token):
+        raise TypeError(f"a token must be a str, or an async function that returns one, not {token!r}")
     address = Address.parse(url)
     options, random, scope = options or ClientOptions(), random or Random(), trio.CancelScope()
     session = Session(Inbox(Buffer(options.buffer_messages, options.buffer_bytes)), user_id)

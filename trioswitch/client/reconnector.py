@@ -13,6 +13,7 @@ from .connection import ClientConnection
 from .errors import CannotConnect, ClientClosed, ClientError, ConnectionLost, Rejected
 from .options import ClientOptions
 from .session import Session
+from .tokens import TokenSource, TokenUnavailable, current_token
 from .websocket_link import OpenStream, WebSocketLink, with_link
 
 __all__ = ["Reconnector", "State"]
@@ -39,7 +40,7 @@ class Reconnector:
         self,
         address: Address,
         open_stream: OpenStream,
-        token: str | None,
+        token: str | TokenSource | None,
         options: ClientOptions,
         random: Random,
         session: Session,
@@ -102,13 +103,15 @@ class Reconnector:
             return await with_link(
                 self._address,
                 self._open_stream,
-                self._token,
+                await current_token(self._token),
                 self._options.connect_timeout,
                 self._options.max_message_bytes,
                 self._run_connection,
             )
         except CannotConnect as error:
             return error
+        except TokenUnavailable as error:
+            return CannotConnect(str(error))
 
     async def _run_connection(self, link: WebSocketLink) -> ConnectionLost:
         connection = self.connection = ClientConnection(
@@ -117,6 +120,7 @@ class Reconnector:
             greeting_timeout=self._options.connect_timeout,
             backoff=Backoff(self._random),
             on_ready=self._on_ready,
+            token_source=self._token if callable(self._token) else None,
         )
         try:
             return await connection.run()

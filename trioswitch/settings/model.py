@@ -6,7 +6,7 @@
 from typing import Any, Final, Literal, NewType
 
 import attrs
-from attrs.validators import ge, le, optional
+from attrs.validators import ge, gt, le, optional
 
 from ..config import Options, RoomPolicy
 
@@ -15,6 +15,7 @@ __all__ = [
     "ApiKeySettings",
     "ApiSettings",
     "AuthSettings",
+    "BackendSettings",
     "ConsoleSettings",
     "EngineSettings",
     "LimitSettings",
@@ -111,6 +112,19 @@ class AuthSettings:
 
 
 @attrs.frozen(kw_only=True)
+class BackendSettings:
+    """Hooks over HTTP: URLs of a backend that decides what clients may do."""
+
+    connect: str | None = setting(None, "URL that is asked who a client is; with it, clients may come without a token")
+    join: str | None = setting(None, "URL that is asked whether a client may join a room")
+    publish: str | None = setting(None, "URL that is asked whether a client may publish to a room")
+    timeout: Seconds = setting(
+        Seconds(1.0), "time for an answer; after it, the client is refused for now", validator=gt(0)
+    )
+    max_concurrent: int = setting(100, "calls at once; more wait", validator=ge(1))
+
+
+@attrs.frozen(kw_only=True)
 class ApiKeySettings:
     """A key of the HTTP API, and what it may be used for."""
 
@@ -204,6 +218,7 @@ class Settings:
     server: ServerSettings = attrs.field(factory=ServerSettings)
     engines: EngineSettings = attrs.field(factory=EngineSettings)
     auth: AuthSettings = attrs.field(factory=AuthSettings)
+    backend: BackendSettings = attrs.field(factory=BackendSettings)
     api: ApiSettings = attrs.field(factory=ApiSettings)
     console: ConsoleSettings = attrs.field(factory=ConsoleSettings)
     monitoring: MonitoringSettings = attrs.field(factory=MonitoringSettings)
@@ -217,6 +232,7 @@ SECTIONS: Final[dict[str, Any]] = {
     "server": ServerSettings,
     "engines": EngineSettings,
     "auth": AuthSettings,
+    "backend": BackendSettings,
     "api": ApiSettings,
     "console": ConsoleSettings,
     "monitoring": MonitoringSettings,

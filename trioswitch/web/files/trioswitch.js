@@ -18,6 +18,8 @@ const RETRY_DELAY = 3;  // seconds before a command is repeated that the server 
 const RETRIED = new Set(["not_stored", "unavailable"]);  // the codes of such answers
 const PAGE_SIZE = 1000;  // messages in one answer to `history`: the greatest number that the server allows
 const TAKEN_OVER = 4002;  // the close code for a session that another connection has resumed
+const RENEW_AT = 0.8;  // the share of a token's time after which a new one is sent
+const MIN_RENEWAL = 1;  // seconds
 const LONGEST_TIMER = 2 ** 31 - 1;  // milliseconds: browsers run a timer with a longer delay at once
 
 /**
@@ -430,6 +432,7 @@ export class Client extends Emitter {
   /** The user, as the server calls it; null before the first connection. */
   user = null;
   #link; #token;
+  #renewal = 0;  // the timer of the next token
   #session = null;
   #connection = null;  // the id of the present connection
   #rooms = new Map();  // by name: { room, membership }
@@ -593,6 +596,7 @@ export class Client extends Emitter {
   #lose({ code }) {
     if (this.#connection === null) return;
     this.#connection = null;
+    clearTimeout(this.#renewal);
     if (code === TAKEN_OVER) this.#session = null;  // to resume it would take it away from the other connection
     for (const { membership } of this.#rooms.values()) membership.lose();
     const asked = [...this.#asked.values()];
@@ -648,9 +652,30 @@ export class Client extends Emitter {
     const answer = await this.#ask({ type: "authenticate", token });
     if (answer === null || this.#connection !== connection) return false;
     this.user = answer.user_id ?? this.user;
+    if (answer.type === "ack") this.#renewLater(connection, answer.expires);
     if (answer.type === "ack" || answer.code === "not_available") return true;  // not available: the server takes no tokens
     if (answer.code !== "unauthorised") this.#link.giveUp(`the server could not check the token: ${answer.message}`);
     return false;
+  }
+
+  /** Send a new token before the present one runs out, where there is a function that gets one. */
+  #renewLater(connection, expires) {
+    clearTimeout(this.#renewal);
+    if (typeof this.#token !== "function" || expires === undefined) return;
+    const delay = Math.max(RENEW_AT * expires, MIN_RENEWAL) * 1000;
+    this.#renewal = setTimeout(() => this.#renew(connection), Math.min(delay, LONGEST_TIMER));
+  }
+
+  async #renew(connection) {
+    if (this.#connection !== connection) return;
+    try {
+      const token = await this.#token();
+      if (this.#connection !== connection) return;
+      const answer = await this.#ask({ type: "authenticate", token });
+      if (answer?.type === "ack") this.#renewLater(connection, answer.expires);
+    } catch {
+      this.#renewLater(connection, 0);  // it is tried again soon
+    }
   }
 
   async #join(room, membership) {

@@ -1,16 +1,25 @@
 """The graceful end: clients are told to reconnect elsewhere, and get what waits for them."""
 
 import random
+from collections.abc import Sequence
+from math import ceil
 from typing import Final
 
 import trio
 
+from .connections.driver import ConnectionDriver
 from .errors import CloseCause
 from .parts import Parts
 from .wire.messages import Reconnect
 
 __all__ = ["drain", "flush"]
 
+WAVE: Final = 100
+"""Connections that are closed at once; more are closed in several waves."""
+WAVES: Final = 20
+"""As many, at most."""
+WAVES_TIME: Final = 2.0
+"""Seconds from the first wave to the last, at most; a quarter of the drain's time."""
 RECONNECT_SPREAD: Final = 5.0
 """Seconds over which the clients of a server that drains are told to reconnect, each after a time of its own."""
 
@@ -29,12 +38,22 @@ async def drain(parts: Parts, timeout: float) -> bool:  # noqa: ASYNC109
         with trio.move_on_after(timeout / 2):
             await flush(parts)
             await parts.inbox.flush()
-        for connection in connections.everyone():
-            after = round(random.uniform(0.5, RECONNECT_SPREAD), 3)
-            connection.reply(Reconnect(after=after, reason=CloseCause.DRAIN.reason))
-            connection.close(CloseCause.DRAIN)
+        await _send_away(connections.everyone(), min(WAVES_TIME, timeout / 4))
         for connection in endpoints.everyone():
             connection.close(CloseCause.DRAIN)
         await connections.wait_empty()
         await endpoints.wait_empty()
     return not connections.total and not endpoints.total
+
+
+async def _send_away(everyone: Sequence[ConnectionDriver], seconds: float) -> None:
+    """Tell clients to reconnect, each after a time of its own, and close them: in waves, so that others can take them."""
+    size = max(WAVE, ceil(len(everyone) / WAVES))
+    waves = ceil(len(everyone) / size)
+    for number in range(waves):
+        if number:
+            await trio.sleep(seconds / waves)
+        for connection in everyone[number * size : (number + 1) * size]:
+            after = round(random.uniform(0.5, RECONNECT_SPREAD), 3)
+            connection.reply(Reconnect(after=after, reason=CloseCause.DRAIN.reason))
+            connection.close(CloseCause.DRAIN)

@@ -272,6 +272,7 @@ def run(*arguments: str, **environment: str) -> tuple[int, str, str]:
     return done.returncode, done.stdout, done.stderr
 
 
+@pytest.mark.slow
 def test_the_command_config(file: Path) -> None:
     code, out, _ = run("config", "show", "--port", "7", TRIOSWITCH_CONFIG=str(file))
     assert code == 0
@@ -289,6 +290,7 @@ def test_the_command_config(file: Path) -> None:
         assert run(*arguments) == (2, "", sentence)
 
 
+@pytest.mark.slow
 def test_help_is_short_and_help_all_is_not() -> None:
     code, short, _ = run("serve", "--help")
     assert code == 0
@@ -297,6 +299,7 @@ def test_help_is_short_and_help_all_is_not() -> None:
     assert "--outbox-bytes" in run("serve", "--help-all")[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "server.example"])
 def test_a_server_for_everybody_has_to_be_asked_for(host: str) -> None:
     code, _, sentence = run("serve", "--host", host, "--port", "0")

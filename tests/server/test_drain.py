@@ -1,11 +1,16 @@
 """The orderly end: nobody new, everything written, everybody told."""
 
+from collections import Counter
+from contextlib import suppress
+
 import trio
+import trio_websocket
 from raw import RawPeer, upgrade
 from support import running
 from trio.testing import MockClock, lockstep_stream_pair
 
 from trioswitch import Options
+from trioswitch.testing import MemoryClient, open_test_switch
 
 
 async def test_a_drain_writes_what_waits_and_closes_with_1001(clock: MockClock, transport: str) -> None:
@@ -77,3 +82,22 @@ async def test_who_is_in_the_middle_of_the_handshake_is_not_let_in(clock: MockCl
         go.set()
         assert (await peer.answer()).status == 503
         await peer.aclose()
+
+
+async def test_many_clients_are_sent_away_in_waves(autojump_clock: MockClock) -> None:
+    async with open_test_switch() as app, trio.open_nursery() as nursery:
+        clients = [await app.connect() for _ in range(250)]
+        times: list[float] = []
+
+        async def read(client: MemoryClient) -> None:
+            reconnect = await client.receive_until(type="reconnect")
+            times.append(round(trio.current_time() - started, 2))
+            assert 0.5 <= reconnect["after"] <= 5
+            with suppress(trio_websocket.ConnectionClosed):
+                await client.receive()
+
+        started = trio.current_time()
+        for client in clients:
+            nursery.start_soon(read, client)
+        assert await app.switch.drain(10)
+        assert Counter(times) == {0.0: 100, 0.67: 100, 1.33: 50}

@@ -65,6 +65,7 @@ class Administration:
         self._questions: dict[str, Callable[..., Any]] = {
             "rooms": self._rooms_here,
             "connections": self._connections_here,
+            "members": self._members_here,
             "join": self._join_here,
             "leave": self._leave_here,
             "close": self._close_here,
@@ -108,6 +109,22 @@ class Administration:
         found = await self._everywhere("connections", user=user, room=room, connection=connection)
         return [ConnectionInfo(**{**values, "rooms": tuple(values["rooms"])}) for infos in found for values in infos]
 
+    async def members(self, room: str) -> dict[str, int]:
+        """The users that have connections in a room, with the number of these."""
+        check_text("the room", room, 255)
+        total: dict[str, int] = {}
+        for users in await self._everywhere("members", room=room):
+            for user, count in users.items():
+                total[user] = total.get(user, 0) + count
+        return total
+
+    def _members_here(self, room: str) -> dict[str, int]:
+        known = self._rooms.get(room)
+        found: dict[str, int] = {}
+        for connection in self._connections.find(known.membership.members) if known is not None else ():
+            found[connection.user] = found.get(connection.user, 0) + 1
+        return found
+
     def _rooms_here(self, pattern: str) -> dict[str, int]:
         found: dict[str, int] = {}
         for room in self._rooms:
@@ -116,8 +133,15 @@ class Administration:
         return found
 
     def _connections_here(self, user: str | None, room: str | None, connection: str | None) -> list[Any]:
-        found = self._find(user, connection) if user or connection else list(self._connections)
-        return [self._info(each) for each in found if room is None or room in each.rooms][:MAX_ANSWER]
+        if user or connection:
+            found = self._find(user, connection)
+        elif room is not None:
+            known = self._rooms.get(room)
+            found = [] if known is None else self._connections.find(known.membership.members)
+        else:
+            found = list(self._connections)
+        chosen = [each for each in found if room is None or room in each.rooms]
+        return [self._info(each) for each in chosen[:MAX_ANSWER]]
 
     @staticmethod
     def _info(connection: ConnectionDriver) -> dict[str, Any]:

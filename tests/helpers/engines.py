@@ -1,6 +1,7 @@
 """The servers behind a cluster of several machines, in all combinations that are supported: a broker and a store each."""
 
 import random
+import subprocess
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import partial
@@ -91,7 +92,10 @@ class SentinelEngines(Engines):
             while True:
                 for server in self.servers:
                     assert isinstance(server, RedisServer)
-                    replication = await server.command("INFO", "replication")
+                    try:
+                        replication = await server.command("INFO", "replication")
+                    except subprocess.CalledProcessError:
+                        continue  # it is starting, or was just asked to follow another
                     if "role:master" in replication and "connected_slaves:0" not in replication:
                         return server
                 await trio.sleep(0.1)

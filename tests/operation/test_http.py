@@ -148,6 +148,24 @@ async def test_requests_that_come_together_are_answered_in_order(autojump_clock:
         assert [(await peer.response())[0] for _ in range(3)] == [200, 404, 200]
 
 
+async def test_many_requests_at_once_hold_up_nobody(autojump_clock: MockClock) -> None:
+    async with site() as (peer, _), trio.open_nursery() as nursery:
+        turns = 0
+
+        async def count() -> None:
+            nonlocal turns
+            while True:
+                await trio.lowlevel.checkpoint()
+                turns += 1
+
+        await peer.send(get("/page") * 1000)
+        nursery.start_soon(count)
+        for _ in range(1000):
+            assert (await peer.response())[0] == 200
+        assert turns > 900
+        nursery.cancel_scope.cancel()
+
+
 async def test_a_websocket_may_follow_on_the_same_connection(autojump_clock: MockClock) -> None:
     async with site() as (peer, _):
         await peer.send(get("/page"))

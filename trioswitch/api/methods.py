@@ -203,8 +203,8 @@ class Methods:
         return {"presence": {each.id: _client(each.id, each.user, each.info) for each in found}}
 
     async def _presence_stats(self, request: requests.PresenceStats, _key: ApiKey) -> dict[str, Any]:
-        found = await self._admin.connections(room=request.channel)
-        return {"num_clients": len(found), "num_users": len({each.user for each in found})}
+        users = await self._admin.members(request.channel)
+        return {"num_clients": sum(users.values()), "num_users": len(users)}
 
     async def _history(self, request: requests.History, _key: ApiKey) -> dict[str, Any]:
         limit = MAX_HISTORY if request.limit == -1 else request.limit

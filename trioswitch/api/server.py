@@ -107,6 +107,7 @@ class Api:
         else:
             for index, command in enumerate(batch.commands):
                 await run(index, command)
+                await trio.lowlevel.checkpoint()
         return replies
 
 

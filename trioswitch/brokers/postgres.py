@@ -96,18 +96,25 @@ class PostgresBroker(Broker):
         return query.replace("S.", f'"{self._url.schema}".')
 
     async def run(self, receiver: Receiver) -> None:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._clean)
-            backoff = Backoff(random.Random(), first=FIRST_RETRY, most=MAX_RETRY)
-            while True:
-                began = trio.current_time()
-                try:
-                    await self._run_once(receiver)
-                except PostgresError as error:
-                    self._reason = str(error)
-                receiver.on_disconnected(self._reason)
-                backoff.connection_ended(trio.current_time() - began)
-                await trio.sleep(backoff.next())
+        self._publishing = PostgresClient(self._url, 1, self._prepare)
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._clean)
+                await self._run_again_and_again(receiver)
+        finally:
+            await self._publishing.aclose()  # what is still being published closes its connection afterwards
+
+    async def _run_again_and_again(self, receiver: Receiver) -> None:
+        backoff = Backoff(random.Random(), first=FIRST_RETRY, most=MAX_RETRY)
+        while True:
+            began = trio.current_time()
+            try:
+                await self._run_once(receiver)
+            except PostgresError as error:
+                self._reason = str(error)
+            receiver.on_disconnected(self._reason)
+            backoff.connection_ended(trio.current_time() - began)
+            await trio.sleep(backoff.next())
 
     async def _run_once(self, receiver: Receiver) -> None:
         """Connect, and receive until the connection is lost. Raises PostgresError when it cannot be used at all."""

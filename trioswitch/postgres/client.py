@@ -38,20 +38,27 @@ async def open_connection(url: PostgresUrl) -> "TrioConnection":
     try:
         with trio.fail_after(CONNECT_TIMEOUT):
             connection = await connect(url.libpq, CONNECT_TIMEOUT)
-            if connection.info.server_version < LEAST_VERSION:
-                connection.discard()
-                raise PostgresError(f"PostgreSQL at {url.place} is too old: it takes 12 or later")
-            await connection.rows("SET client_min_messages = warning")
-            await connection.rows(f"SET statement_timeout = {int(1000 * CALL_TIMEOUT)}")
-            (committed,) = (await connection.rows("SHOW synchronous_commit"))[0]
-            if committed in ("off", "local"):
-                await connection.rows("SET synchronous_commit = on")
+            try:
+                await _set_up(connection, url)
+            except BaseException:
+                connection.discard()  # a lock of psycopg's can be cancelled before anything is sent
+                raise
     except trio.TooSlowError:
         reason = f"PostgreSQL at {url.place} does not answer within {CONNECT_TIMEOUT:g} s"
         raise PostgresError(reason) from None
     except psycopg.Error as error:
         raise PostgresError(f"PostgreSQL at {url.place} cannot be reached: {_line(error)}") from None
     return connection
+
+
+async def _set_up(connection: "TrioConnection", url: PostgresUrl) -> None:
+    if connection.info.server_version < LEAST_VERSION:
+        raise PostgresError(f"PostgreSQL at {url.place} is too old: it takes 12 or later")
+    await connection.rows("SET client_min_messages = warning")
+    await connection.rows(f"SET statement_timeout = {int(1000 * CALL_TIMEOUT)}")
+    (committed,) = (await connection.rows("SHOW synchronous_commit"))[0]
+    if committed in ("off", "local"):
+        await connection.rows("SET synchronous_commit = on")
 
 
 @contextmanager

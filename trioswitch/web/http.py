@@ -84,6 +84,8 @@ class Site:
             left = await self._answer(channel, head, rest)
             if left is None:
                 return None
+            if left:
+                await trio.lowlevel.checkpoint()  # requests that came together: others get their turn
             with trio.CancelScope(deadline=trio.current_time() + KEEP_ALIVE) as patience:
                 self._idle.add(patience)
                 try:

@@ -11,10 +11,11 @@ from ._util.checks import check_text
 from .auth.revocations import Revocations
 from .connections.directory import ConnectionDirectory
 from .connections.driver import ConnectionDriver
-from .errors import CloseCause
+from .errors import CloseCause, UnencodableData
 from .rooms.directory import RoomDirectory
 from .rooms.presence import Presence
 from .sign_in import SignIn
+from .wire.body import encoded
 
 __all__ = ["Administration", "ConnectionInfo"]
 
@@ -148,7 +149,9 @@ class Administration:
         outbox = connection.outbox.statistics()
         seconds = round(trio.current_time() - connection.opened_at, 3)
         info = connection.identity.info if connection.identity is not None else None
-        if not isinstance(info, str | int | float | bool | dict | list):
+        try:
+            encoded(info)
+        except UnencodableData:  # an object of the application's own
             info = None
         return {
             "id": connection.id,

@@ -15,7 +15,7 @@ import trio
 from cluster_support import closing
 from trio.testing import MockClock
 
-from trioswitch import Options, RoomPolicy, serve
+from trioswitch import Identity, Options, RoomPolicy, serve
 from trioswitch.api import Api, ApiKey
 from trioswitch.api.requests import REQUESTS
 from trioswitch.testing import TestSwitch, open_test_cluster, open_test_switch
@@ -154,7 +154,28 @@ async def test_presence_and_rooms(autojump_clock: MockClock) -> None:
         assert (statistics["switch"]["active_connections"], statistics["samples"]) == (3, [])
 
 
-async def test_users_are_moved_andclosing(autojump_clock: MockClock) -> None:
+async def test_statistics_of_drops(autojump_clock: MockClock) -> None:
+    async with calling() as caller:
+        async with caller.app.switch.subscribe("plain"):
+            for number in range(1024 + 3):  # one that does not read
+                await caller.app.switch.publish("plain", number)
+        counted = (await caller.call("statistics"))["switch"]["drops_by_policy"]
+        assert counted == [{"policy": "*", "cause": "overflow", "count": 3}]
+
+
+async def test_what_only_the_application_knows_of_a_user_is_left_out(autojump_clock: MockClock) -> None:
+    async def on_connect(_request: object) -> Identity:
+        return Identity(user="ada", info={"row": object()})
+
+    async with open_test_switch(OPTIONS, on_connect=on_connect) as app:
+        caller = Caller(app, Api(app.switch, [ApiKey(KEY)]))
+        client = await app.connect()
+        await client.join("hall")
+        found = (await caller.call("presence", channel="hall"))["presence"]
+        assert found == {client.connection_id: {"client": client.connection_id, "user": "ada"}}
+
+
+async def test_users_are_moved_and_closed(autojump_clock: MockClock) -> None:
     async with calling() as caller:
         ada, other = await caller.app.connect(), await caller.app.connect()
         for client in (ada, other):

@@ -243,6 +243,10 @@ class Methods:
     async def _statistics(self, _request: requests.Statistics, _key: ApiKey) -> dict[str, Any]:
         counted = attrs.asdict(self._switch.statistics())
         counted["rooms"] = len(counted["rooms"])
+        by_policy = counted["drops_by_policy"].items()
+        counted["drops_by_policy"] = [
+            {"policy": policy, "cause": cause, "count": n} for (policy, cause), n in by_policy
+        ]
         return {"switch": counted, **self._facts()}
 
 

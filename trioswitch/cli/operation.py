@@ -36,6 +36,8 @@ _log = logging.getLogger(__name__)
 RELOADED: Final = {"log.level", "api.key", "api.keys", "auth.secrets", "auth.public_keys"}
 """Keys whose new values hold from SIGHUP on; files are read again, too."""
 WEBHOOK_TIMEOUT: Final = 5.0
+CLOSE_TIMEOUT: Final = 2.0
+"""Seconds that closing the connections to the backend may take."""
 
 
 def verifier_of(auth: AuthSettings) -> tuple[TokenVerifier | None, KeyRing]:
@@ -78,7 +80,7 @@ async def open_backend(settings: BackendSettings) -> AsyncIterator[Backend | Non
     try:
         yield backend
     finally:
-        with trio.CancelScope(shield=True):
+        with trio.move_on_after(CLOSE_TIMEOUT, shield=True):
             await backend.aclose()
 
 

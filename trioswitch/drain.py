@@ -15,9 +15,7 @@ from .wire.messages import Reconnect
 __all__ = ["drain", "flush"]
 
 WAVE: Final = 100
-"""Connections that are closed at once; more are closed in several waves."""
-WAVES: Final = 20
-"""As many, at most."""
+"""Connections that are closed at once; more are closed in several waves, and other tasks run in between."""
 WAVES_TIME: Final = 2.0
 """Seconds from the first wave to the last, at most; a quarter of the drain's time."""
 RECONNECT_SPREAD: Final = 5.0
@@ -48,12 +46,11 @@ async def drain(parts: Parts, timeout: float) -> bool:  # noqa: ASYNC109
 
 async def _send_away(everyone: Sequence[ConnectionDriver], seconds: float) -> None:
     """Tell clients to reconnect, each after a time of its own, and close them: in waves, so that others can take them."""
-    size = max(WAVE, ceil(len(everyone) / WAVES))
-    waves = ceil(len(everyone) / size)
+    waves = ceil(len(everyone) / WAVE)
     for number in range(waves):
         if number:
             await trio.sleep(seconds / waves)
-        for connection in everyone[number * size : (number + 1) * size]:
+        for connection in everyone[number * WAVE : (number + 1) * WAVE]:
             after = round(random.uniform(0.5, RECONNECT_SPREAD), 3)
             connection.reply(Reconnect(after=after, reason=CloseCause.DRAIN.reason))
             connection.close(CloseCause.DRAIN)

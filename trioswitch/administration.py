@@ -1,5 +1,6 @@
 """What an operator, or a backend, asks of all nodes: who is where, and that users join, leave and go."""
 
+import logging
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from fnmatch import fnmatchcase
 from typing import Any, Final
@@ -19,8 +20,13 @@ from .wire.body import encoded
 
 __all__ = ["Administration", "ConnectionInfo"]
 
+_log = logging.getLogger(__name__)
+
 MAX_ANSWER: Final = 10_000
 """Rooms, or connections, that a node names in one answer at most."""
+
+YIELD_EVERY: Final = 500
+"""Rooms, or connections, after which other tasks run."""
 
 AskOthers = Callable[[str, Mapping[str, Any]], Awaitable[list[Any]]]
 
@@ -63,7 +69,7 @@ class Administration:
         self._sign_in = sign_in
         self._revocations = revocations
         self._ask_others = ask_others
-        self._questions: dict[str, Callable[..., Any]] = {
+        self._questions: dict[str, Callable[..., Awaitable[Any]]] = {
             "rooms": self._rooms_here,
             "connections": self._connections_here,
             "members": self._members_here,
@@ -74,7 +80,7 @@ class Administration:
             "revoke": self._revoke_here,
         }
 
-    def add_question(self, question: str, answer: Callable[..., Any]) -> None:
+    def add_question(self, question: str, answer: Callable[..., Awaitable[Any]]) -> None:
         """Answer one more question, which `ask` asks of all nodes. What it returns must be what MessagePack can carry."""
         self._questions[question] = answer
 
@@ -82,13 +88,17 @@ class Administration:
         """The answers of all nodes that answer, this one's first."""
         return await self._everywhere(question)
 
-    def answer(self, question: str, arguments: Mapping[str, Any]) -> Any:
-        """What this node does or knows. None for a question of a newer version."""
+    async def answer(self, question: str, arguments: Mapping[str, Any]) -> Any:
+        """What this node tells another one. None for a question of another version."""
         method = self._questions.get(question)
-        return None if method is None else method(**arguments)
+        try:
+            return None if method is None else await method(**arguments)
+        except TypeError as error:  # it has other arguments there
+            _log.warning("the question %r of a node of another version is not answered: %s", question, error)
+            return None
 
     async def _everywhere(self, question: str, **arguments: Any) -> list[Any]:
-        here = self.answer(question, arguments)
+        here = await self._questions[question](**arguments)
         others = [] if self._ask_others is None else await self._ask_others(question, arguments)
         return [answer for answer in [here, *others] if answer is not None]
 
@@ -119,21 +129,28 @@ class Administration:
                 total[user] = total.get(user, 0) + count
         return total
 
-    def _members_here(self, room: str) -> dict[str, int]:
+    async def _members_here(self, room: str) -> dict[str, int]:
         known = self._rooms.get(room)
         found: dict[str, int] = {}
-        for connection in self._connections.find(known.membership.members) if known is not None else ():
+        members = [] if known is None else self._connections.find(known.membership.members)
+        for number, connection in enumerate(members, 1):
             found[connection.user] = found.get(connection.user, 0) + 1
+            if not number % YIELD_EVERY:
+                await trio.lowlevel.checkpoint()
         return found
 
-    def _rooms_here(self, pattern: str) -> dict[str, int]:
+    async def _rooms_here(self, pattern: str) -> dict[str, int]:
         found: dict[str, int] = {}
-        for room in self._rooms:
-            if fnmatchcase(room.name, pattern) and len(found) < MAX_ANSWER:
+        for number, room in enumerate(list(self._rooms), 1):
+            if fnmatchcase(room.name, pattern):
                 found[room.name] = len(room.membership.members)
+            if len(found) >= MAX_ANSWER:
+                break
+            if not number % YIELD_EVERY:
+                await trio.lowlevel.checkpoint()
         return found
 
-    def _connections_here(self, user: str | None, room: str | None, connection: str | None) -> list[Any]:
+    async def _connections_here(self, user: str | None, room: str | None, connection: str | None) -> list[Any]:
         if user or connection:
             found = self._find(user, connection)
         elif room is not None:
@@ -141,8 +158,15 @@ class Administration:
             found = [] if known is None else self._connections.find(known.membership.members)
         else:
             found = list(self._connections)
-        chosen = [each for each in found if room is None or room in each.rooms]
-        return [self._info(each) for each in chosen[:MAX_ANSWER]]
+        infos: list[Any] = []
+        for number, each in enumerate(found, 1):
+            if room is None or room in each.rooms:
+                infos.append(self._info(each))
+            if len(infos) >= MAX_ANSWER:
+                break
+            if not number % YIELD_EVERY:
+                await trio.lowlevel.checkpoint()
+        return infos
 
     @staticmethod
     def _info(connection: ConnectionDriver) -> dict[str, Any]:
@@ -209,29 +233,29 @@ class Administration:
             raise ValueError("say which tokens: by user, token_id or issued_before")
         return sum(await self._everywhere("revoke", user=user, token_id=token_id, issued_before=issued_before))
 
-    def _join_here(self, room: str, user: str | None, connection: str | None) -> int:
+    async def _join_here(self, room: str, user: str | None, connection: str | None) -> int:
         found = self._find(user, connection)
         for each in found:
             self._presence.join(each, room)
         return len(found)
 
-    def _leave_here(self, room: str, user: str | None, connection: str | None) -> int:
+    async def _leave_here(self, room: str, user: str | None, connection: str | None) -> int:
         return sum([self._presence.leave(each, room) for each in self._find(user, connection)])
 
-    def _close_here(self, user: str | None, connection: str | None, reason: str, keep: list[str]) -> int:
+    async def _close_here(self, user: str | None, connection: str | None, reason: str, keep: list[str]) -> int:
         found = [each for each in self._find(user, connection) if each.id not in keep]
         for each in found:
             each.close(CloseCause.KICKED, reason or None)
         return len(found)
 
-    def _refresh_here(self, user: str | None, connection: str | None, expires_at: float | None) -> int:
+    async def _refresh_here(self, user: str | None, connection: str | None, expires_at: float | None) -> int:
         found = self._find(user, connection)
         for each in found:
             assert each.identity is not None
             self._sign_in.renew(each, attrs.evolve(each.identity, expires_at=expires_at))
         return len(found)
 
-    def _revoke_here(self, user: str | None, token_id: str | None, issued_before: float | None) -> int:
+    async def _revoke_here(self, user: str | None, token_id: str | None, issued_before: float | None) -> int:
         self._revocations.add(user, token_id, issued_before)
         found = [
             each for each in self._connections if each.identity is not None and self._revocations.has(each.identity)

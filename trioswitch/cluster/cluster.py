@@ -133,6 +133,7 @@ class Cluster:
             self.users.run_sending,
             self.sessions.run,
             self.groups.run,
+            self.surveys.run,
         ]
 
     async def leave(self) -> None:

@@ -1,7 +1,7 @@
 """Questions to all nodes at once, as an operator asks them: what each of them does or knows, gathered for a moment."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
 import attrs
@@ -18,8 +18,11 @@ _log = logging.getLogger(__name__)
 ANSWER_TIME: Final = 2.0
 """Seconds in which the other nodes answer; a node that does not is left out."""
 
-Answerer = Callable[[str, Mapping[str, Any]], Any]
-"""From the name of a question and its arguments to this node's answer, which MessagePack can carry."""
+MAX_WAITING: Final = 100
+"""Questions of other nodes that wait here. Who asks more gets no answer from this node."""
+
+Answerer = Callable[[str, Mapping[str, Any]], Awaitable[Any]]
+"""From the name of a question and its arguments to this node's answer, which MessagePack can carry; None: it has none."""
 
 
 @attrs.define(eq=False)
@@ -32,7 +35,7 @@ class _Open:
 
 
 class Surveys:
-    """Asks the other nodes, and answers theirs with what `answer_by` was given."""
+    """Asks the other nodes, and answers theirs with what `answer_by` was given. `run` is its task."""
 
     def __init__(self, link: Link, roster: Roster) -> None:
         self._link = link
@@ -40,6 +43,7 @@ class Surveys:
         self._answer: Answerer | None = None
         self._open: dict[int, _Open] = {}
         self._last = 0
+        self._put, self._asked = trio.open_memory_channel[tuple[str, Survey]](MAX_WAITING)
         link.on(ALL, Survey, self._on_survey)
         link.on("node", Found, self._on_found)
 
@@ -65,9 +69,19 @@ class Surveys:
             del self._open[question]
 
     def _on_survey(self, node: str, _topic: str, survey: Survey) -> None:
-        if node != self._link.node and self._answer is not None:
-            answer = self._answer(survey.name, survey.arguments)
-            self._link.send(node_topic(node), Found(survey.question, answer))
+        if node == self._link.node:
+            return
+        try:
+            self._put.send_nowait((node, survey))
+        except trio.WouldBlock:
+            _log.warning("a question of another node is not answered: %d wait already", MAX_WAITING)
+
+    async def run(self) -> None:
+        """The task that answers the other nodes, one question after the other."""
+        async for node, survey in self._asked:
+            if self._answer is not None:
+                answer = await self._answer(survey.name, survey.arguments)
+                self._link.send(node_topic(node), Found(survey.question, answer))
 
     def _on_found(self, node: str, _topic: str, found: Found) -> None:
         open = self._open.get(found.question)

@@ -43,7 +43,7 @@ def metrics_of_workers(monitor: Monitor, api: Api | None = None) -> Route:
     """`/metrics`, for all workers of this machine, whichever of them is asked. They are told apart by the label `worker`."""
     machine = f"{socket.gethostname()} {os.getppid()}"
 
-    def answer() -> list[Any]:
+    async def answer() -> list[Any]:
         name = monitor.switch.nodes()[0].name if monitor.switch.nodes() else ""
         return [machine, name, list(families(monitor, api))]
 

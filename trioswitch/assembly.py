@@ -10,7 +10,8 @@ from ._util.nurseries import open_nursery
 from ._util.supervision import supervise
 from .administration import Administration
 from .admission import Admission
-from .auth.authentication import Authenticator, OnConnect
+from .auth.authentication import Authentication, Authenticator, OnConnect
+from .auth.revocations import Revocations
 from .brokers.port import Broker
 from .cluster.cluster import Cluster
 from .commands import Commands
@@ -180,12 +181,14 @@ def _assemble(
     heartbeats = Heartbeats(options.ping_interval, options.ping_timeout)
     endpoints = Endpoints(own_endpoints, options, heartbeats)
     limits = ClientLimits(options)
-    sign_in = SignIn(hooks, connections, presence, inbox, limits, options.max_rooms)
+    revocations = Revocations()
+    authentication = Authentication(hooks.authenticate, hooks.on_connect, revocations)
+    sign_in = SignIn(authentication, hooks.check_room_token, connections, presence, inbox, limits, options.max_rooms)
     commands = Commands(
         options, connections, groups, rooms, presence, publisher, recovery, sessions, inbox, handlers, hooks, sign_in
     )
     administration = Administration(
-        connections, rooms, presence, sign_in, hooks.revocations, None if cluster is None else cluster.surveys.ask
+        connections, rooms, presence, sign_in, revocations, None if cluster is None else cluster.surveys.ask
     )
     if cluster is not None:
         cluster.surveys.answer_by(administration.answer)
@@ -205,7 +208,7 @@ def _assemble(
         execute=commands.execute,
         id_prefix="" if cluster is None else f"{cluster.node}.",
         services=services,
-        authentication=hooks.authentication,
+        authentication=authentication,
         on_disconnect=hooks.on_disconnect,
     )
 

@@ -9,8 +9,7 @@ import trio
 
 from ._util.checks import check_async, check_integer, check_seconds
 from ._util.nurseries import without_group
-from .auth.authentication import Authentication, Authenticator, OnConnect
-from .auth.revocations import Revocations
+from .auth.authentication import Authenticator, OnConnect
 from .auth.tokens import RoomToken
 from .connections.connection import Connection
 from .connections.driver import ConnectionDriver
@@ -108,12 +107,11 @@ class Hooks:
     on_join: OnJoin | None = None
     on_publish: OnPublish | None = None
     check_room_token: CheckRoomToken | None = None
-    revocations: Revocations = attrs.field(factory=Revocations)
 
     def __attrs_post_init__(self) -> None:
         """Raises TypeError for a hook that is not an async function."""
         for name, hook in attrs.asdict(self, recurse=False).items():
-            if hook is not None and name != "revocations":
+            if hook is not None:
                 check_async(name, hook)
 
     @property
@@ -134,7 +132,3 @@ class Hooks:
             return True
 
         return is_allowed
-
-    @property
-    def authentication(self) -> Authentication:
-        return Authentication(self.authenticate, self.on_connect, self.revocations)

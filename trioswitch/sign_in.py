@@ -6,6 +6,7 @@ import attrs
 from msgspec import UNSET, UnsetType
 
 from ._util import clock
+from .auth.authentication import Authentication
 from .auth.expiry import Expiries
 from .auth.identity import Identity, literal
 from .auth.tokens import RoomToken
@@ -14,7 +15,7 @@ from .connections.driver import ConnectionDriver
 from .connections.limits import ClientLimits
 from .durability.inbox import Inbox
 from .errors import CloseCause, Refused
-from .hooks import Hooks
+from .hooks import CheckRoomToken
 from .rooms.presence import Presence
 from .wire.commands import Authenticate
 from .wire.messages import Ack
@@ -29,7 +30,8 @@ class SignIn:
 
     def __init__(
         self,
-        hooks: Hooks,
+        authentication: Authentication,
+        check_room_token: CheckRoomToken | None,
         connections: ConnectionDirectory,
         presence: Presence,
         inbox: Inbox,
@@ -37,8 +39,8 @@ class SignIn:
         max_rooms: int,
     ) -> None:
         self._limits = limits
-        self._authentication = hooks.authentication
-        self._check_room_token = hooks.check_room_token
+        self._authentication = authentication
+        self._check_room_token = check_room_token
         self._connections = connections
         self._presence = presence
         self._inbox = inbox
@@ -46,6 +48,7 @@ class SignIn:
         self._expiries: Expiries[tuple[str, str | None]] = Expiries(
             self._expired
         )  # of a connection, or of it in a room
+        self._granted: dict[str, set[str]] = {}  # rooms for which a connection has tokens that run out, by its id
         self.run = self._expiries.run
 
     def done(self, connection: ConnectionDriver) -> None:
@@ -109,9 +112,9 @@ class SignIn:
         """The client has a token for one room: let it do what the token says. Raises Refused, and what a hook raises."""
         if self._check_room_token is None:
             raise Refused("this server does not use tokens for rooms", code="not_available")
-        self._granted(connection, await self._check_room_token(token, room, connection.user))
+        self._let_into(connection, await self._check_room_token(token, room, connection.user))
 
-    def _granted(self, connection: ConnectionDriver, token: RoomToken) -> None:
+    def _let_into(self, connection: ConnectionDriver, token: RoomToken) -> None:
         identity, room = connection.identity, literal(token.room)
         assert identity is not None
         presence = identity.join if identity.presence is None else identity.presence
@@ -128,12 +131,13 @@ class SignIn:
         )
         if token.expires_at is not None:
             self._expiries.set((connection.id, token.room), token.expires_at)
+            self._granted.setdefault(connection.id, set()).add(token.room)
 
     def ended(self, connection: ConnectionDriver) -> None:
         """The connection is over."""
-        identity = connection.identity
-        if identity is not None and identity.expires_at is not None:
-            self._expiries.set((connection.id, None), None)
+        self._expiries.set((connection.id, None), None)
+        for room in self._granted.pop(connection.id, ()):
+            self._expiries.set((connection.id, room), None)
 
     def _watch(self, connection: ConnectionDriver, identity: Identity) -> None:
         self._expiries.set((connection.id, None), identity.expires_at)

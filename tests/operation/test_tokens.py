@@ -20,10 +20,11 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from trio.testing import MockClock
 
 from trioswitch import Identity, Options, Refused, RoomPolicy
+from trioswitch._util import clock
 from trioswitch.auth.expiry import Expiries
 from trioswitch.auth.key_ring import JwksUrl, KeyRing
 from trioswitch.auth.keys import Key, jwks_keys, pem_keys, secret_key
-from trioswitch.auth.tokens import TokenVerifier
+from trioswitch.auth.tokens import RoomToken, TokenVerifier
 from trioswitch.testing import deterministic, open_test_switch
 
 SECRET = "a secret that has more than 64 bytes, and so is good for each hash"
@@ -382,13 +383,26 @@ async def test_a_token_for_one_room() -> None:
 
 
 async def test_a_token_for_one_room_runs_out(autojump_clock: MockClock) -> None:
-    check = TokenVerifier(keys=ring(), join=())
-    now = time.time()
-    async with open_test_switch(authenticate=check, check_room_token=check.check_room_token) as app:
-        client = await app.connect(f"/ws?token={token({'sub': 'ada'})}")
-        room = token({"sub": "ada", "channel": "secret", "exp": now + 1000})
-        await client.ask("join_room", room="secret", token=room)
-        assert app.switch.users_in("secret") == ["ada"]
+    async def authenticate(_token: str) -> Identity:
+        return Identity(user="ada", join=())
+
+    async def check_room_token(_token: str, room: str, user: str) -> RoomToken:
+        return RoomToken(room, user, publish=False, presence=False, history=False, expires_at=clock.wall_time() + 100)
+
+    with deterministic(1):
+        async with open_test_switch(authenticate=authenticate, check_room_token=check_room_token) as app:
+            client = await app.connect("/ws?token=ada")
+            assert (await client.ask("join_room", room="secret", token="t"))["type"] == "ack"
+            await trio.sleep(99)
+            assert app.switch.users_in("secret") == ["ada"]
+            await trio.sleep(2)
+            assert app.switch.users_in("secret") == []
+            error = await client.receive_until(type="error")
+            assert (error["code"], error["message"]) == (
+                "unauthorised",
+                "the token for 'secret' has expired: you have left the room",
+            )
+            assert (await client.ask("heartbeat"))["type"] == "ack", "the connection goes on"
 
 
 async def test_revoked_tokens(autojump_clock: MockClock) -> None:

@@ -28,7 +28,7 @@ after 1.4 million more containers, of which a connection has 53. Cycles of old o
 young ones are found as before."""
 
 FILE_RESERVE: Final = 64
-"""Open files that are kept for everything but connections."""
+"""Open files that are reserved for other uses than connections."""
 _PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # from glibc's malloc.h
 

@@ -32,16 +32,13 @@ MAX_HISTORY: Final = 1000
 BROADCAST_AT_ONCE: Final = 64
 """Rooms of one broadcast to which it is published at the same time."""
 
-INTERNAL, UNKNOWN_CHANNEL, DENIED, NOT_FOUND, BAD_REQUEST, NOT_AVAILABLE, UNRECOVERABLE = (
-    100,
-    102,
-    103,
-    104,
-    107,
-    108,
-    112,
-)
+INTERNAL: Final = 100
+DENIED: Final = 103
+NOT_FOUND: Final = 104
 LIMIT_EXCEEDED: Final = 106
+BAD_REQUEST: Final = 107
+NOT_AVAILABLE: Final = 108
+UNRECOVERABLE: Final = 112
 
 
 class ApiError(Exception):
@@ -51,6 +48,11 @@ class ApiError(Exception):
         super().__init__(message)
         self.code = code
         self.message = message
+
+    @property
+    def answer(self) -> dict[str, Any]:
+        """As JSON shows it."""
+        return {"error": {"code": self.code, "message": self.message}}
 
     @classmethod
     def of(cls, error: TrioswitchError) -> "ApiError":
@@ -127,7 +129,7 @@ class Methods:
                     responses[index] = {"result": await self._publish_to(room, request)}
                 except (TrioswitchError, ApiError) as error:
                     failure = error if isinstance(error, ApiError) else ApiError.of(error)
-                    responses[index] = {"error": {"code": failure.code, "message": failure.message}}
+                    responses[index] = failure.answer
 
         async with trio.open_nursery() as nursery:
             for index, room in enumerate(request.channels):

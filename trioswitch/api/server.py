@@ -11,7 +11,7 @@ from ..switch import Switch
 from ..web import Page, Pages, Request, Route
 from . import requests
 from .keys import ApiKey, find_key
-from .methods import BAD_REQUEST, NOT_FOUND, ApiError, Methods
+from .methods import BAD_REQUEST, DENIED, INTERNAL, NOT_FOUND, ApiError, Methods
 from .openapi import description
 
 __all__ = ["Api"]
@@ -54,7 +54,7 @@ class Api:
         key = find_key(self.keys, _given(request))
         if key is None:
             self.refused += 1
-            return _page({"error": {"code": UNAUTHORISED, "message": "the API key is missing or wrong"}}, 401)
+            return _page(ApiError(UNAUTHORISED, "the API key is missing or wrong").answer, 401)
         self.calls += 1
         method = request.path.removeprefix("/api").strip("/")
         try:
@@ -62,19 +62,19 @@ class Api:
                 if method == "batch":
                     return _page({"replies": await self._batch(request.body, key)})
                 return _page({"result": await self._call(method, request.body or b"{}", key)})
-            return _page({"error": {"code": 100, "message": f"it was not done within {TIMEOUT:g} s"}}, 504)
+            return _page(ApiError(INTERNAL, f"it was not done within {TIMEOUT:g} s").answer, 504)
         except ApiError as error:
             status = 200
             if request.headers.get("x-centrifugo-error-mode") == "transport":
                 status = _STATUSES.get(error.code, 500)
-            return _page({"error": {"code": error.code, "message": error.message}}, status)
+            return _page(error.answer, status)
 
     async def _call(self, method: str, body: bytes | msgspec.Raw, key: ApiKey) -> dict[str, Any]:
         decode = _decoders.get(method)
         if decode is None or method == "batch":
             raise ApiError(NOT_FOUND, f"there is no method {method!r}: there are {', '.join(_decoders)}")
         if not key.may_call(method):
-            raise ApiError(103, f"the API key is not for the method {method!r}")
+            raise ApiError(DENIED, f"the API key is not for the method {method!r}")
         try:
             request = decode(body)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -83,7 +83,7 @@ class Api:
 
     async def _batch(self, body: bytes, key: ApiKey) -> list[dict[str, Any]]:
         if not key.may_call("batch"):
-            raise ApiError(103, "the API key is not for the method 'batch'")
+            raise ApiError(DENIED, "the API key is not for the method 'batch'")
         try:
             batch = _decoders["batch"](body)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -98,7 +98,7 @@ class Api:
                 ((method, request),) = command.items()
                 replies[index] = {method: await self._call(method, request, key)}
             except ApiError as error:
-                replies[index] = {"error": {"code": error.code, "message": error.message}}
+                replies[index] = error.answer
 
         if batch.parallel:
             async with trio.open_nursery() as nursery:

@@ -4,12 +4,13 @@ import argparse
 import json
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
 from ..settings.describe import schema, show, template
 from ..settings.load import SettingsError
 from .serve_options import Formatter, add_serve_options, load_settings, with_settings
-from .serving import say
+from .serving import say_problems
 
 __all__ = ["add_config"]
 
@@ -32,7 +33,7 @@ def add_config(commands: Any) -> None:
             add_serve_options(action)
         elif name == "check":
             action.add_argument(
-                "config", nargs="?", type=os.fspath, metavar="FILE", help="default: as TRIOSWITCH_CONFIG says"
+                "config", nargs="?", type=Path, metavar="FILE", help="default: as TRIOSWITCH_CONFIG says"
             )
 
 
@@ -41,7 +42,8 @@ def _show(chosen: argparse.Namespace) -> int:
     try:
         chosen = with_settings(lambda: chosen.parser.parse_args(arguments), chosen.parser, os.environ)
     except SettingsError as error:
-        return _complain(error)
+        say_problems(error)
+        return USAGE
     given = {action.dest for action in chosen.parser._actions if _was_given(action, arguments)}
     print(
         show(chosen.settings, chosen.sources, {name: getattr(chosen, name) for name in given if hasattr(chosen, name)})
@@ -54,12 +56,11 @@ def _was_given(action: argparse.Action, arguments: list[str]) -> bool:
 
 
 def _check(chosen: argparse.Namespace) -> int:
-    from pathlib import Path
-
     try:
-        load_settings(None if chosen.config is None else Path(chosen.config), os.environ)
+        load_settings(chosen.config, os.environ)
     except SettingsError as error:
-        return _complain(error)
+        say_problems(error)
+        return USAGE
     print("The configuration is valid.")
     return OK
 
@@ -72,8 +73,3 @@ def _init(_chosen: argparse.Namespace) -> int:
 def _schema(_chosen: argparse.Namespace) -> int:
     print(json.dumps(schema(), indent=2))
     return OK
-
-
-def _complain(error: SettingsError) -> int:
-    say("\n".join(f"trioswitch: error: {problem}" for problem in str(error).splitlines()))
-    return USAGE

@@ -22,7 +22,7 @@ from ..version import __version__
 from .configuration import add_config
 from .operation import check_exposure
 from .serve_options import Formatter, Parser, add_serve_options, chosen_options, with_settings
-from .serving import Interrupted, run_server, say
+from .serving import Interrupted, run_server, say, say_problems
 from .tls import tls_context
 from .token import add_token
 
@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
                 "argument --room: history=stored needs a --store that keeps messages: sqlite:PATH, redis:// or postgres://"
             )
     except SettingsError as error:
-        say("\n".join(f"trioswitch: error: {problem}" for problem in str(error).splitlines()))
+        say_problems(error)
         sys.exit(USAGE)
     except ValueError as error:
         chosen.parser.error(str(error))

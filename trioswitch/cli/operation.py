@@ -194,20 +194,20 @@ class Operation:
             return
         changed = _differences(self._settings, settings)
         later = changed - RELOADED
-        if (
-            settings.auth.uses_tokens != self._settings.auth.uses_tokens
-        ):  # there is nobody who checks them, or still somebody
+        checks_tokens = self.chosen.settings.auth.uses_tokens  # since the start, and as long as the server runs
+        if settings.auth.uses_tokens != checks_tokens:
             later |= {name for name in changed if name.startswith("auth.")}
         if self.api is None:
             later |= {name for name in changed if name.startswith("api.")}
         for name in sorted(later):
             _log.warning("%s has changed in the configuration: that needs a restart", name)
-        if settings.auth.uses_tokens:
+        if checks_tokens and settings.auth.uses_tokens:
             self.ring.replace(ring)
         if self.api is not None:
             self.api.keys = keys
-        if settings.log.level != self._settings.log.level:
+        if self.chosen.log_level == self._settings.log.level != settings.log.level:  # a flag goes before the file
             logging.getLogger().setLevel(settings.log.level.upper())
+            self.chosen.log_level = settings.log.level
         self._settings = settings
         _log.info("the configuration was read again")
 

@@ -30,7 +30,7 @@ from ..version import __version__
 from .operation import Operation, open_backend, verifier_of
 from .supervisor import Workers, end_with_supervisor, is_ready
 
-__all__ = ["Interrupted", "run_server", "say"]
+__all__ = ["Interrupted", "run_server", "say", "say_problems"]
 
 
 class Interrupted(Exception):
@@ -46,6 +46,11 @@ def say(sentence: str, end: str = "\n") -> None:
     except OSError:
         # What is left in the buffer would fail again at the interpreter's end, and make the exit status 120.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+
+
+def say_problems(problems: ValueError) -> None:
+    """Write a line for each problem."""
+    say("\n".join(f"trioswitch: error: {problem}" for problem in str(problems).splitlines()))
 
 
 async def run_server(options: Options, chosen: argparse.Namespace, context: ssl.SSLContext | None) -> None:

@@ -9,10 +9,9 @@ from typing import Any
 
 import jwt
 
-from ..settings.load import SettingsError
 from ..settings.units import duration
 from .serve_options import load_settings
-from .serving import say
+from .serving import say_problems
 
 __all__ = ["add_token"]
 
@@ -44,11 +43,8 @@ def _run(chosen: argparse.Namespace) -> int:
             raise ValueError("--claims must be a JSON object")
         if not auth.secrets:
             raise ValueError("there is no secret to sign it with: set `secrets` in [auth], or TRIOSWITCH_AUTH__SECRETS")
-    except SettingsError as error:
-        say("\n".join(f"trioswitch: error: {problem}" for problem in str(error).splitlines()))
-        return USAGE
-    except ValueError as error:
-        say(f"trioswitch: error: {error}")
+    except ValueError as error:  # SettingsError is one
+        say_problems(error)
         return USAGE
     now = int(time.time())
     known: dict[str, Any] = {"sub": chosen.user, "iat": now}

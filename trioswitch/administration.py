@@ -251,8 +251,7 @@ class Administration:
     async def _refresh_here(self, user: str | None, connection: str | None, expires_at: float | None) -> int:
         found = self._find(user, connection)
         for each in found:
-            assert each.identity is not None
-            self._sign_in.renew(each, attrs.evolve(each.identity, expires_at=expires_at))
+            self._sign_in.expire(each, expires_at)
         return len(found)
 
     async def _revoke_here(self, user: str | None, token_id: str | None, issued_before: float | None) -> int:

@@ -25,6 +25,32 @@ __all__ = ["SignIn", "expires_in"]
 _log = logging.getLogger(__name__)
 
 
+@attrs.define(eq=False)
+class _Grants:
+    """What a connection may do by its identity, and by tokens for single rooms."""
+
+    base: Identity
+    tokens: dict[str, RoomToken] = attrs.field(factory=dict)
+    """By room."""
+
+    def identity(self) -> Identity:
+        """Both together."""
+        base = self.base
+        join, publish = list(base.join), None if base.publish is None else list(base.publish)
+        presence = list(base.join if base.presence is None else base.presence)
+        history = list(base.join if base.history is None else base.history)
+        for room, token in self.tokens.items():
+            pattern = literal(room)
+            join.append(pattern)
+            if publish is not None and token.publish:
+                publish.append(pattern)
+            if token.presence:
+                presence.append(pattern)
+            if token.history:
+                history.append(pattern)
+        return attrs.evolve(base, join=join, publish=publish, presence=presence, history=history)
+
+
 class SignIn:
     """Knows which connections are signed in until when. `run` is its task."""
 
@@ -48,7 +74,7 @@ class SignIn:
         self._expiries: Expiries[tuple[str, str | None]] = Expiries(
             self._expired
         )  # of a connection, or of it in a room
-        self._granted: dict[str, set[str]] = {}  # rooms for which a connection has tokens that run out, by its id
+        self._grants: dict[str, _Grants] = {}  # of connections that have tokens for rooms, by id
         self.run = self._expiries.run
 
     def done(self, connection: ConnectionDriver) -> None:
@@ -70,7 +96,9 @@ class SignIn:
         if connection.identity is None:
             await self._authenticate(connection, command)
         else:
-            self.renew(connection, await self._identify(connection, command))
+            identity = await self._identify(connection, command)
+            if connection.cause is None:  # else it was closed meanwhile
+                self.renew(connection, identity)
         if command.id is not None and connection.identity is not None:
             expires = expires_in(connection.identity)
             connection.reply(Ack(id=command.id, user_id=connection.user, expires=expires))
@@ -105,38 +133,46 @@ class SignIn:
         """Its client has a new token. Raises Refused for that of another user; it stays in its rooms."""
         if identity.user != (connection.identity and connection.identity.user):
             raise Refused("the token is for another user", code="unauthorised")
-        connection.authenticate(identity)
+        if connection.id in self._grants:
+            self._grants[connection.id].base = identity
+        self._apply(connection, identity)
         self._watch(connection, identity)
+
+    def expire(self, connection: ConnectionDriver, expires_at: float | None) -> None:
+        """Its token runs out at another time, in seconds since 1970; None: never."""
+        grants = self._grants.get(connection.id)
+        identity = connection.identity if grants is None else grants.base
+        assert identity is not None
+        self.renew(connection, attrs.evolve(identity, expires_at=expires_at))
 
     async def grant(self, connection: ConnectionDriver, room: str, token: str) -> None:
         """The client has a token for one room: let it do what the token says. Raises Refused, and what a hook raises."""
         if self._check_room_token is None:
             raise Refused("this server does not use tokens for rooms", code="not_available")
-        self._let_into(connection, await self._check_room_token(token, room, connection.user))
+        granted = await self._check_room_token(token, room, connection.user)
+        if connection.cause is None:  # else it was closed meanwhile
+            self._let_into(connection, granted)
 
     def _let_into(self, connection: ConnectionDriver, token: RoomToken) -> None:
-        identity, room = connection.identity, literal(token.room)
+        identity = connection.identity
         assert identity is not None
-        presence = identity.join if identity.presence is None else identity.presence
-        history = identity.join if identity.history is None else identity.history
-        publish = identity.publish
-        connection.authenticate(
-            attrs.evolve(
-                identity,
-                join=_with(identity.join, room),
-                publish=_with(publish, room) if publish is not None and token.publish else publish,
-                presence=_with(presence, room) if token.presence else presence,
-                history=_with(history, room) if token.history else history,
-            )
-        )
-        if token.expires_at is not None:
-            self._expiries.set((connection.id, token.room), token.expires_at)
-            self._granted.setdefault(connection.id, set()).add(token.room)
+        grants = self._grants.setdefault(connection.id, _Grants(identity))
+        if token.room not in grants.tokens and len(grants.tokens) >= self._max_rooms:
+            raise Refused(f"a connection may have tokens for {self._max_rooms} rooms", code="too_many_rooms")
+        grants.tokens[token.room] = token
+        self._apply(connection, grants.base)
+        self._expiries.set((connection.id, token.room), token.expires_at)
+
+    def _apply(self, connection: ConnectionDriver, base: Identity) -> None:
+        """Let the connection do what its identity allows, and its tokens for rooms."""
+        grants = self._grants.get(connection.id)
+        connection.authenticate(base if grants is None else grants.identity())
 
     def ended(self, connection: ConnectionDriver) -> None:
         """The connection is over."""
         self._expiries.set((connection.id, None), None)
-        for room in self._granted.pop(connection.id, ()):
+        grants = self._grants.pop(connection.id, None)
+        for room in () if grants is None else grants.tokens:
             self._expiries.set((connection.id, room), None)
 
     def _watch(self, connection: ConnectionDriver, identity: Identity) -> None:
@@ -147,14 +183,14 @@ class SignIn:
         for connection in self._connections.find([id]):
             if room is None:
                 connection.close(CloseCause.UNAUTHORISED, "the token has expired")
-            elif self._presence.leave(connection, room):
+                continue
+            grants = self._grants[id]
+            del grants.tokens[room]
+            self._apply(connection, grants.base)
+            if not grants.identity().may_join(room) and self._presence.leave(connection, room):
                 connection.reply_error("unauthorised", f"the token for {room!r} has expired: you have left the room")
 
 
 def expires_in(identity: Identity) -> float | UnsetType:
     """Seconds until its token runs out."""
     return UNSET if identity.expires_at is None else round(identity.expires_at - clock.wall_time(), 3)
-
-
-def _with(patterns: tuple[str, ...], pattern: str) -> tuple[str, ...]:
-    return patterns if pattern in patterns else (*patterns, pattern)

@@ -402,7 +402,10 @@ async def test_a_token_for_one_room_runs_out(autojump_clock: MockClock) -> None:
                 "unauthorised",
                 "the token for 'secret' has expired: you have left the room",
             )
-            assert (await client.ask("heartbeat"))["type"] == "ack", "the connection goes on"
+            assert (await client.ask("join_room", room="secret"))["code"] == "forbidden", (
+                "and what it allowed has ended"
+            )
+            assert (await client.ask("join_room", room="secret", token="t"))["type"] == "ack", "the connection goes on"
 
 
 async def test_revoked_tokens(autojump_clock: MockClock) -> None:

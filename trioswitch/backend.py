@@ -11,7 +11,8 @@ from typing import Any, Final
 
 import trio
 
-from ._util.http_client import import_httpx
+from ._util.checks import check_integer, check_seconds
+from ._util.http_client import check_http_url, import_httpx, read_at_most
 from .auth.identity import Identity
 from .auth.request import ConnectRequest
 from .auth.tokens import identity_of
@@ -30,6 +31,8 @@ PAUSE: Final = 5.0
 KEPT: Final = 60.0
 """Seconds that an idle connection to the backend is kept."""
 MAX_ANSWER: Final = 1024 * 1024
+"""Bytes of an answer."""
+MAX_CONCURRENT: Final = 10_000
 
 
 class Backend:
@@ -45,7 +48,7 @@ class Backend:
 
     A call that fails, or takes too long, refuses the client with `unavailable`: it comes back later. After five such calls in a
     row none is made for five seconds, so that a backend which is overloaded is left alone. Close it with `aclose`. Raises
-    ImportError without the extra `trioswitch[http]`.
+    TypeError and ValueError for arguments that are not valid, and ImportError without the extra `trioswitch[http]`.
     """
 
     def __init__(
@@ -59,6 +62,11 @@ class Backend:
         headers: Sequence[str] = ("cookie", "authorization", "origin", "user-agent", "x-request-id"),
     ) -> None:
         self._urls = {"connect": connect, "join": join, "publish": publish}
+        for what, url in self._urls.items():
+            if url is not None:
+                check_http_url(f"the URL for {what}", url)
+        check_seconds("timeout", timeout)
+        check_integer("max_concurrent", max_concurrent, 1, MAX_CONCURRENT)
         self._timeout = timeout
         self._headers = [name.lower() for name in headers]
         httpx = self._httpx = import_httpx()
@@ -134,12 +142,10 @@ class Backend:
         self.calls += 1
         try:
             with trio.fail_after(self._timeout):
-                response = await self._client.post(url, json=body, headers=passed)
-            if response.status_code != 200:
-                raise ValueError(f"it answers with status {response.status_code}")
-            if len(response.content) > MAX_ANSWER:
-                raise ValueError(f"its answer has more than {MAX_ANSWER} bytes")
-            answer = json.loads(response.content)
+                async with self._client.stream("POST", url, json=body, headers=passed) as response:
+                    if response.status_code != 200:
+                        raise ValueError(f"it answers with status {response.status_code}")
+                    answer = json.loads(await read_at_most(response, MAX_ANSWER))
             if not isinstance(answer, dict):
                 raise ValueError("its answer is no object")
         except trio.TooSlowError:

@@ -138,3 +138,20 @@ async def test_without_a_url_nothing_is_asked() -> None:
     assert await backend.on_connect(request) is None
     assert backend.calls == 0
     await backend.aclose()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        ({"connect": "nonsense"}, ValueError),
+        ({"join": "ftp://host/path"}, ValueError),
+        ({"publish": "http://"}, ValueError),
+        ({"connect": "http://host:99999/"}, ValueError),
+        ({"connect": 5}, TypeError),
+        ({"timeout": "1"}, TypeError),
+        ({"max_concurrent": 0}, ValueError),
+    ],
+)
+def test_arguments_that_are_not_valid(arguments: dict[str, Any], error: type[Exception]) -> None:
+    with pytest.raises(error):
+        Backend(**arguments)

@@ -11,7 +11,7 @@ import attrs
 import trio
 
 from .._util.backoff import Backoff
-from .._util.http_client import import_httpx
+from .._util.http_client import check_http_url, import_httpx, read_at_most
 from .._util.wakeup import Wakeup
 from .keys import Key, jwks_keys, pem_keys
 
@@ -39,12 +39,7 @@ async def fetch_by_httpx(url: str) -> bytes:
     try:
         async with httpx.AsyncClient(timeout=FETCH_TIMEOUT) as client, client.stream("GET", url) as response:
             response.raise_for_status()
-            data = bytearray()
-            async for piece in response.aiter_bytes():
-                data += piece
-                if len(data) > MAX_KEY_SET:
-                    raise OSError(f"the key set has more than {MAX_KEY_SET} bytes")
-            return bytes(data)
+            return await read_at_most(response, MAX_KEY_SET)
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise OSError(str(error) or type(error).__name__) from None
 
@@ -56,7 +51,8 @@ class JwksUrl:
     """
 
     def __init__(self, url: str, fetch: Fetch = fetch_by_httpx) -> None:
-        self.url = url
+        """Raises TypeError and ValueError for what is no URL."""
+        self.url = check_http_url("the URL of a key set", url)
         self.error: str | None = "it was not fetched yet"
         """Why the last attempt failed, in a sentence."""
         self._fetch = fetch

@@ -14,7 +14,7 @@ from typing import Final
 import attrs
 import trio
 
-from .._util.http_client import import_httpx
+from .._util.http_client import check_http_url, import_httpx
 from ..api import Api, ApiKey
 from ..auth.key_ring import JwksUrl, KeyRing
 from ..auth.keys import secret_key
@@ -67,16 +67,15 @@ async def open_backend(settings: BackendSettings) -> AsyncIterator[Backend | Non
         yield None
         return
     try:
-        import_httpx()
-    except ImportError as error:
-        raise ServeError(str(error)) from None
-    backend = Backend(
-        connect=settings.connect,
-        join=settings.join,
-        publish=settings.publish,
-        timeout=settings.timeout,
-        max_concurrent=settings.max_concurrent,
-    )
+        backend = Backend(
+            connect=settings.connect,
+            join=settings.join,
+            publish=settings.publish,
+            timeout=settings.timeout,
+            max_concurrent=settings.max_concurrent,
+        )
+    except (ImportError, ValueError) as error:
+        raise ServeError(f"[backend]: {error}") from None
     try:
         yield backend
     finally:
@@ -145,7 +144,13 @@ class Operation:
             error_rate=monitoring.alarm_error_rate,
             connections=monitoring.alarm_connections,
         )
-        tell = partial(post_alarm, monitoring.alarm_webhook) if monitoring.alarm_webhook else None
+        tell = None
+        if monitoring.alarm_webhook:
+            try:
+                import_httpx()
+                tell = partial(post_alarm, check_http_url("alarm_webhook", monitoring.alarm_webhook))
+            except (ImportError, ValueError) as error:
+                raise ServeError(f"[monitoring] {error}") from None
         self.monitor = Monitor(self.switch, thresholds, tell)
         keys = _api_keys(self._settings.api)
         self.api = Api(self.switch, keys, self.monitor.facts) if keys else None
@@ -227,8 +232,9 @@ def _differences(before: Settings, after: Settings) -> set[str]:
 
 
 async def post_alarm(url: str, alarm: Alarm) -> None:
-    """Tell a webhook of an alarm. Raises OSError and what httpx raises."""
+    """Tell a webhook of an alarm. Raises trio.TooSlowError, and what httpx raises."""
     httpx = import_httpx()
-    async with httpx.AsyncClient(timeout=WEBHOOK_TIMEOUT) as client:
-        response = await client.post(url, json={**attrs.asdict(alarm), "sentence": alarm.sentence})
-        response.raise_for_status()
+    with trio.fail_after(WEBHOOK_TIMEOUT):
+        async with httpx.AsyncClient() as client:
+            response = await client.post(url, json={**attrs.asdict(alarm), "sentence": alarm.sentence})
+            response.raise_for_status()

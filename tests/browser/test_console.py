@@ -76,7 +76,12 @@ async def test_it_is_usable_on_a_phone(browser: Browser, tmp_path: Path) -> None
         page = await log_in(browser, url)
         await switch.publish("a-room-with-quite-a-long-name-that-has-to-be-broken-somewhere", 1)
         await page.wait_for_text("#rooms", "a-room")
+        await page.fill("#search", "a-room*")
+        await page.press("Enter")
+        await page.wait_for_text("#found", "0 members")
         await page.look(width=360, height=780)
         assert await page.evaluate("document.documentElement.scrollWidth") <= 360
         assert await page.small_targets() == []
+        headings = "[...document.querySelectorAll('th')].filter((th) => th.scrollWidth > th.clientWidth).length"
+        assert await page.evaluate(headings) == 0, "each heading fits into its column"
         (tmp_path / "console.png").write_bytes(await page.screenshot())

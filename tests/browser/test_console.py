@@ -52,7 +52,9 @@ async def test_an_operator_looks_searches_and_acts(browser: Browser) -> None:
             await page.fill("#room", "lobby")
             await page.press("Enter")
             await page.wait_for("!document.getElementById('stop').hidden")
-            await page.wait_for("document.getElementById('rooms').textContent.includes('2')")
+            with trio.fail_after(10):
+                while (followed := switch.room_statistics("lobby")) is None or followed.members < 2:
+                    await trio.sleep(0.02)
             await page.fill("#data", '{"price": 17.5}')
             await page.press("Enter")
             await page.wait_for_text("#published", "delivered")

@@ -10,7 +10,7 @@ from chromium import Browser, Page
 from programs import serve_pages
 
 import trioswitch
-from trioswitch.client import open_client
+from trioswitch.client import Rejected, open_client
 from trioswitch.console import Console
 from trioswitch.monitoring import Monitor
 
@@ -39,31 +39,41 @@ async def log_in(browser: Browser, url: str) -> Page:
     return page
 
 
+async def _act(page: Page, switch: trioswitch.Switch, url: str) -> None:
+    """Look for a client, follow its room, publish to it, and disconnect it: this ends with Rejected."""
+    async with (
+        open_client(f"{url.replace('http', 'ws')}ws", user_id="ada <b>") as ada,
+        ada.room("lobby") as lobby,
+    ):
+        await lobby.chat("hello")
+        await page.wait_for_text("#rooms", "lobby")
+        assert "Connections" in await page.text("#figures")
+        await page.fill("#search", "ada <b>")
+        await page.press("Enter")
+        await page.wait_for_text("#found", "ada <b>")
+        await page.fill("#room", "lobby")
+        await page.press("Enter")
+        await page.wait_for("!document.getElementById('stop').hidden")
+        with trio.fail_after(10):
+            while (followed := switch.room_statistics("lobby")) is None or followed.members < 2:
+                await trio.sleep(0.02)
+        await page.fill("#data", '{"price": 17.5}')
+        await page.press("Enter")
+        await page.wait_for_text("#published", "delivered")
+        await page.wait_for_text("#events", '"price":17.5')
+        await lobby.chat("<img src=x onerror=alert(1)>")
+        await page.wait_for_text("#events", "<img src=x onerror=alert(1)>")
+        await page.evaluate("window.confirm = () => true; null")
+        await page.click("#found button")
+        await trio.sleep_forever()
+
+
 async def test_an_operator_looks_searches_and_acts(browser: Browser) -> None:
     async with serving() as (switch, url):
         page = await log_in(browser, url)
-        async with open_client(f"{url.replace('http', 'ws')}ws", user_id="ada <b>") as ada, ada.room("lobby") as lobby:
-            await lobby.chat("hello")
-            await page.wait_for_text("#rooms", "lobby")
-            assert "Connections" in await page.text("#figures")
-            await page.fill("#search", "ada <b>")
-            await page.press("Enter")
-            await page.wait_for_text("#found", "ada <b>")
-            await page.fill("#room", "lobby")
-            await page.press("Enter")
-            await page.wait_for("!document.getElementById('stop').hidden")
-            with trio.fail_after(10):
-                while (followed := switch.room_statistics("lobby")) is None or followed.members < 2:
-                    await trio.sleep(0.02)
-            await page.fill("#data", '{"price": 17.5}')
-            await page.press("Enter")
-            await page.wait_for_text("#published", "delivered")
-            await page.wait_for_text("#events", '"price":17.5')
-            await lobby.chat("<img src=x onerror=alert(1)>")
-            await page.wait_for_text("#events", "<img src=x onerror=alert(1)>")
-            await page.evaluate("window.confirm = () => true; null")
-            await page.click("#found button")
-            await page.wait_for_text("#found", "disconnected")
+        with trio.fail_after(60), pytest.raises(Rejected, match="disconnected by an operator"):
+            await _act(page, switch, url)
+        await page.wait_for_text("#found", "disconnected")
         await page.click("#logout")
         await page.wait_for("document.getElementById('console').hidden")
         assert (await switch.history("lobby")).position.offset == 3

@@ -125,7 +125,9 @@ class NonBlockingHandler(logging.Handler):
             self._write(line)
             if self._dropped and self._pending.empty():
                 dropped, self._dropped = self._dropped, 0
-                self._write(f"{dropped} log lines were dropped: they came faster than they were read")
+                text = "%d log lines were dropped: they came faster than they were read"
+                record = logging.LogRecord(__name__, logging.WARNING, "", 0, text, (dropped,), None)
+                self._write(self.format(record))
 
     def _write(self, line: str) -> None:
         data = f"{line}\n".encode(errors="backslashreplace")

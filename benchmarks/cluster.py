@@ -24,6 +24,7 @@ from typing import Any
 import trio
 
 from trioswitch import Options, RoomPolicy, Switch, open_switch
+from trioswitch._util.process import collect_rarely
 from trioswitch.brokers import Broker, open_broker
 from trioswitch.hub.client import open_hub
 from trioswitch.hub.server import Hub
@@ -175,4 +176,5 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
+    collect_rarely()  # as `serve` does
     trio.run(main)

@@ -10,7 +10,7 @@ import copy
 import logging
 from collections.abc import Awaitable, Callable, Collection, Generator, Iterable
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import trio
 from msgspec import UNSET
@@ -41,6 +41,7 @@ __all__ = [
 ]
 
 _log = logging.getLogger(__name__)
+_NOBODY: Final[frozenset[str]] = frozenset()
 
 
 class PendingPublish:
@@ -276,8 +277,11 @@ def prepare(
             check_seconds(name, seconds)
     if key is not None and not isinstance(key, str):
         raise TypeError(f"key must be a str, not {key!r}")
-    exclude = tuple(exclude) if not isinstance(exclude, str) and isinstance(exclude, Iterable) else exclude
-    check_iterable("exclude", exclude, "connections or their ids", Connection, str)
+    excluded: frozenset[str] = _NOBODY
+    if exclude != ():
+        exclude = tuple(exclude) if not isinstance(exclude, str) and isinstance(exclude, Iterable) else exclude
+        check_iterable("exclude", exclude, "connections or their ids", Connection, str)
+        excluded = frozenset([each.id if isinstance(each, Connection) else each for each in exclude])
     if idempotency_key is not None:
         idempotency_key = scoped_key("", idempotency_key)  # no user has an empty name
     event = frozen(event)
@@ -292,6 +296,6 @@ def prepare(
         expires_at=None if expires is None else now + expires,
         key=key,
         idempotency_key=idempotency_key,
-        exclude=frozenset([each.id if isinstance(each, Connection) else each for each in exclude]),
+        exclude=excluded,
         size=size,
     )

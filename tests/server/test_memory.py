@@ -2,14 +2,16 @@
 
 import gc
 
-from trioswitch._util.process import RARELY, collect_rarely
+from trioswitch._util.process import MIDDLE, OLD, YOUNG, collect_rarely
 
 
-def test_only_full_collections_are_rarer() -> None:
+def test_collections_are_rarer_and_a_full_one_looks_at_many_times_the_objects_of_the_others() -> None:
     before = gc.get_threshold()
     try:
         collect_rarely()
-        assert gc.get_threshold()[:2] == before[:2]
-        assert gc.get_threshold()[2] in (RARELY, before[2])  # where collecting is incremental, it is not to be set
+        young, middle, old = gc.get_threshold()
+        assert (young, middle) == (YOUNG, MIDDLE)
+        assert old in (OLD, before[2])  # where collecting is incremental, it is not to be set
+        assert YOUNG * MIDDLE * OLD > 1_000_000
     finally:
         gc.set_threshold(*before)

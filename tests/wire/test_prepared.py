@@ -10,12 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from wire_support import BINARY, TEXT, Seen, incompressible, judge_websockets, judge_wsproto, server_frames
 
+from trioswitch.wire.body import encoded
 from trioswitch.wire.formats import Chunk, Format, Framing
 from trioswitch.wire.frames import Compressor
-from trioswitch.wire.messages import Ack, Error, Event, Message
-from trioswitch.wire.prepared import Prepared
+from trioswitch.wire.messages import Ack, ChatMessage, DirectMessage, Error, Event, GroupMessage, Message
+from trioswitch.wire.prepared import Arrived, Prepared
 from trioswitch.wire.protocols import JSON, JSON_BATCH, JSON_CODEC, MSGPACK, MSGPACK_CODEC
 from trioswitch.wire.protocols.port import ClientProtocol, Codec
+from trioswitch.wire.records import encode_record, read_record
 from trioswitch.wire.windows import Window, pack
 
 TIME = "2026-11-20T12:00:00.000Z"
@@ -334,3 +336,45 @@ class TestWindow:
         window = Window(sent(*["x" * 50] * 10), TIME)
         assert window.chunk(format) == pack(window.messages, format, TIME, shared=True)
         assert frame_flags(window.chunk(format)) == [True]
+
+
+class TestAMessageOfAnotherNode:
+    BODIES = (encoded({"x": [1, "é"]}), encoded("text"), encoded({"bytes": b"\xff"}))
+    EVENTS = (
+        lambda body: Message(data=body, room="r", user_id="ada", key="k", timestamp=TIME),
+        lambda body: Message(data=body, timestamp=TIME),
+        lambda body: ChatMessage(content=body, room="r", timestamp=TIME),
+        lambda body: DirectMessage(to="bob", data=body, timestamp=TIME),
+        lambda body: GroupMessage(group="g", content=body, user_id="ada", timestamp=TIME),
+    )
+
+    @pytest.mark.parametrize("codec", [JSON_CODEC, MSGPACK_CODEC], ids=["json", "msgpack"])
+    @pytest.mark.parametrize("body", BODIES)
+    @pytest.mark.parametrize("make", EVENTS)
+    def test_its_bytes_are_those_that_the_event_has(self, make: Any, body: Any, codec: Codec) -> None:
+        event = make(body)
+        read, looked_at = (Arrived(read_record(encode_record(event))) for _ in range(2))
+        assert looked_at.event.timestamp == TIME
+        assert read.payload(codec) == looked_at.payload(codec) == codec.encode(event)
+
+    def test_what_looks_at_the_event_may_change_it(self) -> None:
+        arrived = Arrived(read_record(encode_record(Message(data=encoded(1), room="r", timestamp=TIME))))
+        assert isinstance(arrived.event, Message)
+        arrived.event.offset = 7
+        assert json.loads(arrived.payload(JSON_CODEC))["offset"] == 7
+
+    @pytest.mark.parametrize(
+        "record",
+        [
+            b"",
+            b"{}",
+            b"\xc1",
+            b'{"type":"message","timestamp":"","data":1,"seq":1}',
+            b'{"type":"message","timestamp":""}',
+            b'{"type":"chat_message","timestamp":"","room":1,"content":""}',
+            b'{"type":"gap","timestamp":""}',
+        ],
+    )
+    def test_what_is_no_event_is_refused_before_anybody_looks(self, record: bytes) -> None:
+        with pytest.raises(ValueError, match=r"."):
+            read_record(record)

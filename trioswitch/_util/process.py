@@ -6,7 +6,8 @@ fault again. For messages of some hundred KB that is most of what they cost. Mea
 one to a worker process and back took 1.14 ms, with this 0.27 ms.
 
 Python looks at all objects there are ("full collection") each time they have become a quarter more. Measured with
-15,000 connections that came at once: 10 times, 2.2 of 5.6 seconds, and nobody was served for up to 0.5 seconds.
+15,000 connections that came at once: 10 times, 2.2 of 5.6 seconds, and nobody was served for up to 0.5 seconds. The collections
+of young objects cost, too: each looks at all messages that are on their way (decision 15 has the figures).
 """
 
 import ctypes
@@ -22,10 +23,12 @@ KEPT: Final = 16 * 1024 * 1024
 """Bytes that stay with the process when they are freed at the end of the heap: some messages of `max_message_bytes`."""
 OWN_BLOCK: Final = 4 * 1024 * 1024
 """Bytes from which a block comes from the kernel by itself, and goes back there when it is freed."""
-RARELY: Final = 200
-"""Collections of middle-aged objects between two full ones: with Python's other thresholds (700 and 10) those come
-after 1.4 million more containers, of which a connection has 53. Cycles of old objects wait for one, in 250 MB at most;
-young ones are found as before."""
+YOUNG: Final = 5000
+MIDDLE: Final = 3
+OLD: Final = 93
+"""Containers until the young ones are collected, collections of young ones until those of middle age are, and of these until a full
+one: which comes after 1.4 million more containers, of which a connection has 53. Cycles of old objects wait for one, in 250 MB at
+most. 15,000 containers take a few milliseconds."""
 
 FILE_RESERVE: Final = 64
 """Open files that are reserved for other uses than connections."""
@@ -46,9 +49,8 @@ def keep_freed_memory() -> bool:
 
 
 def collect_rarely() -> None:
-    """Have Python make full collections rarely. It holds for the whole process."""
-    young, middle, _ = gc.get_threshold()
-    gc.set_threshold(young, middle, RARELY)
+    """Have Python look for garbage rarely. It holds for the whole process."""
+    gc.set_threshold(YOUNG, MIDDLE, OLD)
 
 
 def resident_bytes() -> int:

@@ -15,7 +15,7 @@ from msgspec import UNSET, Raw
 from .._util import clock
 from ..wire.messages import Published, copied
 from ..wire.prepared import Arrived, Prepared
-from ..wire.records import decode_record, encode_record
+from ..wire.records import encode_record, read_record
 
 __all__ = [
     "ALL",
@@ -275,6 +275,7 @@ _KINDS: Final = (
     Beat,
     Leaving,
 )
+_NOBODY: Final[frozenset[str]] = frozenset()
 _encode: Final = msgspec.msgpack.Encoder().encode
 _decode_parcel: Final = msgspec.msgpack.Decoder(Parcel).decode
 _decode_known: Final = msgspec.msgpack.Decoder(_KnownParcel).decode
@@ -341,13 +342,12 @@ def carry(message: Prepared) -> Carried:
 def unpack(carried: Carried, room: str | None = None) -> Prepared:
     """The message on another node. Raises ValueError for a payload that cannot be read."""
     return Arrived(
-        decode_record(carried.payload),
+        read_record(carried.payload),
         room=room,
         priority=carried.priority,
         deliver_by=None if carried.deliver_by is None else clock.to_trio(carried.deliver_by),
         expires_at=None if carried.expires_at is None else clock.to_trio(carried.expires_at),
         key=carried.key,
         idempotency_key=carried.idempotency_key,
-        exclude=frozenset(carried.exclude),
-        size=len(carried.payload),
+        exclude=frozenset(carried.exclude) if carried.exclude else _NOBODY,
     )

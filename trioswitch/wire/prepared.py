@@ -1,7 +1,7 @@
 """A prepared message: one message, encoded at most once for each format, whatever the number of receivers."""
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import attrs
 from msgspec import UNSET
@@ -10,6 +10,7 @@ from ..errors import TrioswitchError, UnencodableData
 from .formats import Framing, Payload
 from .messages import Ack, Error, Event, Position, Published, Recorded
 from .protocols.port import Codec
+from .records import Record
 
 __all__ = ["URGENT", "Announcement", "Arrived", "Outcome", "Prepared", "Receipt"]
 
@@ -60,6 +61,7 @@ class Receipt:
         return attrs.evolve(self, epoch=epoch, offset=offset)
 
 
+_UNREAD: Final = Event()
 _Key = TypeVar("_Key", Codec, Framing)
 _Bytes = TypeVar("_Bytes", bytes, Payload)
 
@@ -205,9 +207,29 @@ class Prepared:
 
 
 class Arrived(Prepared):
-    """A message of another node, which has given the event its time."""
+    """A message of another node, which has given the event its time.
 
-    __slots__ = ()
+    Its bytes are those that have come, as long as nobody looks at its event, and may change it: most messages need no event.
+    """
+
+    __slots__ = ("_event", "_record")
+
+    def __init__(self, record: Record, **options: Any) -> None:
+        self._event: Event = _UNREAD
+        self._record: Record | None = record
+        super().__init__(_UNREAD, size=len(record.payload), **options)
+        self._codec, self._payload = record.codec, record.payload
+
+    @property
+    def event(self) -> Event:
+        if self._record is not None:
+            self._event, self._record = self._record.event(), None
+            self._codec, self._payload = None, b""
+        return self._event
+
+    @event.setter
+    def event(self, event: Event) -> None:
+        self._event = event
 
     def stamp(self, timestamp: str) -> None:
         pass

@@ -26,9 +26,9 @@ OWN_BLOCK: Final = 4 * 1024 * 1024
 YOUNG: Final = 5000
 MIDDLE: Final = 3
 OLD: Final = 93
-"""Containers until the young ones are collected, collections of young ones until those of middle age are, and of these until a full
-one: which comes after 1.4 million more containers, of which a connection has 53. Cycles of old objects wait for one, in 250 MB at
-most. 15,000 containers take a few milliseconds."""
+"""Containers until the young ones are collected, collections of young ones until those of middle age are, and of these until
+a full one: which comes after 1.4 million more containers, of which a connection has 53. Cycles of old objects wait for one, in
+250 MB at most. 15,000 containers take a few milliseconds."""
 
 FILE_RESERVE: Final = 64
 """Open files that are reserved for other uses than connections."""

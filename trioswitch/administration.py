@@ -16,6 +16,7 @@ from .errors import CloseCause, UnencodableData
 from .rooms.directory import RoomDirectory
 from .rooms.presence import Presence
 from .sign_in import SignIn
+from .tracing import Tracing
 from .wire.body import encoded
 
 __all__ = ["Administration", "ConnectionInfo"]
@@ -61,6 +62,7 @@ class Administration:
         presence: Presence,
         sign_in: SignIn,
         revocations: Revocations,
+        tracing: Tracing,
         ask_others: AskOthers | None,
     ) -> None:
         self._connections = connections
@@ -78,6 +80,7 @@ class Administration:
             "close": self._close_here,
             "refresh": self._refresh_here,
             "revoke": self._revoke_here,
+            "trace": tracing.poll,
         }
 
     def add_question(self, question: str, answer: Callable[..., Awaitable[Any]]) -> None:
@@ -93,6 +96,9 @@ class Administration:
         method = self._questions.get(question)
         try:
             return None if method is None else await method(**arguments)
+        except ValueError as error:  # the node that asks has said what is wrong, if it is the same here
+            _log.warning("the question %r of another node is not answered: %s", question, error)
+            return None
         except TypeError as error:  # it has other arguments there
             _log.warning("the question %r of a node of another version is not answered: %s", question, error)
             return None
@@ -191,6 +197,25 @@ class Administration:
     def _find(self, user: str | None, connection: str | None) -> list[ConnectionDriver]:
         found = self._connections.find([connection]) if connection else list(self._connections.of_user(user or ""))
         return [each for each in found if not user or each.user == user]
+
+    # --- what becomes of messages
+
+    async def trace(self, trace: str, *, user: str | None = None, room: str | None = None) -> dict[str, Any]:
+        """What has become of messages to a user's connections, or to the members of a room, since the last call.
+
+        The first call begins a trace, which ends when it is not called for 10 seconds; `trace` is a name of yours for it. The
+        answer has `events`, in the order of time; `missed`, how many there were beyond the 2,000 that a node holds between two
+        calls; and `connections`, how many are followed now. Raises ValueError when this node has 8 traces already.
+        """
+        check_text("the name of a trace", trace, 255)
+        if (user is None) == (room is None):
+            raise ValueError("say what to follow: a user or a room")
+        found = await self._everywhere("trace", trace=trace, user=user, room=room)
+        return {
+            "events": sorted([event for each in found for event in each["events"]], key=lambda event: event["at"]),
+            "missed": sum([each["missed"] for each in found]),
+            "connections": sum([each["connections"] for each in found]),
+        }
 
     # --- what they do
 

@@ -41,6 +41,7 @@ from .sign_in import SignIn
 from .stores.memory import MemoryStore
 from .stores.port import Store
 from .switch import Switch
+from .tracing import Tracing
 from .transport.reactor import Reactor
 from .wire.formats import Formats
 from .wire.frames import Compressor
@@ -187,9 +188,9 @@ def _assemble(
     commands = Commands(
         options, connections, groups, rooms, presence, publisher, recovery, sessions, inbox, handlers, hooks, sign_in
     )
-    administration = Administration(
-        connections, rooms, presence, sign_in, revocations, None if cluster is None else cluster.surveys.ask
-    )
+    tracing = Tracing(connections, rooms, presence, options)
+    ask_others = None if cluster is None else cluster.surveys.ask
+    administration = Administration(connections, rooms, presence, sign_in, revocations, tracing, ask_others)
     if cluster is not None:
         cluster.surveys.answer_by(administration.answer)
     reactor = Reactor(rooms.dispatcher.hold, rooms.dispatcher.release) if Reactor.available() else None
@@ -222,6 +223,7 @@ def _assemble(
         sessions.run,
         heartbeats.run,
         sign_in.run,
+        tracing.run,
     ]
     if reactor is not None:
         tasks.append(reactor.run)

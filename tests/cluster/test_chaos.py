@@ -1,5 +1,5 @@
-"""Chaos: three nodes under load, while nodes, brokers and stores are killed and stopped at random, connections are cut, and
-Sentinel fails over.
+"""Chaos: three nodes under load, while nodes, workers, brokers and stores are killed and stopped at random, connections are cut,
+and Sentinel fails over.
 
 Publishers go on until each message is acknowledged, subscribers reconnect by themselves, users come and go. In the end everything
 works, and what was acknowledged is there: everywhere, once, in order; and presence is right. The seed is in the test's name. More
@@ -8,8 +8,9 @@ rounds, by hand: `CHAOS_ROUNDS=20 pytest tests/cluster/test_chaos.py`.
 
 import os
 import random
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
+import signal
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -17,7 +18,7 @@ import pytest
 import trio
 from engine_server import free_port
 from engines import SENTINEL, Engines, open_engines, serve_node
-from servers import PATIENCE, Program
+from servers import PATIENCE, Program, run
 
 from trioswitch.client import ClientError, Gap, Message, Room, open_client
 
@@ -25,6 +26,7 @@ ROUNDS = int(os.environ.get("CHAOS_ROUNDS", "1"))
 SECONDS = 15.0
 """With faults."""
 STORED, PLAIN = "stored", "plain"
+WORKERS = "workers"
 
 pytestmark = pytest.mark.kill
 
@@ -64,6 +66,74 @@ class Nodes:
 
     def kill(self, url: str) -> None:
         self._running[url].process.kill()
+
+
+class WorkerNodes(Nodes):
+    """Three workers of one server."""
+
+    def __init__(self, engines: Engines, nursery: trio.Nursery, chance: random.Random) -> None:
+        super().__init__(engines, nursery)
+        self.urls = [self.urls[0]] * 3
+        self._chance = chance
+
+    @property
+    def supervisor(self) -> Program:
+        return self._running[self.urls[0]]
+
+    async def start(self) -> None:
+        self._nursery.start_soon(self._keep, self.urls[0])
+        with trio.fail_after(PATIENCE):
+            await self._started.wait()
+
+    async def _run(self, url: str, port: int) -> None:
+        serve = ("-m", "trioswitch", "serve", "--port", str(port), "--workers", "3", "--store", self._engines.store)
+        room = ("--room", "stored*:history=stored,history-size=10000")
+        async with run(*serve, *room, is_up=r"listens on (ws://[^\s;]+)") as program:
+            self._running[url] = program
+            self._started.set()
+            await program.process.wait()
+
+    def kill(self, url: str) -> None:
+        if workers := self.supervisor.children():
+            with suppress(ProcessLookupError):  # it was just about to end
+                os.kill(self._chance.choice(workers), signal.SIGKILL)
+
+
+class Supervisor(Engines):
+    """What workers have in the place of engines: their supervisor has the hub and the store. WorkerNodes start it again."""
+
+    nodes: WorkerNodes
+
+    async def kill(self) -> None:
+        self.nodes.supervisor.process.kill()
+
+    async def start(self) -> None:
+        await trio.lowlevel.checkpoint()
+
+    async def pause(self, seconds: float) -> None:
+        supervisor = self.nodes.supervisor.process
+        supervisor.send_signal(signal.SIGSTOP)
+        await trio.sleep(seconds)
+        supervisor.send_signal(signal.SIGCONT)
+
+    async def cut(self, chance: random.Random) -> None:
+        for url in self.nodes.urls:
+            self.nodes.kill(url)
+        await trio.lowlevel.checkpoint()
+
+
+@asynccontextmanager
+async def _open(name: str, directory: Path, chance: random.Random) -> AsyncIterator[tuple[Engines, Nodes]]:
+    if name == WORKERS:
+        supervisor = Supervisor("", f"sqlite:{directory / 'messages.db'}", [])
+        async with trio.open_nursery() as nursery:
+            supervisor.nodes = WorkerNodes(supervisor, nursery, chance)
+            yield supervisor, supervisor.nodes
+            nursery.cancel_scope.cancel()
+    else:
+        async with open_engines(name, directory) as engines, trio.open_nursery() as nursery:
+            yield engines, Nodes(engines, nursery)
+            nursery.cancel_scope.cancel()
 
 
 class Chaos:
@@ -149,14 +219,12 @@ async def _come_and_go(chaos: Chaos, urls: list[str], user: str, chance: random.
         await trio.sleep(chance.uniform(0, 1))
 
 
-@pytest.mark.parametrize("name", ["redis", SENTINEL, "nats and postgres"])
+@pytest.mark.parametrize("name", ["redis", SENTINEL, "nats and postgres", WORKERS])
 @pytest.mark.parametrize("seed", range(ROUNDS))
 async def test_what_was_acknowledged_is_there(name: str, seed: int, tmp_path: Path) -> None:
     chance = random.Random(seed)
     async with AsyncExitStack() as stack:
-        engines = await stack.enter_async_context(open_engines(name, tmp_path))
-        nursery = await stack.enter_async_context(trio.open_nursery())
-        nodes = Nodes(engines, nursery)
+        engines, nodes = await stack.enter_async_context(_open(name, tmp_path, chance))
         await nodes.start()
         chaos = Chaos(engines, nodes, chance)
         received: list[list[str]] = [[] for _ in nodes.urls]
@@ -189,7 +257,6 @@ async def test_what_was_acknowledged_is_there(name: str, seed: int, tmp_path: Pa
         assert len(acknowledged) > 100, chaos.done
         await _presence_is(nodes, {f"reader {number}" for number in range(3)})
         readers.cancel_scope.cancel()
-        nursery.cancel_scope.cancel()
 
 
 async def _presence_is(nodes: Nodes, users: set[str]) -> None:

@@ -23,7 +23,7 @@ LAYERS = [
     ["durability"],
     ["cluster"],
     ["publishing", "handlers", "hooks", "messages"],
-    ["services", "replies", "endpoints", "permissions", "refusals", "sign_in"],
+    ["services", "replies", "endpoints", "permissions", "refusals", "sign_in", "tracing"],
     ["commands", "administration"],
     ["admission"],
     ["parts"],

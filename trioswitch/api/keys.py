@@ -33,10 +33,10 @@ class ApiKey:
         return f"ApiKey(methods={self.methods!r}, rooms={self.rooms!r})"
 
     def may_call(self, method: str) -> bool:
-        return any(fnmatchcase(method, pattern) for pattern in self.methods)
+        return "*" in self.methods or any(fnmatchcase(method, pattern) for pattern in self.methods)
 
     def may_use(self, room: str) -> bool:
-        return any(fnmatchcase(room, pattern) for pattern in self.rooms)
+        return self.is_for_all_rooms or any(fnmatchcase(room, pattern) for pattern in self.rooms)
 
     @property
     def is_for_all_rooms(self) -> bool:

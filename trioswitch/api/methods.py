@@ -198,6 +198,11 @@ class Methods:
         found = await self._admin.connections(user=request.user, room=request.channel, connection=request.client)
         return {"connections": {each.id: attrs.asdict(each) for each in found}}
 
+    async def _trace(self, request: requests.Trace, key: ApiKey) -> dict[str, Any]:
+        if request.channel is None and not key.is_for_all_rooms:
+            raise ApiError(DENIED, "the API key is not for all channels: name one")
+        return await self._admin.trace(request.trace, user=request.user, room=request.channel)
+
     # --- rooms
 
     async def _presence(self, request: requests.Presence, _key: ApiKey) -> dict[str, Any]:

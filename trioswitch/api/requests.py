@@ -173,6 +173,17 @@ class RevokeToken(Request, kw_only=True):
     issued_before: float | None = None
 
 
+class Trace(Request, kw_only=True):
+    """What has become of messages to a user, or in a room, since the last request with this name of a trace.
+
+    The first one begins it. It ends when nobody has asked for 10 seconds.
+    """
+
+    trace: Name
+    user: Name | None = None
+    channel: Name | None = None
+
+
 class Statistics(Request, kw_only=True):
     """What this node counts, and samples of the process and the machine."""
 
@@ -181,6 +192,6 @@ REQUESTS: dict[str, type[Request]] = {
     "publish": Publish, "broadcast": Broadcast, "subscribe": Subscribe, "unsubscribe": Unsubscribe, "disconnect": Disconnect,
     "refresh": Refresh, "presence": Presence, "presence_stats": PresenceStats, "history": History, "channels": Channels,
     "info": Info, "batch": Batch, "send_to_user": SendToUser, "send_to_group": SendToGroup, "groups": Groups,
-    "connections": Connections, "revoke_token": RevokeToken, "statistics": Statistics,
+    "connections": Connections, "revoke_token": RevokeToken, "trace": Trace, "statistics": Statistics,
 }  # fmt: skip
 """By method."""

@@ -25,6 +25,7 @@ from .serve_options import Formatter, Parser, add_serve_options, chosen_options,
 from .serving import Interrupted, run_server, say, say_problems
 from .tls import tls_context
 from .token import add_token
+from .trace import add_trace
 
 __all__ = ["main", "make_parser"]
 
@@ -127,6 +128,7 @@ def make_parser() -> argparse.ArgumentParser:
     add_serve_options(serve_command)
     add_config(commands)
     add_token(commands)
+    add_trace(commands)
     add_connect(commands)
     add_bench(commands)
     return parser

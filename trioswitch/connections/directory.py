@@ -42,6 +42,7 @@ class ConnectionDirectory:
         self.closes: Counter[CloseCause] = Counter()
         """Connections that have ended, by cause."""
         self._on_user: Callable[[str, bool], None] = lambda _user, _online: None
+        self._on_added: Callable[[ConnectionDriver], None] = lambda _connection: None
         self.draining = False
         """Whether all connections are about to end: nobody new is admitted, and leaves are not announced."""
 
@@ -77,6 +78,10 @@ class ConnectionDirectory:
     def on_user(self, callback: Callable[[str, bool], None]) -> None:
         """Have this called with a user who has a connection now and had none (True), or has none any more (False)."""
         self._on_user = callback
+
+    def on_added(self, callback: Callable[[ConnectionDriver], None]) -> None:
+        """Have this called with a connection that a user has, or has from now on."""
+        self._on_added = callback
 
     # --- who there is
 
@@ -122,6 +127,7 @@ class ConnectionDirectory:
         else:
             self._by_user[connection.user] = {connection.id: connection}
             self._on_user(connection.user, True)
+        self._on_added(connection)
 
     def _remove_from_user(self, connection: ConnectionDriver) -> None:
         of_user = self._by_user.get(connection.user)

@@ -94,6 +94,8 @@ class Flusher:
         self._channel_in.send_nowait(queued)
         self._unsorted += 1
         self._count(len(queued.entries), queued.size)
+        if self._account.tap is not None:
+            self._account.tap.queued(queued.entries)
         self._wake()
         scope = self._lingering
         if scope is None:
@@ -257,8 +259,9 @@ class Flusher:
         taken = queue.take(trio.current_time())
         self._forget(taken.expired, Drop.EXPIRED)
         messages = [entry.message for entry in taken.batch]
-        if self._gaps:
-            messages[:0] = [Prepared(gap) for gap in self._gaps.take()]
+        gaps = self._gaps.take() if self._gaps else []
+        if gaps:
+            messages[:0] = [Prepared(gap) for gap in gaps]
         if messages:
             account, self._in_flight = self._account, taken.batch
             chunk = pack(messages, self._transport.format, timestamp(), shared=False)
@@ -268,6 +271,9 @@ class Flusher:
             account.messages_sent += len(taken.batch)
             account.batches_sent += 1
             account.bytes_sent += size_of(chunk)
+            if account.tap is not None:
+                account.tap.told(gaps)
+                account.tap.written(taken.batch)
         self._written.notify()
 
     async def _park(self) -> None:

@@ -20,7 +20,7 @@ from ..metrics import Drop, OutboxStatistics, Traffic
 from ..transport.port import Transport
 from ..wire.prepared import URGENT, Prepared
 from ..wire.windows import QueuedWindow, Window, pack, queue_message
-from .account import Account
+from .account import Account, Tap
 from .flusher import Flusher
 
 __all__ = ["OfferResult", "Outbox"]
@@ -179,7 +179,9 @@ class Outbox:
 
     def _write_straight(self, message: Prepared) -> OfferResult | None:
         """Write a message at once, if nothing waits and no linger holds it back."""
-        if self.direct or (message.priority > URGENT and not self._ended and not self.busy):
+        if self.direct or (
+            message.priority > URGENT and not self._ended and not self.busy and self.account.tap is None
+        ):
             return self._write_through(pack((message,), self._transport.format, "", shared=False), (message,))
         return None
 
@@ -230,7 +232,14 @@ class Outbox:
             self._fail(gone.cause)
 
     def _on_idle(self) -> None:
-        self.direct = self._options.linger == 0 and not self._ended
+        self.direct = self._options.linger == 0 and not self._ended and self.account.tap is None
+
+    def follow(self, tap: Tap | None) -> None:
+        """Tell a tap what becomes of each message: all of them go through the flusher then. None: no more."""
+        self.account.tap = tap
+        self.direct = False
+        if not self.busy:
+            self._on_idle()
 
     # --- what waits
 

@@ -23,7 +23,7 @@ class Presence:
         self._connections = connections
         self._announcements = announcements
         self._on_change: Callable[[Room, str], None] = lambda _room, _user: None
-        self._on_connection: Callable[[ConnectionDriver], None] = lambda _connection: None
+        self._on_connection: list[Callable[[ConnectionDriver], None]] = []
 
     def on_change(self, callback: Callable[[Room, str], None]) -> None:
         """Have this called when a user has another number of connections in a room, on this node."""
@@ -31,7 +31,7 @@ class Presence:
 
     def on_connection(self, callback: Callable[[ConnectionDriver], None]) -> None:
         """Have this called when a connection has other rooms, or another user."""
-        self._on_connection = callback
+        self._on_connection.append(callback)
 
     def join(self, connection: ConnectionDriver, name: str, *, reserved: bool = False) -> Room:
         """Make the connection a member. The members, itself included, are told if its user was not there before.
@@ -41,7 +41,7 @@ class Presence:
         room = self._rooms.open(name)
         if connection.id not in room.membership.members:
             connection.enter(name)
-            self._on_connection(connection)
+            self._connection_changed(connection)
             room.membership.add(connection.outbox)
             if not reserved:
                 self._arrive(room, connection.user)
@@ -58,8 +58,12 @@ class Presence:
         connection.exit(name)
         room.membership.remove(connection.id)
         self._depart(room, connection.user)
-        self._on_connection(connection)
+        self._connection_changed(connection)
         return True
+
+    def _connection_changed(self, connection: ConnectionDriver) -> None:
+        for callback in self._on_connection:
+            callback(connection)
 
     def leave_all(self, connection: ConnectionDriver) -> None:
         for name in list(connection.rooms):
@@ -84,7 +88,7 @@ class Presence:
         """
         before = connection.user
         self._connections.change_user(connection, user, declared=declared)
-        self._on_connection(connection)
+        self._connection_changed(connection)
         if user == before:
             return
         for name in connection.rooms:

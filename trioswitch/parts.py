@@ -102,6 +102,8 @@ class Parts:
             messages_received=traffic.messages_received,
             bytes_received=traffic.bytes_received,
             drops_by_policy=traffic.drops_by_policy(),
+            outbox_waits=traffic.outbox_waits.distribution(),
+            outbox_batches=traffic.outbox_batches.distribution(),
             drops={cause.value: count for cause, count in traffic.drops.items()},
             closes={
                 cause.name.lower(): count

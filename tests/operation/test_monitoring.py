@@ -72,6 +72,27 @@ async def test_metrics_of_a_busy_server(autojump_clock: MockClock) -> None:
         assert set(metrics(page)) == set(found)
 
 
+async def test_how_long_messages_wait_in_outboxes(autojump_clock: MockClock) -> None:
+    async with open_test_switch(Options(linger=0.3)) as app:
+        page = metrics_page(Monitor(app.switch))
+        client = await app.connect()
+        await client.join("hall", user_id="ada")
+        await trio.sleep(1)
+        before = metrics(page)
+        await app.switch.publish("hall", 1)
+        await trio.sleep(0.1)
+        await app.switch.publish("hall", 2)
+        await trio.sleep(1)
+        after = metrics(page)
+        more = {name: value - before[name] for name, value in after.items() if name.startswith("trioswitch_outbox")}
+        assert more['trioswitch_outbox_wait_seconds_bucket{le="0.25"}'] == 0
+        assert more['trioswitch_outbox_wait_seconds_bucket{le="0.5"}'] == 1
+        assert more["trioswitch_outbox_wait_seconds_count"] == more["trioswitch_outbox_batch_messages_count"] == 1
+        assert more["trioswitch_outbox_wait_seconds_sum"] == pytest.approx(0.3, abs=0.01)
+        assert more['trioswitch_outbox_batch_messages_bucket{le="1"}'] == 0
+        assert more["trioswitch_outbox_batch_messages_sum"] == 2
+
+
 async def test_promtool_finds_nothing_wrong_with_them(autojump_clock: MockClock) -> None:
     async with open_test_switch() as app:
         monitor = Monitor(app.switch)
@@ -129,7 +150,7 @@ async def test_samples(autojump_clock: MockClock) -> None:
         assert newest["open_files"] > 3
         assert facts["alarms"] == []
         json.dumps(facts)
-        assert sum(monitor.lag_counts) > 500
+        assert sum(monitor.lags.distribution().counts) > 500
 
 
 async def test_who_cannot_be_told_of_an_alarm(autojump_clock: MockClock, caplog: pytest.LogCaptureFixture) -> None:

@@ -271,6 +271,10 @@ class Flusher:
             account.messages_sent += len(taken.batch)
             account.batches_sent += 1
             account.bytes_sent += size_of(chunk)
+            if taken.batch:
+                oldest = min([entry.queued_at for entry in taken.batch])
+                account.traffic.outbox_waits.add(trio.current_time() - oldest)
+                account.traffic.outbox_batches.add(len(taken.batch))
             if account.tap is not None:
                 account.tap.told(gaps)
                 account.tap.written(taken.batch)

@@ -12,10 +12,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from ..api import Api
+from ..metrics import Distribution
 from ..switch import Switch
 from ..version import __version__
 from ..web import Page, Request, Route
-from .monitor import LAG_BUCKETS, Monitor, file_limit, open_files
+from .monitor import Monitor, file_limit, open_files
 
 __all__ = ["metrics_of_workers", "metrics_page"]
 
@@ -88,6 +89,15 @@ def _by(label: str, values: Mapping[str, int]) -> list[tuple[Labels, float]]:
     return [({label: name}, value) for name, value in sorted(values.items())]
 
 
+def _histogram(distribution: Distribution) -> list[tuple[Labels, float]]:
+    series: list[tuple[Labels, float]] = []
+    total = 0
+    for bound, count in zip((*map(str, distribution.bounds), "+Inf"), distribution.counts, strict=True):
+        total += count
+        series.append(({SUFFIX: "_bucket", "le": bound}, total))
+    return [*series, ({SUFFIX: "_sum"}, distribution.sum), ({SUFFIX: "_count"}, total)]
+
+
 def families(monitor: Monitor, api: Api | None) -> Iterable[Family]:
     """What there is to tell of a process."""
     switch = monitor.switch
@@ -131,6 +141,18 @@ def _of_switch(switch: Switch) -> Iterable[Family]:
     for name, (help, counter) in counters.items():
         yield f"trioswitch_{name}_total", "counter", help, _one(counter)
     yield (
+        "trioswitch_outbox_wait_seconds",
+        "histogram",
+        "How long messages waited in an outbox, the oldest of each batch. What is written straight through is not counted.",
+        _histogram(counted.outbox_waits),
+    )
+    yield (
+        "trioswitch_outbox_batch_messages",
+        "histogram",
+        "Messages in a batch of an outbox.",
+        _histogram(counted.outbox_batches),
+    )
+    yield (
         "trioswitch_connections_refused_total",
         "counter",
         "Clients that were turned away, by cause.",
@@ -154,12 +176,8 @@ def _of_switch(switch: Switch) -> Iterable[Family]:
 
 
 def _of_process(monitor: Monitor) -> Iterable[Family]:
-    lag, total = [], 0
-    for bound, count in zip((*map(str, LAG_BUCKETS), "+Inf"), monitor.lag_counts, strict=True):
-        total += count
-        lag.append(({SUFFIX: "_bucket", "le": bound}, float(total)))
-    lag += [({SUFFIX: "_sum"}, monitor.lag_sum), ({SUFFIX: "_count"}, float(total))]
-    yield "trioswitch_event_loop_lag_seconds", "histogram", "How late the event loop is, once a second.", lag
+    lags = _histogram(monitor.lags.distribution())
+    yield "trioswitch_event_loop_lag_seconds", "histogram", "How late the event loop is, once a second.", lags
     newest = monitor.samples[-1] if monitor.samples else monitor.take_sample()
     yield "process_resident_memory_bytes", "gauge", "Resident memory.", _one(newest.memory)
     yield "process_cpu_seconds_total", "counter", "CPU time, of the user and the system.", _one(time.process_time())

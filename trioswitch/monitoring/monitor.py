@@ -13,6 +13,7 @@ import trio
 
 from .._util import clock
 from .._util.process import resident_bytes
+from ..metrics import Histogram
 from ..switch import Switch
 
 __all__ = ["LAG_BUCKETS", "Alarm", "Monitor", "Sample", "Thresholds"]
@@ -92,9 +93,8 @@ class Monitor:
         self.alarms: dict[str, Alarm] = {}
         """Those that are raised, by name."""
         self.samples: deque[Sample] = deque(maxlen=SAMPLES)
-        self.lag_counts = [0] * (len(LAG_BUCKETS) + 1)
-        """How often the event loop was late by up to each of LAG_BUCKETS, and by more."""
-        self.lag_sum = 0.0
+        self.lags = Histogram(LAG_BUCKETS)
+        """How late the event loop was, in seconds."""
         self._on_alarm = on_alarm
         self._lag = 0.0
         self._before = (time.monotonic(), time.process_time(), 0, 0)
@@ -115,8 +115,7 @@ class Monitor:
             await trio.sleep_until(due)
             lag = trio.current_time() - due
             self._lag = max(self._lag, lag)
-            self.lag_sum += lag
-            self.lag_counts[next((i for i, bound in enumerate(LAG_BUCKETS) if lag <= bound), len(LAG_BUCKETS))] += 1
+            self.lags.add(lag)
 
     def take_sample(self) -> Sample:
         """Look now. It is kept, too."""

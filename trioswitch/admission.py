@@ -16,7 +16,7 @@ from msgspec import UNSET
 
 from ._util.clock import timestamp
 from ._util.process import connections_by_files
-from .auth.address import Network, client_address, networks
+from .auth.address import Network, client_address, is_trusted, networks
 from .auth.authentication import Authentication
 from .auth.identity import Identity
 from .auth.origin import check_origin
@@ -36,8 +36,9 @@ from .metrics import Traffic
 from .refusals import response_to, status_of, told_by_closing
 from .sign_in import SignIn, expires_in
 from .transport.native import NativeTransport, read_head
+from .transport.proxy_header import read_header
 from .transport.reactor import Reactor
-from .transport.streams import ByteStream, PrefixedStream, address
+from .transport.streams import ByteStream, PrefixedStream, SocketByteStream, address
 from .transport.trio_websocket import TrioWebsocketTransport
 from .version import __version__
 from .wire.formats import Formats
@@ -60,8 +61,6 @@ TransportName = Literal["native", "trio-websocket"]
 
 WELCOME_PRIORITY: Final = 10
 _CAUSES: Final = {"unauthorised", "forbidden", "rate_limited", "unavailable", "internal", "origin"}
-CLOSE_LINGER: Final = 1.0
-"""Seconds that a peer has to read an answer after which the connection is closed."""
 
 
 @attrs.define(eq=False, kw_only=True)
@@ -103,12 +102,14 @@ class Admission:
         """Serve whoever is at the other end until it is gone; closes the channel. Raises nothing but Cancelled."""
         try:
             conversation = None
+            if self.options.proxy_protocol and not await self._knows_client(channel):
+                return
             try:
                 conversation = await self._let_in(channel, http_handler, transport)
             except (Refused, Rejected) as refused:
-                await self._answer(channel, response_to(refused))
+                await channel.part(response_to(refused))
             except trio.TooSlowError:
-                await self._answer(channel, response(408, "the handshake took too long\n"))
+                await channel.part(response(408, "the handshake took too long\n"))
             if conversation is not None:
                 await conversation()
         except* PeerGone:
@@ -117,6 +118,20 @@ class Admission:
             _log.exception("serving %s failed", channel.remote)
         finally:
             await channel.aclose()
+
+    async def _knows_client(self, channel: ByteStream) -> bool:
+        """Read the PROXY header of a trusted proxy. Returns whether the client can be served."""
+        trusted = is_trusted(channel.remote, self.options.trusted_proxies, self._proxies)
+        if not (trusted and isinstance(channel, SocketByteStream)):
+            return True
+        try:
+            with trio.fail_after(self.options.handshake_timeout):
+                await channel.read_proxy_header(read_header)
+        except (ValueError, trio.TooSlowError) as error:
+            self._count_refusal("other")
+            _log.warning("%s is a trusted proxy, and did not say who its client is: %s", channel.remote, error)
+            return False
+        return True
 
     async def _let_in(
         self, channel: ByteStream, http_handler: HttpHandler | None, transport: TransportName
@@ -136,7 +151,7 @@ class Admission:
                 raise Rejected(426, "this is a WebSocket server", [("Upgrade", "websocket")])
             left = await http_handler(channel, head + rest)
             if left is None:
-                await self._part(channel)
+                await channel.part()
                 return None
             data = left
 
@@ -162,7 +177,7 @@ class Admission:
             if cause is None:
                 raise
             answer, codec = handshake.accept(options.max_fragments)
-            await self._answer(channel, answer + codec.close(cause.code, refused.message))
+            await channel.part(answer + codec.close(cause.code, refused.message))
             return None
         if is_endpoint:
             if identity is None:
@@ -239,21 +254,6 @@ class Admission:
             return await request.accept(subprotocol=protocol.subprotocol if named else None), protocol
         except (trio.BrokenResourceError, trio_websocket.ConnectionClosed):
             raise PeerGone(CloseCause.VANISHED) from None
-
-    @staticmethod
-    async def _answer(channel: ByteStream, data: bytes) -> None:
-        """Tell a peer that is not let in why, if it listens for a moment."""
-        with trio.move_on_after(CLOSE_LINGER):
-            await channel.write(data)
-            await Admission._part(channel)
-
-    @staticmethod
-    async def _part(channel: ByteStream) -> None:
-        """Let the peer read the last that was written: to close while bytes of it are unread would reset the connection."""
-        with trio.move_on_after(CLOSE_LINGER):
-            await channel.end_writing()
-            while await channel.read():
-                pass
 
     # --- admission
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Final
 
-__all__ = ["UNIX_SOCKET", "Network", "client_address", "networks"]
+__all__ = ["UNIX_SOCKET", "Network", "client_address", "is_trusted", "networks"]
 
 Network = IPv4Network | IPv6Network
 UNIX_SOCKET: Final = "unix socket"
@@ -17,6 +17,14 @@ def networks(names: Iterable[str]) -> tuple[Network, ...]:
     return tuple(ip_network(name, strict=False) for name in names if name != UNIX_SOCKET)
 
 
+def is_trusted(remote: str, trusted: Sequence[str], known: Sequence[Network]) -> bool:
+    """Whether the other end of a socket is one of `trusted`, of which `known` are the networks."""
+    address = _parse(remote)
+    if address is None:
+        return remote == UNIX_SOCKET and UNIX_SOCKET in trusted
+    return any(address in network for network in known)
+
+
 def client_address(
     remote: str, headers: Mapping[str, str], trusted: Sequence[str], known: Sequence[Network]
 ) -> str | None:
@@ -26,10 +34,7 @@ def client_address(
     in `X-Forwarded-For` that is not trusted is the client's: those before it are what the client itself says.
     """
     address = _parse(remote)
-    is_trusted = remote == UNIX_SOCKET and UNIX_SOCKET in trusted
-    if address is not None:
-        is_trusted = any(address in network for network in known)
-    if is_trusted:
+    if is_trusted(remote, trusted, known):
         for hop in reversed(headers.get("x-forwarded-for", "").split(",")):
             found = _parse(hop.strip())
             if found is None:

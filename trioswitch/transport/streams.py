@@ -8,9 +8,9 @@ import abc
 import ipaddress
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 import trio
 
@@ -19,6 +19,8 @@ from ..errors import CloseCause, PeerGone
 __all__ = ["ByteStream", "PrefixedStream", "SocketByteStream", "TrioByteStream", "address"]
 
 READ_SIZE = 64 * 1024
+CLOSE_LINGER: Final = 1.0
+"""Seconds that a peer has to read an answer after which the connection is closed."""
 
 
 class ByteStream(abc.ABC):
@@ -44,6 +46,18 @@ class ByteStream(abc.ABC):
     async def end_writing(self) -> None:
         """Tell the peer that nothing more comes, where the channel can; reading goes on."""
 
+    async def part(self, last: bytes = b"") -> None:
+        """Write the last there is to say, and let the peer read it, for a moment. It has yet to be closed. Safe to cancel.
+
+        To close while bytes of the peer are unread would reset the connection.
+        """
+        with trio.move_on_after(CLOSE_LINGER):
+            if last:
+                await self.write(last)
+            await self.end_writing()
+            while await self.read():
+                pass
+
     @abc.abstractmethod
     async def aclose(self) -> None:
         """Close at once. Never fails, and closes even when it is cancelled."""
@@ -61,10 +75,11 @@ class ByteStream(abc.ABC):
 class SocketByteStream(ByteStream):
     """A connected, non-blocking socket, used by its descriptor."""
 
-    __slots__ = ("_socket", "fd", "write_nowait")
+    __slots__ = ("_socket", "_told", "fd", "write_nowait")
 
     def __init__(self, connected: socket.socket) -> None:
         self._socket = connected
+        self._told: str | None = None
         self.fd = connected.fileno()
         self.write_nowait = partial(os.write, self.fd)
 
@@ -130,8 +145,14 @@ class SocketByteStream(ByteStream):
             self._socket.close()
             self.fd = -1  # its number is soon another connection's: who writes late must fail, not write to that
 
+    async def read_proxy_header(self, read: Callable[[socket.socket], Awaitable[str | None]]) -> None:
+        """Read who the client is, before anything else (`proxy_header.read_header`). Raises as that. Safe to cancel."""
+        self._told = await read(self._socket)
+
     @property
     def remote(self) -> str:
+        if self._told is not None:
+            return self._told
         try:
             peer = self._socket.getpeername()
         except OSError:
@@ -140,6 +161,8 @@ class SocketByteStream(ByteStream):
 
     @property
     def is_loopback(self) -> bool:
+        if self._told is not None:
+            return False
         try:
             name = self._socket.getsockname()
         except OSError:

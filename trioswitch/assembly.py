@@ -20,6 +20,7 @@ from .connections.directory import ConnectionDirectory
 from .connections.groups import Groups
 from .connections.heartbeats import Heartbeats
 from .connections.limits import ClientLimits
+from .connections.shedding import Shedding
 from .durability.idempotency import IdempotencyKeys
 from .durability.inbox import Inbox
 from .durability.recovery import Recovery
@@ -188,6 +189,7 @@ def _assemble(
     commands = Commands(
         options, connections, groups, rooms, presence, publisher, recovery, sessions, inbox, handlers, hooks, sign_in
     )
+    shedding = Shedding(lambda: [each.outbox for each in connections], traffic, options.total_outbox_bytes)
     tracing = Tracing(connections, rooms, presence, options)
     ask_others = None if cluster is None else cluster.surveys.ask
     administration = Administration(connections, rooms, presence, sign_in, revocations, tracing, ask_others)
@@ -224,6 +226,7 @@ def _assemble(
         heartbeats.run,
         sign_in.run,
         tracing.run,
+        shedding.run,
     ]
     if reactor is not None:
         tasks.append(reactor.run)

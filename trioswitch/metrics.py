@@ -3,7 +3,8 @@
 import enum
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from math import inf
 from typing import Final
 
 import attrs
@@ -43,6 +44,8 @@ class Drop(enum.Enum):
     """It was being written when the connection broke: it may have arrived or not."""
     CLOSED = "closed"
     """It was waiting when the connection, or the switch, ended."""
+    SHED = "shed"
+    """All outboxes together held too much, and this one more than others, or the message had a low priority."""
     CRASHED = "crashed"
     """The room failed while it handed the message out."""
     BEHIND = "behind"
@@ -197,6 +200,9 @@ class Traffic:
     bytes_received: int = 0
     outbox_waits: Histogram = attrs.field(factory=lambda: Histogram(WAIT_BOUNDS))
     outbox_batches: Histogram = attrs.field(factory=lambda: Histogram(BATCH_BOUNDS))
+    crowded_at: float = inf
+    """Bytes that wait in all outboxes above which `on_crowded` is called."""
+    on_crowded: Callable[[], None] = lambda: None
     drops: Counter[Drop] = attrs.field(factory=Counter)
     _by_room: dict[str, tuple[str, Counter[Drop]]] = attrs.field(factory=dict)
     """The pattern of its policy, and its drops."""

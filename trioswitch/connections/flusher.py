@@ -139,6 +139,8 @@ class Flusher:
         traffic.waiting += messages
         self._waiting_bytes += size
         traffic.waiting_bytes += size
+        if traffic.waiting_bytes > traffic.crowded_at:
+            traffic.on_crowded()
 
     def _collect(self) -> BatchQueue:
         """Sort what is in the memory channel into the queue."""
@@ -181,6 +183,18 @@ class Flusher:
                     return count
             return len(queued.entries)
         return 0
+
+    def shed(self, priority: int, size: int) -> int:
+        """Drop messages of a priority until `size` bytes are gone. Returns how many bytes went. The client is told."""
+        before = self._waiting_bytes
+        if gone := self._collect().shed(priority, size):
+            self._forget(gone, Drop.SHED, tell=True)
+            self._written.notify()  # there is space
+        return before - self._waiting_bytes
+
+    @property
+    def waiting_bytes(self) -> int:
+        return self._waiting_bytes
 
     def _excess(self, queued: QueuedWindow, instead_of: QueuedMessage | None = None) -> tuple[int, int] | None:
         """By how many messages and bytes the bounds would be passed. None: it fits.

@@ -253,6 +253,14 @@ class Outbox:
         """Whether it has reached its high-water mark, or all outboxes together have."""
         return self._flusher is not None and self._flusher.full
 
+    @property
+    def waiting_bytes(self) -> int:
+        return 0 if self._flusher is None else self._flusher.waiting_bytes
+
+    def shed(self, priority: int, size: int) -> int:
+        """Drop what waits with a priority until `size` bytes are gone. Returns how many bytes went. The client is told."""
+        return 0 if self._flusher is None else self._flusher.shed(priority, size)
+
     async def wait_space(self) -> None:
         """Wait until it is not full, or ends. Safe to cancel."""
         while not self._ended and self._flusher is not None and self._flusher.busy and self._flusher.full:

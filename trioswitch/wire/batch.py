@@ -18,6 +18,7 @@ from math import inf
 
 import attrs
 
+from .messages import Published
 from .prepared import URGENT
 from .windows import QueuedMessage, QueuedWindow
 
@@ -137,6 +138,23 @@ class BatchQueue:
             self._lanes[priority] = deque(entry for entry in lane if entry.message.room != room)
         for entry in gone:
             self._removed(entry)
+        return gone
+
+    def shed(self, priority: int, size: int) -> list[QueuedMessage]:
+        """Remove messages of a priority, the oldest first, until `size` bytes are gone. Answers to the client's commands stay."""
+        lane = self._lanes.get(priority, ())
+        gone: list[QueuedMessage] = []
+        kept: deque[QueuedMessage] = deque()
+        for entry in lane:
+            if size > 0 and (entry.message.room is not None or isinstance(entry.message.event, Published)):
+                gone.append(entry)
+                size -= entry.size
+            else:
+                kept.append(entry)
+        if gone:
+            self._lanes[priority] = kept
+            for entry in gone:
+                self._removed(entry)
         return gone
 
     def clear(self) -> list[QueuedMessage]:

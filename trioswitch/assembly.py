@@ -29,7 +29,7 @@ from .durability.store_health import StoreHealth
 from .durability.store_writer import StoreWriter
 from .endpoints import Endpoint, Endpoints, check_endpoints
 from .handlers import Handlers
-from .hooks import CheckRoomToken, Hooks, OnDisconnect, OnJoin, OnPublish
+from .hooks import CheckRoomToken, Hooks, OnDisconnect, OnExpire, OnJoin, OnPublish
 from .metrics import Traffic
 from .parts import Parts
 from .publishing import Publisher
@@ -58,6 +58,7 @@ async def open_switch(
     endpoints: Mapping[str, Endpoint] | None = None,
     on_connect: OnConnect | None = None,
     on_disconnect: OnDisconnect | None = None,
+    on_expire: OnExpire | None = None,
     authenticate: Authenticator | None = None,
     on_join: OnJoin | None = None,
     on_publish: OnPublish | None = None,
@@ -78,6 +79,9 @@ async def open_switch(
         on_connect: async function that is called before a client is admitted, when its token has been checked. It returns who
             the client is, or None for no change, or raises Refused.
         on_disconnect: async function that is called when a client that was admitted has gone.
+        on_expire: async function that is called when the identity of a connection has expired (`Identity.expires_at`). It returns
+            when it expires from now on (seconds since 1970; None: never), or raises Refused, after which the connection is closed
+            with 4500, or, if the code is `unavailable`, with 4003. Without it, the connection is closed with 4500.
         authenticate: async function from a token to an Identity. With it, a client needs a token: in the `Authorization`
             header, in `?token=`, or in its first message.
         on_join: async function that is called before a client joins a room. It may raise Refused.
@@ -110,6 +114,7 @@ async def open_switch(
         authenticate=authenticate,
         on_connect=on_connect,
         on_disconnect=on_disconnect,
+        on_expire=on_expire,
         on_join=on_join,
         on_publish=on_publish,
         check_room_token=check_room_token,
@@ -185,7 +190,9 @@ def _assemble(
     limits = ClientLimits(options)
     revocations = Revocations()
     authentication = Authentication(hooks.authenticate, hooks.on_connect, revocations)
-    sign_in = SignIn(authentication, hooks.check_room_token, connections, presence, inbox, limits, options.max_rooms)
+    sign_in = SignIn(
+        authentication, hooks.check_room_token, hooks.on_expire, connections, presence, inbox, limits, options.max_rooms
+    )
     commands = Commands(
         options, connections, groups, rooms, presence, publisher, recovery, sessions, inbox, handlers, hooks, sign_in
     )

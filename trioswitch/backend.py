@@ -36,10 +36,11 @@ MAX_CONCURRENT: Final = 10_000
 
 
 class Backend:
-    """Calls a backend: `open_switch(on_connect=backend.on_connect, on_join=backend.on_join, on_publish=backend.on_publish)`.
+    """Calls a backend: `open_switch(on_connect=backend.on_connect, on_join=backend.on_join)`, and so with the other hooks.
 
     Args:
         connect: URL that is asked who a client is.
+        refresh: URL that is asked when an identity has expired, whether the client may stay, and until when.
         join: URL that is asked whether a client may join a room.
         publish: URL that is asked whether a client may publish to a room; it may change the data.
         timeout: seconds that an answer may take.
@@ -55,13 +56,14 @@ class Backend:
         self,
         *,
         connect: str | None = None,
+        refresh: str | None = None,
         join: str | None = None,
         publish: str | None = None,
         timeout: float = 1.0,
         max_concurrent: int = 100,
         headers: Sequence[str] = ("cookie", "authorization", "origin", "user-agent", "x-request-id"),
     ) -> None:
-        self._urls = {"connect": connect, "join": join, "publish": publish}
+        self._urls = {"connect": connect, "refresh": refresh, "join": join, "publish": publish}
         for what, url in self._urls.items():
             if url is not None:
                 check_http_url(f"the URL for {what}", url)
@@ -88,6 +90,8 @@ class Backend:
 
     async def on_connect(self, request: ConnectRequest) -> Identity | None:
         """Who a client is, as the backend says. Raises Refused. Safe to cancel."""
+        if self._urls["connect"] is None:
+            return None
         body = {
             "client": "",
             "transport": "websocket",
@@ -97,14 +101,23 @@ class Backend:
             "remote": request.remote,
             **({"token": request.token} if request.token is not None else {}),
         }
-        result = await self._call("connect", body, request.headers)
-        if result is None:
-            return None
+        result = await self._call("connect", body, request.headers) or {}
         try:
             return identity_of({**result, "sub": result.get("user", "")}, ("*",), None)
         except (TypeError, ValueError) as error:
             self._fail(f"its answer to connect is not valid: {error}")
             raise Refused("the backend failed", code="unavailable") from None
+
+    async def on_expire(self, connection: Connection) -> float | None:
+        """Until when the client may stay, as the backend says. Raises Refused when it may not. Safe to cancel."""
+        result = await self._ask("refresh", connection, {})
+        if result is None or result.get("expired"):
+            raise Refused("the token has expired", code="unauthorised")
+        expires_at = result.get("expire_at", 0)
+        if isinstance(expires_at, bool) or not isinstance(expires_at, int | float):
+            self._fail(f"its answer to refresh is not valid: expire_at is {expires_at!r}")
+            raise Refused("the backend failed", code="unavailable")
+        return expires_at or None
 
     async def on_join(self, connection: Connection, request: JoinRequest) -> None:
         """Raises Refused unless the backend lets the client join. Safe to cancel."""
@@ -132,7 +145,7 @@ class Backend:
     async def _call(
         self, what: str, body: dict[str, Any], headers: Any, connection: Connection | None = None
     ) -> dict[str, Any] | None:
-        """The `result` of an answer; None where nothing is asked. Raises Refused."""
+        """The `result` of an answer; None where there is none, or nothing is asked. Raises Refused."""
         url = self._urls[what]
         if url is None:
             return None
@@ -167,7 +180,7 @@ class Backend:
             _log.error("the backend is not asked for %g s: %s", PAUSE, reason)
 
     @staticmethod
-    def _decide(answer: dict[str, Any], connection: Connection | None) -> dict[str, Any]:
+    def _decide(answer: dict[str, Any], connection: Connection | None) -> dict[str, Any] | None:
         error, disconnect = answer.get("error"), answer.get("disconnect")
         if isinstance(disconnect, dict):
             reason = str(disconnect.get("reason", ""))[:100]
@@ -177,4 +190,4 @@ class Backend:
         if isinstance(error, dict):
             raise Refused(str(error.get("message", "refused"))[:200])
         result = answer.get("result")
-        return result if isinstance(result, dict) else {}
+        return result if isinstance(result, dict) else None

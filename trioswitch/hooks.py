@@ -18,7 +18,16 @@ from .wire.body import decoded, encoded
 from .wire.messages import ChatMessage, Published
 from .wire.prepared import Prepared
 
-__all__ = ["CheckRoomToken", "Hooks", "JoinRequest", "OnDisconnect", "OnJoin", "OnPublish", "PublishRequest"]
+__all__ = [
+    "CheckRoomToken",
+    "Hooks",
+    "JoinRequest",
+    "OnDisconnect",
+    "OnExpire",
+    "OnJoin",
+    "OnPublish",
+    "PublishRequest",
+]
 
 _log = logging.getLogger(__name__)
 
@@ -91,6 +100,9 @@ OnDisconnect = Callable[[Connection, CloseCause], Awaitable[None]]
 """Called when a client that was admitted has gone, always; it has `hook_timeout` seconds."""
 CheckRoomToken = Callable[[str, str, str], Awaitable[RoomToken]]
 """From a token, a room and a user to what the token lets the user do there. Raises Refused."""
+OnExpire = Callable[[Connection], Awaitable[float | None]]
+"""Called when the identity of a connection has expired. Returns when it expires from now on, in seconds since 1970; None: never.
+Raises Refused, after which the connection is closed."""
 OnJoin = Callable[[Connection, JoinRequest], Awaitable[None]]
 """Called before a client joins a room, also when it resumes a session. Raises Refused to refuse it."""
 OnPublish = Callable[[Connection, PublishRequest], Awaitable[None]]
@@ -104,6 +116,7 @@ class Hooks:
     authenticate: Authenticator | None = None
     on_connect: OnConnect | None = None
     on_disconnect: OnDisconnect | None = None
+    on_expire: OnExpire | None = None
     on_join: OnJoin | None = None
     on_publish: OnPublish | None = None
     check_room_token: CheckRoomToken | None = None

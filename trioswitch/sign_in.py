@@ -6,6 +6,7 @@ import attrs
 from msgspec import UNSET, UnsetType
 
 from ._util import clock
+from ._util.nurseries import without_group
 from .auth.authentication import Authentication
 from .auth.expiry import Expiries
 from .auth.identity import Identity, literal
@@ -15,7 +16,7 @@ from .connections.driver import ConnectionDriver
 from .connections.limits import ClientLimits
 from .durability.inbox import Inbox
 from .errors import CloseCause, Refused
-from .hooks import CheckRoomToken
+from .hooks import CheckRoomToken, OnExpire
 from .rooms.presence import Presence
 from .wire.commands import Authenticate
 from .wire.messages import Ack
@@ -58,6 +59,7 @@ class SignIn:
         self,
         authentication: Authentication,
         check_room_token: CheckRoomToken | None,
+        on_expire: OnExpire | None,
         connections: ConnectionDirectory,
         presence: Presence,
         inbox: Inbox,
@@ -67,6 +69,7 @@ class SignIn:
         self._limits = limits
         self._authentication = authentication
         self._check_room_token = check_room_token
+        self._on_expire = on_expire
         self._connections = connections
         self._presence = presence
         self._inbox = inbox
@@ -182,13 +185,32 @@ class SignIn:
         id, room = key
         for connection in self._connections.find([id]):
             if room is None:
-                connection.close(CloseCause.UNAUTHORISED, "the token has expired")
+                if self._on_expire is None:
+                    connection.close(CloseCause.UNAUTHORISED, "the token has expired")
+                else:
+                    connection.start_soon(self._ask_again, connection, self._on_expire)
                 continue
             grants = self._grants[id]
             del grants.tokens[room]
             self._apply(connection, grants.base)
             if not grants.identity().may_join(room) and self._presence.leave(connection, room):
                 connection.reply_error("unauthorised", f"the token for {room!r} has expired: you have left the room")
+
+    async def _ask_again(self, connection: ConnectionDriver, on_expire: OnExpire) -> None:
+        """The application says until when a connection may stay, if it may."""
+        try:
+            expires_at = await without_group(on_expire(connection.public))
+            if expires_at is not None and expires_at <= clock.wall_time():
+                raise Refused("the token has expired", code="unauthorised")
+            if connection.cause is None:
+                self.expire(connection, expires_at)
+        except Refused as refused:
+            # It may come back when whoever has to know can be asked again.
+            is_away = refused.code == "unavailable"
+            connection.close(CloseCause.OVERLOADED if is_away else CloseCause.UNAUTHORISED, refused.message)
+        except Exception:
+            _log.exception("connection %s: on_expire failed", connection.id)
+            connection.close(CloseCause.INTERNAL)
 
 
 def expires_in(identity: Identity) -> float | UnsetType:

@@ -1,6 +1,7 @@
 """Hooks over HTTP, with a backend that is a switch's own routes: what it decides, and what happens when it fails."""
 
 import json
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -43,12 +44,13 @@ async def deciding(**options: Any) -> AsyncIterator[tuple[Decider, TestSwitch, B
     async with open_switch() as other, trio.open_nursery() as nursery:
         server = await nursery.start(partial(serve, other, port=0, pages={"/hooks/*": Route(decider, "POST")}))
         urls: dict[str, Any] = {
-            what: f"http://127.0.0.1:{server.port}/hooks/{what}" for what in ("connect", "join", "publish")
+            what: f"http://127.0.0.1:{server.port}/hooks/{what}" for what in ("connect", "refresh", "join", "publish")
         }
         backend = Backend(**urls, **options)
-        hooks = {"on_connect": backend.on_connect, "on_join": backend.on_join, "on_publish": backend.on_publish}
+        names = ("on_connect", "on_expire", "on_join", "on_publish")
+        hooks = {name: getattr(backend, name) for name in names}
         try:
-            async with open_test_switch(**hooks) as app:  # type: ignore[arg-type]
+            async with open_test_switch(**hooks) as app:
                 yield decider, app, backend
         finally:
             with trio.CancelScope(shield=True):
@@ -77,6 +79,46 @@ async def test_the_backend_decides() -> None:
         await client.send("join_room", room="q")
         assert await closing(client) == (4502, "banned")
         assert backend.failed == 0
+
+
+async def test_the_backend_says_how_long_a_client_may_stay() -> None:
+    async with deciding() as (decider, app, _):
+        decider.answers["connect"] = {"result": {"user": "ada", "expire_at": time.time() + 0.3}}
+        decider.answers["refresh"] = {"result": {"expire_at": time.time() + 0.6}}
+        client = await app.connect()
+        with trio.fail_after(5):
+            while [what for what, *_ in decider.asked].count("refresh") < 1:
+                await trio.sleep(0.01)
+            decider.answers["refresh"] = {"result": {"expired": True}}
+            assert (await client.ask("heartbeat"))["type"] == "ack"
+            assert await closing(client) == (4500, "the token has expired")
+        what, body, _headers = decider.asked[-1]
+        assert (what, body["user"], body["client"]) == ("refresh", "ada", client.connection_id)
+        decider.answers["connect"] = {"result": {"user": "ada", "expire_at": time.time() + 0.2}}
+        decider.answers["refresh"] = {"result": {}}
+        client = await app.connect()
+        await trio.sleep(0.5)
+        assert (await client.ask("heartbeat"))["type"] == "ack", "there is no expire_at: it stays"
+
+
+@pytest.mark.parametrize(
+    ("answer", "closed"),
+    [
+        ({"result": {"expired": True}}, (4500, "the token has expired")),
+        ({}, (4500, "the token has expired")),
+        ({"result": {"expire_at": 1}}, (4500, "the token has expired")),
+        ({"error": {"code": 103, "message": "no"}}, (4500, "no")),
+        ({"result": {"expire_at": "soon"}}, (4003, "the backend failed")),
+        (500, (4003, "the backend failed")),
+    ],
+)
+async def test_who_may_not_stay_is_closed_and_comes_back_only_where_the_backend_failed(
+    answer: Any, closed: tuple[int, str]
+) -> None:
+    async with deciding() as (decider, app, _):
+        decider.answers |= {"connect": {"result": {"user": "ada", "expire_at": time.time() + 0.1}}, "refresh": answer}
+        client = await app.connect()
+        assert await closing(client) == closed
 
 
 @pytest.mark.parametrize(

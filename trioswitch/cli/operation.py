@@ -63,12 +63,13 @@ def verifier_of(auth: AuthSettings) -> tuple[TokenVerifier | None, KeyRing]:
 @asynccontextmanager
 async def open_backend(settings: BackendSettings) -> AsyncIterator[Backend | None]:
     """The backend that is asked; None without one."""
-    if not (settings.connect or settings.join or settings.publish):
+    if not (settings.connect or settings.refresh or settings.join or settings.publish):
         yield None
         return
     try:
         backend = Backend(
             connect=settings.connect,
+            refresh=settings.refresh,
             join=settings.join,
             publish=settings.publish,
             timeout=settings.timeout,

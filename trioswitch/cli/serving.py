@@ -93,8 +93,8 @@ def _hooks(verifier: TokenVerifier | None, backend: Backend | None, settings: Se
     if verifier is not None:
         hooks = {"authenticate": verifier, "check_room_token": verifier.check_room_token}
     if backend is not None:
-        asked = {"connect": backend.on_connect, "join": backend.on_join, "publish": backend.on_publish}
-        hooks |= {f"on_{name}": hook for name, hook in asked.items() if getattr(settings.backend, name)}
+        asked = {"connect": "on_connect", "refresh": "on_expire", "join": "on_join", "publish": "on_publish"}
+        hooks |= {hook: getattr(backend, hook) for name, hook in asked.items() if getattr(settings.backend, name)}
     return hooks
 
 

@@ -116,6 +116,9 @@ class BackendSettings:
     """Hooks over HTTP: URLs of a backend that decides what clients may do."""
 
     connect: str | None = setting(None, "URL that is asked who a client is; with it, clients may come without a token")
+    refresh: str | None = setting(
+        None, "URL that is asked whether a client may stay whose token, or whose time, has run out"
+    )
     join: str | None = setting(None, "URL that is asked whether a client may join a room")
     publish: str | None = setting(None, "URL that is asked whether a client may publish to a room")
     timeout: Seconds = setting(

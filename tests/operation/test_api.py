@@ -81,6 +81,18 @@ async def test_publish_and_broadcast(autojump_clock: MockClock) -> None:
         assert (await client.receive_until(type="message"))["data"] == "text"
 
 
+async def test_bytes(autojump_clock: MockClock) -> None:
+    async with calling() as caller:
+        client = await caller.app.connect()
+        await client.join("plain", user_id="ada")
+        async with caller.app.switch.subscribe("plain") as events:
+            await caller.call("publish", channel="plain", b64data="AP+A")
+            assert getattr(await anext(events), "data", None) == b"\x00\xff\x80"
+        assert (await client.receive_until(type="message"))["data"] == "AP+A"
+        for fields in ({"b64data": "AP+A", "data": 1}, {"b64data": "A"}, {"b64data": "é"}, {"b64data": "AP+A!"}):
+            assert (await caller.error("publish", channel="plain", **fields))[0] == 107
+
+
 async def test_users_and_groups(autojump_clock: MockClock) -> None:
     async with calling() as caller:
         client = await caller.app.connect()

@@ -1,6 +1,7 @@
 """What the methods of the HTTP API do. Each takes a request, and returns the result that JSON shows."""
 
 import platform
+from base64 import b64decode
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
@@ -104,11 +105,9 @@ class Methods:
         return await self._publish_to(request.channel, request)
 
     async def _publish_to(self, room: str, request: Any) -> dict[str, Any]:
-        if request.data is UNSET:
-            raise ApiError(BAD_REQUEST, "data is missing")
         receipt = await self._switch.publish(
             room,
-            request.data,
+            _data_of(request),
             priority=request.priority,
             expires=request.expires,
             key=request.key,
@@ -255,6 +254,19 @@ class Methods:
             {"policy": policy, "cause": cause, "count": n} for (policy, cause), n in by_policy
         ]
         return {"switch": counted, **self._facts()}
+
+
+def _data_of(request: Any) -> Any:
+    if request.b64data is None:
+        if request.data is UNSET:
+            raise ApiError(BAD_REQUEST, "data is missing")
+        return request.data
+    if request.data is not UNSET:
+        raise ApiError(BAD_REQUEST, "there is data, and b64data")
+    try:
+        return b64decode(request.b64data, validate=True)
+    except ValueError as error:
+        raise ApiError(BAD_REQUEST, f"b64data is not base64: {error}") from None
 
 
 def _who(request: Any) -> dict[str, str | None]:

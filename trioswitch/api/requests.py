@@ -30,6 +30,8 @@ class Since(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 class _Publication(Request, kw_only=True):
     data: Any = UNSET
     """What JSON can carry."""
+    b64data: str | None = None
+    """Bytes in base64, in the place of `data`: receivers that speak MessagePack get bytes, those that speak JSON this text."""
     idempotency_key: Key | None = None
     """Makes a retry harmless: the same key within 10 minutes publishes nothing again, and gets the answer of the first."""
     delta: bool | None = None

@@ -97,12 +97,16 @@ class Admission:
     # --- ways in
 
     async def serve_byte_stream(
-        self, channel: ByteStream, http_handler: HttpHandler | None, transport: TransportName = "native"
+        self,
+        channel: ByteStream,
+        http_handler: HttpHandler | None,
+        transport: TransportName = "native",
+        proxy_protocol: bool = False,
     ) -> None:
         """Serve whoever is at the other end until it is gone; closes the channel. Raises nothing but Cancelled."""
         try:
             conversation = None
-            if self.options.proxy_protocol and not await self._knows_client(channel):
+            if proxy_protocol and not await self._knows_client(channel):
                 return
             try:
                 conversation = await self._let_in(channel, http_handler, transport)

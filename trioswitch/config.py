@@ -304,9 +304,6 @@ class Options:
     rate_burst: float = option(5.0, "seconds' worth of these rates that may come at once", gt(0))
     trusted_proxies: tuple[str, ...] = attrs.field(default=(), converter=_proxies)
     """Addresses and networks of proxies, or `unix socket`, whose `X-Forwarded-For` tells the address of a client."""
-    proxy_protocol: bool = option(
-        False, "whether trusted proxies begin each connection with a PROXY header, which tells the client's address"
-    )
     max_connections: int | None = option(
         None,
         "connections at most; more get 503. Default: the limit on open files, less 64 for everything else",

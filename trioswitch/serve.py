@@ -71,6 +71,7 @@ async def serve(
     transport: TransportName = "native",
     pages: Pages | None = None,
     reuse_port: bool = False,
+    proxy_protocol: bool = False,
     task_status: trio.TaskStatus[Server] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Accept clients for a switch, on a TCP port (0: any free one) or a Unix socket, until cancelled or stopped.
@@ -78,6 +79,8 @@ async def serve(
     `host` is one address or several; `::` is all addresses of the machine, those of IPv4 included. A Unix socket gets the
     permissions `uds_mode` and the group `uds_group`: whoever may write to it may connect, such as a proxy of another user.
     With `reuse_port`, several processes listen on the same port, and the kernel spreads the connections.
+    With `proxy_protocol`, those who connect from one of `Options.trusted_proxies` must begin with a PROXY header, of version 1 or
+    2, which tells the address of the client; others are served without.
     `server = await nursery.start(serve, switch)` returns when it listens. `pages` are served to whatever is no WebSocket.
     Cancelling closes the listeners and every connection at once; for an orderly end use `Server.stop` and `Switch.drain`.
     Raises ServeError when it cannot listen.
@@ -99,7 +102,9 @@ async def serve(
     )
 
     def serve_one(accepted: socket.socket) -> Coroutine[Any, Any, None]:
-        return switch.serve_byte_stream(_channel(accepted, ssl_context), http_handler=site, transport=transport)
+        return switch.serve_byte_stream(
+            _channel(accepted, ssl_context), http_handler=site, transport=transport, proxy_protocol=proxy_protocol
+        )
 
     async with trio.open_nursery() as connections:
         try:

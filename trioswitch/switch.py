@@ -334,10 +334,15 @@ class Switch:
         await self.serve_byte_stream(TrioByteStream(stream, remote), http_handler=http_handler)
 
     def serve_byte_stream(
-        self, channel: ByteStream, *, http_handler: HttpHandler | None = None, transport: TransportName = "native"
+        self,
+        channel: ByteStream,
+        *,
+        http_handler: HttpHandler | None = None,
+        transport: TransportName = "native",
+        proxy_protocol: bool = False,
     ) -> Coroutine[Any, Any, None]:
-        """As `serve_stream`, for a channel of bytes."""
-        return self._parts.admission.serve_byte_stream(channel, http_handler, transport)
+        """As `serve_stream`, for a channel of bytes. `proxy_protocol` as in `serve`."""
+        return self._parts.admission.serve_byte_stream(channel, http_handler, transport, proxy_protocol)
 
     async def serve_request(self, request: trio_websocket.WebSocketRequest) -> None:
         """Serve a client of a program that runs trio-websocket: call it in the handler. Returns when the client has gone."""

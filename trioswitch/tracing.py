@@ -132,6 +132,8 @@ class Tracing:
             found = self._traces[trace] = _Trace(user, room)
             for connection in self._followed_by(found):
                 self._look(connection, begins=True)
+        for gone in set(self._taps).difference(self._connections.ids):
+            del self._taps[gone]
         found.ends_at = trio.current_time() + TRACE_TIME
         self._changed.notify()
         events, missed = list(found.events), found.missed
@@ -160,7 +162,7 @@ class Tracing:
                 for connection in self._connections.find(list(self._taps)):
                     self._look(connection)
                 if not self._traces:
-                    self._taps.clear()  # of connections that have ended meanwhile
+                    self._taps.clear()  # of connections that have ended
 
     def _added(self, connection: ConnectionDriver) -> None:
         if self._traces:

@@ -13,6 +13,7 @@ import trio
 import trustme
 from hypothesis import given
 from hypothesis import strategies as st
+from servers import run
 
 from trioswitch import ConnectRequest, Identity, Options, open_switch, serve
 from trioswitch.transport.proxy_header import header_length, parse_header
@@ -105,9 +106,9 @@ async def _server(
         seen.append((request.remote, request.address))
         return Identity(user="ada")
 
-    options = Options(trusted_proxies=trusted, proxy_protocol=True, handshake_timeout=0.5)
+    options = Options(trusted_proxies=trusted, handshake_timeout=0.5)
     async with open_switch(options, on_connect=on_connect) as switch, trio.open_nursery() as nursery:
-        server = await nursery.start(partial(serve, switch, port=0, **how))
+        server = await nursery.start(partial(serve, switch, port=0, proxy_protocol=True, **how))
         yield server.port, seen, switch
         nursery.cancel_scope.cancel()
 
@@ -115,6 +116,13 @@ async def _server(
 async def _answer(stream: trio.abc.Stream) -> bytes:
     with trio.fail_after(10):
         return bytes(await stream.receive_some())
+
+
+async def _ending(stream: trio.abc.Stream) -> bytes:
+    try:
+        return await _answer(stream)
+    except trio.BrokenResourceError:  # what was sent is not read
+        return b""
 
 
 @pytest.mark.parametrize("header", [V1, V2])
@@ -156,10 +164,7 @@ async def test_a_trusted_proxy_that_does_not_say_so_is_not_served(sent: bytes) -
     async with _server() as (port, seen, switch):
         async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
             await stream.send_all(sent)
-            try:
-                assert await _answer(stream) == b""
-            except trio.BrokenResourceError:
-                pass  # what it has sent was not read
+            assert await _ending(stream) == b""
         assert seen == []
         assert switch.statistics().refusals == {"other": 1}
 
@@ -173,3 +178,21 @@ async def test_nobody_else_can_say_so() -> None:
             await stream.send_all(UPGRADE)
             assert (await _answer(stream)).startswith(b"HTTP/1.1 101")
         assert [address for _remote, address in seen] == ["127.0.0.1"]
+
+
+@pytest.mark.slow
+async def test_the_command_line_has_it_and_the_port_for_operators_has_not() -> None:
+    flags = ("--proxy-protocol", "--trusted-proxy", "127.0.0.1", "--admin-port", "0", "--port", "0")
+    pattern = r"health at http://127\.0\.0\.1:(\d+)/[\s\S]*listens on ws://127\.0\.0\.1:\d+/ws"
+    async with run("-m", "trioswitch", "serve", *flags, is_up=pattern) as server:
+        port = int(server.said.split("listens on ws://127.0.0.1:")[1].split("/")[0])
+        async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
+            await stream.send_all(V2 + UPGRADE)
+            assert (await _answer(stream)).startswith(b"HTTP/1.1 101")
+        async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
+            await stream.send_all(UPGRADE)
+            assert await _ending(stream) == b""
+        async with await trio.open_tcp_stream("127.0.0.1", int(server.found)) as stream:
+            await stream.send_all(b"GET /health/live HTTP/1.1\r\nHost: a\r\n\r\n")
+            assert (await _answer(stream)).startswith(b"HTTP/1.1 200")
+        await server.wait_said("did not say who its client is")

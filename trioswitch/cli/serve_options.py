@@ -133,6 +133,10 @@ def add_serve_options(parser: argparse.ArgumentParser, *, all_of_them: bool = Fa
         help="address or network of a proxy, or unix socket, whose X-Forwarded-For tells the address of clients",
     )  # fmt: skip
     add(
+        "--proxy-protocol", action=argparse.BooleanOptionalAction, default=False,
+        help="trusted proxies begin each connection with a PROXY header, which tells the address of the client",
+    )  # fmt: skip
+    add(
         "--store", type=_store, default="memory", metavar="URL",
         help="where stored rooms and inboxes are kept: memory (lost with the process), sqlite:PATH, redis://, postgres://",
     )  # fmt: skip

@@ -180,6 +180,7 @@ async def _serve_on(
         ssl_context=context,
         transport=chosen.transport,
         pages=pages,
+        proxy_protocol=chosen.proxy_protocol,
         reuse_port=chosen.worker_hub is not None,
         task_status=task_status,
     )

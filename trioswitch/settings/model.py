@@ -64,6 +64,9 @@ class ServerSettings:
         [], 'addresses or networks of proxies, such as "10.0.0.0/8", or "unix socket", whose X-Forwarded-For is believed',
         flag="trusted_proxy",
     )  # fmt: skip
+    proxy_protocol: bool = setting(
+        False, "trusted proxies begin each connection with a PROXY header, of version 1 or 2"
+    )
     transport: Literal["native", "trio-websocket"] = setting("native", "what carries the WebSockets")
     workers: str = setting(
         "1", 'processes that serve clients on the same port, as one server; "auto": one for each core'

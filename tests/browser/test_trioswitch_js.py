@@ -474,6 +474,25 @@ async def test_a_wrong_token_ends_it(browser: Browser) -> None:
         assert "connected" not in await page.evaluate("states()")
 
 
+async def test_a_token_that_ran_out_is_replaced_when_there_is_another_one(browser: Browser) -> None:
+    async def authenticate(token: str) -> trioswitch.Identity:
+        if int(token.removeprefix("token ")) >= 4:
+            raise trioswitch.Refused("not any more", code="unauthorised")
+        return trioswitch.Identity(user="ada", expires_at=time.time() + 0.4)  # before the client would send another
+
+    async with serving(authenticate=authenticate) as (_, url):
+        page = await open_page(browser, url)
+        await page.evaluate("""{
+            let number = 0;
+            window.client = trioswitch.connect("ws", { token: async () => `token ${++number}` });
+            watch(client, "state");
+        }""")
+        await page.wait_for("client.state === 'ended'")
+        states = await page.evaluate("states()")
+        assert states.count("connected") >= 2, states
+        assert [event["code"] for event in await events(page, "state") if "code" in event][-1] == 4500
+
+
 async def test_a_function_gives_a_new_token_before_the_old_one_runs_out(browser: Browser) -> None:
     tokens: list[str] = []
 

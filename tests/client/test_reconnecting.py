@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from support import listening
 from trio.testing import MockClock, memory_stream_pair
 
-from trioswitch import ConnectRequest, Identity, open_switch
+from trioswitch import ConnectRequest, Identity, Refused, open_switch
 from trioswitch._util import clock
 from trioswitch._util.backoff import Backoff
 from trioswitch.client import (
@@ -24,6 +24,7 @@ from trioswitch.client import (
     ClientClosed,
     ClientError,
     Gap,
+    Message,
     Rejected,
     RequestFailed,
     State,
@@ -663,11 +664,61 @@ async def test_a_function_gives_a_new_token_before_the_old_one_runs_out(autojump
                 await trio.sleep(20)
                 assert issued == pytest.approx([0, 8, 16], abs=0.5)
                 failing = True
-                await trio.sleep(5)
+                await trio.sleep(4.5)
                 failing = False
                 await trio.sleep(100)
                 assert (len(issued), client.connected, switch.connections("ada")) == (6, True, switch.connections())
                 assert switch.statistics().connections_opened == 1
+
+
+@pytest.mark.parametrize("is_good", [True, False])
+async def test_a_token_that_ran_out_is_replaced_when_there_is_another_one(
+    is_good: bool, autojump_clock: MockClock
+) -> None:
+    issued: list[float] = []
+    away_until = 0.0
+
+    async def token() -> str:
+        if trio.current_time() < away_until:
+            raise OSError("the backend is away")
+        issued.append(trio.current_time())
+        return f"{len(issued)}"
+
+    async def authenticate(text: str) -> Identity:
+        if text != "1" and not is_good:
+            raise Refused("you are not wanted any more", code="unauthorised")
+        return Identity(user="ada", expires_at=clock.wall_time() + 10 if text == "1" else None)
+
+    async with open_switch(authenticate=authenticate) as switch, trio.open_nursery() as nursery:
+
+        async def open_stream() -> trio.abc.Stream:
+            ours, theirs = memory_stream_pair()
+            nursery.start_soon(switch.serve_stream, theirs)
+            return ours
+
+        async def live() -> None:
+            async with (
+                open_client("ws://server/ws", token, open_stream=open_stream) as client,
+                client.room("r") as room,
+            ):
+                nonlocal away_until
+                away_until = trio.current_time() + 30
+                await trio.sleep(200)
+                assert client.connected
+                events = aiter(room)
+                await switch.publish("r", 1)
+                with trio.fail_after(1):
+                    while not isinstance(await anext(events), Message):
+                        pass  # who has left and come meanwhile
+
+        if is_good:
+            with deterministic(1):  # which has the time of day follow Trio's
+                await live()
+            assert len(issued) == 2
+            assert switch.statistics().closes["unauthorised"] == 1
+        else:
+            with deterministic(1), pytest.raises(Rejected, match="not wanted"):
+                await live()
 
 
 async def test_tokens_that_there_are_none_of(autojump_clock: MockClock) -> None:

@@ -63,6 +63,8 @@ class Reconnector:
         """The current connection, from the WebSocket handshake on."""
         self.connections = 0
         """How many connections have begun so far."""
+        self._connections_before = 0
+        """How many had when the last attempt was made."""
         self.state = State(False)
         self.state_changed = trio.lowlevel.ParkingLot()
 
@@ -99,6 +101,7 @@ class Reconnector:
     async def _connect(self) -> ClientError:
         """Try once to connect, and run the connection. Returns why it failed or ended. Raises Rejected."""
         self._show(State(False, self.state.reason))
+        self._connections_before = self.connections
         try:
             return await with_link(
                 self._address,
@@ -144,7 +147,7 @@ class Reconnector:
             return
         after = failure.after if isinstance(failure, CannotConnect | ConnectionLost) else None
         if isinstance(failure, ConnectionLost):
-            if failure.code in PERMANENT:
+            if failure.code in PERMANENT and not self._may_have_a_new_token(failure.code):
                 raise Rejected(failure.code, failure.reason)
             if failure.code == CloseCause.TAKEN_OVER.code:
                 self._session.id = None  # otherwise two clients would take the session from each other without end
@@ -156,6 +159,11 @@ class Reconnector:
             delay = min(after or 0.0, MAX_DELAY) + self._backoff.next()
         self._show(State(False, str(failure), delay))
         await trio.sleep(delay)
+
+    def _may_have_a_new_token(self, code: int) -> bool:
+        """Whether a token that had let us in has run out, or was revoked, and there is a function that gets another."""
+        was_let_in = self.connections > self._connections_before
+        return code == CloseCause.UNAUTHORISED.code and was_let_in and callable(self._token)
 
     def _show(self, state: State) -> None:
         self.state = state

@@ -18,6 +18,7 @@ const RETRY_DELAY = 3;  // seconds before a command is repeated that the server 
 const RETRIED = new Set(["not_stored", "unavailable"]);  // the codes of such answers
 const PAGE_SIZE = 1000;  // messages in one answer to `history`: the greatest number that the server allows
 const TAKEN_OVER = 4002;  // the close code for a session that another connection has resumed
+const UNAUTHORISED = 4500;
 const RENEW_AT = 0.8;  // the share of a token's time after which a new one is sent
 const MIN_RENEWAL = 1;  // seconds
 const LONGEST_TIMER = 2 ** 31 - 1;  // milliseconds: browsers run a timer with a longer delay at once
@@ -71,7 +72,7 @@ class Emitter {
 
 /** A WebSocket that is opened again whenever it is lost, unless the server's close code forbids it. */
 class Link {
-  #url; #onState; #onEvent; #onFrame;
+  #url; #onState; #onEvent; #onFrame; #renews;
   #socket = null;
   #abandoned = [];  // dead sockets that have not been closed: see `#lose`
   #attempt = 0; #advice = null;  // the next delay: the number of the attempt, or the seconds that the server gave
@@ -80,8 +81,9 @@ class Link {
   #timer = 0; #heartbeat = 0;
   #hurry = () => this.#socket ?? this.connect();  // the browser says that the network is back
 
-  constructor(url, { onState, onEvent, onFrame }) {
-    [this.#url, this.#onState, this.#onEvent, this.#onFrame] = [url, onState, onEvent, onFrame];
+  /** `renews()`: whether a connection that ends as unauthorised may be opened again, with another token. */
+  constructor(url, { onState, onEvent, onFrame, renews }) {
+    [this.#url, this.#onState, this.#onEvent, this.#onFrame, this.#renews] = [url, onState, onEvent, onFrame, renews];
   }
 
   connect() {
@@ -161,7 +163,7 @@ class Link {
     if (this.#greetedAt === Infinity) this.#socket.close();
     else if (this.#socket.readyState === WebSocket.OPEN) this.#abandoned.push(this.#socket);
     this.#socket = null;
-    if (code >= 4500 && code <= 4999) return this.#onState({ state: "ended", code, reason });
+    if (code >= 4500 && code <= 4999 && !(code === UNAUTHORISED && this.#renews())) return this.#onState({ state: "ended", code, reason });
     if (performance.now() - this.#greetedAt > LAST_CEILING * 1000) this.#attempt = 0;
     const ceiling = Math.min(LAST_CEILING, FIRST_CEILING * 2 ** this.#attempt++);
     const delay = this.#advice ?? Math.random() * ceiling;
@@ -432,6 +434,7 @@ export class Client extends Emitter {
   /** The user, as the server calls it; null before the first connection. */
   user = null;
   #link; #token;
+  #signedIn = false;  // with a token, on the present connection
   #renewal = 0;  // the timer of the next token
   #session = null;
   #connection = null;  // the id of the present connection
@@ -447,10 +450,12 @@ export class Client extends Emitter {
     super(["state", "direct", "group", "message", "gap", "error", "frame"]);
     this.userId = userId;
     this.#token = token;
+    const renews = () => this.#signedIn && typeof this.#token === "function";
     const address = new URL(url, globalThis.location?.href);
     address.protocol = address.protocol.replace(/^http/, "ws");
     this.url = address.href;
     this.#link = new Link(this.url, {
+      renews,
       onState: (change) => this.#change(change),
       onEvent: (event) => this.#receive(event),
       onFrame: (direction, text) => this[emit]("frame", { direction, text }),
@@ -607,6 +612,7 @@ export class Client extends Emitter {
   /** The server has greeted: identify, resume the session, join the rooms, and send what is not acknowledged. */
   async #begin({ connection_id, user_id, session }) {
     this.#connection = connection_id;
+    this.#signedIn = false;
     this.#aside = [];
     this.user = user_id;
     if (this.#token !== null && !(await this.#authenticate(connection_id))) return;
@@ -652,7 +658,8 @@ export class Client extends Emitter {
     const answer = await this.#ask({ type: "authenticate", token });
     if (answer === null || this.#connection !== connection) return false;
     this.user = answer.user_id ?? this.user;
-    if (answer.type === "ack") this.#renewLater(connection, answer.expires);
+    this.#signedIn = answer.type === "ack";
+    if (this.#signedIn) this.#renewLater(connection, answer.expires);
     if (answer.type === "ack" || answer.code === "not_available") return true;  // not available: the server takes no tokens
     if (answer.code !== "unauthorised") this.#link.giveUp(`the server could not check the token: ${answer.message}`);
     return false;

@@ -119,21 +119,21 @@ class Admission:
         except* PeerGone:
             _log.debug("%s went before its handshake was over", channel.remote)
         except* Exception:  # whatever a peer does, it must not end the nursery that it shares with all others
-            _log.exception("serving %s failed", channel.remote)
+            _log.exception("serving %s failed", channel.remote, extra={"client": channel.remote})
         finally:
             await channel.aclose()
 
     async def _knows_client(self, channel: ByteStream) -> bool:
         """Read the PROXY header of a trusted proxy. Returns whether the client can be served."""
-        trusted = is_trusted(channel.remote, self.options.trusted_proxies, self._proxies)
-        if not (trusted and isinstance(channel, SocketByteStream)):
+        remote, trusted = channel.remote, self.options.trusted_proxies
+        if not (isinstance(channel, SocketByteStream) and is_trusted(remote, trusted, self._proxies)):
             return True
         try:
             with trio.fail_after(self.options.handshake_timeout):
                 await channel.read_proxy_header(read_header)
         except (ValueError, trio.TooSlowError) as error:
             self._count_refusal("other")
-            _log.warning("%s is a trusted proxy, and did not say who its client is: %s", channel.remote, error)
+            _log.warning("%s is a trusted proxy, and did not say who its client is: %s", remote, error)
             return False
         return True
 
@@ -223,7 +223,7 @@ class Admission:
         except* (PeerGone, trio.TooSlowError, trio.BrokenResourceError, trio_websocket.ConnectionClosed):
             _log.debug("%s went before its handshake was over", where)
         except* Exception:
-            _log.exception("serving %s failed", where)
+            _log.exception("serving %s failed", where, extra={"client": where})
 
     async def _serve_request(self, request: trio_websocket.WebSocketRequest, where: str) -> None:
         path, _, query = request.path.partition("?")
@@ -275,7 +275,7 @@ class Admission:
             check_origin(request.headers, self.options.allow_origins, is_loopback)
         except Refused as refused:
             self._count_refusal("origin")
-            _log.warning("refused %s: %s", request.remote, refused.message)
+            _log.warning("refused %s: %s", request.remote, refused.message, extra={"client": request.remote})
             raise Rejected(403, refused.message) from None
 
     async def _admit(self, request: ConnectRequest) -> Identity | None:
@@ -289,11 +289,11 @@ class Admission:
                 self.limits.check_user(len(self.connections.of_user(identity.user)))
         except Refused as refused:
             self._count_refusal(refused.code)
-            _log.info("refused %s: %s", request.remote, refused.message)
+            _log.info("refused %s: %s", request.remote, refused.message, extra={"client": request.remote})
             raise
         except Exception:
             self._count_refusal("internal")
-            _log.exception("a hook failed for %s", request.remote)
+            _log.exception("a hook failed for %s", request.remote, extra={"client": request.remote})
             raise Refused("internal error", code="internal") from None
         return identity
 
@@ -385,14 +385,14 @@ class Admission:
             connection.close(CloseCause.UNAUTHORISED)
 
     async def _tell(self, on_disconnect: OnDisconnect, connection: ConnectionDriver) -> None:
-        assert connection.cause is not None
+        about, cause = {"connection": connection.id}, connection.cause or CloseCause.VANISHED
         with trio.CancelScope(shield=True, deadline=trio.current_time() + self.options.hook_timeout) as scope:
             try:
-                await on_disconnect(connection.public, connection.cause)
+                await on_disconnect(connection.public, cause)
             except Exception:
-                _log.exception("on_disconnect failed for connection %s", connection.id)
+                _log.exception("on_disconnect failed for connection %s", connection.id, extra=about)
         if scope.cancelled_caught:
-            _log.error("on_disconnect took too long for connection %s", connection.id)
+            _log.error("on_disconnect took too long for connection %s", connection.id, extra=about)
 
 
 def _is_loopback(local: object) -> bool:

@@ -165,7 +165,7 @@ class Commands:
         except StoreError as error:
             connection.reply_error("unavailable", str(error), command.id)
         except Exception:
-            _log.exception("connection %s: a hook failed", connection.id)
+            _log.exception("connection %s: a hook failed", connection.id, extra={"connection": connection.id})
             connection.reply_error("internal", "internal error", command.id)
 
     def _leave(self, connection: ConnectionDriver, command: LeaveRoom, _size: int) -> None:

@@ -182,9 +182,19 @@ class Endpoints:
             try:
                 await self._by_path[connection.request.path](websocket)
             except WebSocketClosed:
-                _log.debug("the endpoint %s ended with its connection %s", connection.request.path, connection.id)
+                _log.debug(
+                    "the endpoint %s ended with its connection %s",
+                    connection.request.path,
+                    connection.id,
+                    extra={"connection": connection.id},
+                )
             except Exception:
-                _log.exception("the endpoint %s failed for connection %s", connection.request.path, connection.id)
+                _log.exception(
+                    "the endpoint %s failed for connection %s",
+                    connection.request.path,
+                    connection.id,
+                    extra={"connection": connection.id},
+                )
                 connection.close(CloseCause.INTERNAL)
             else:
                 websocket.close()

@@ -140,7 +140,9 @@ class Hooks:
             except Refused:
                 return False
             except Exception:
-                _log.exception("connection %s: on_join failed for %r", connection.id, room)
+                _log.exception(
+                    "connection %s: on_join failed for %r", connection.id, room, extra={"connection": connection.id}
+                )
                 return False
             return True
 

@@ -116,7 +116,7 @@ class SignIn:
             connection.close(CloseCause.UNAUTHORISED if refused.code == "unauthorised" else CloseCause.FORBIDDEN)
             return
         except Exception:
-            _log.exception("connection %s: a hook failed", connection.id)
+            _log.exception("connection %s: a hook failed", connection.id, extra={"connection": connection.id})
             connection.reply_error("internal", "internal error", command.id)
             connection.close(CloseCause.INTERNAL)
             return
@@ -209,7 +209,7 @@ class SignIn:
             is_away = refused.code == "unavailable"
             connection.close(CloseCause.OVERLOADED if is_away else CloseCause.UNAUTHORISED, refused.message)
         except Exception:
-            _log.exception("connection %s: on_expire failed", connection.id)
+            _log.exception("connection %s: on_expire failed", connection.id, extra={"connection": connection.id})
             connection.close(CloseCause.INTERNAL)
 
 

@@ -1,5 +1,6 @@
 """Limits for connections, users and addresses: the server is driven into each, and out of it again."""
 
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -9,7 +10,7 @@ import trio
 from raw import RawPeer
 from trio.testing import MockClock, memory_stream_pair
 
-from trioswitch import Connection, Identity, Options, Switch, open_switch
+from trioswitch import CloseCause, Connection, ConnectRequest, Identity, Options, Refused, Switch, open_switch
 from trioswitch.auth.address import client_address, networks
 from trioswitch.testing import open_test_switch
 
@@ -186,3 +187,31 @@ async def test_a_client_that_waits_is_not_taken_for_dead(autojump_clock: MockClo
             await client.send("heartbeat")
         await trio.sleep(55)
         assert gone == []
+
+
+async def test_lines_of_the_log_say_which_client_they_are_about(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def on_connect(request: ConnectRequest) -> Identity:
+        if request.path == "/":
+            raise Refused("not here")
+        return Identity(user="ada")
+
+    async def on_disconnect(_connection: Connection, _cause: CloseCause) -> None:
+        raise RuntimeError("a fault of the application")
+
+    caplog.set_level("INFO")
+    with pytest.raises(ExceptionGroup):
+        async with open_test_switch(on_connect=on_connect) as app:
+            await app.connect("/")
+    async with open_test_switch(on_connect=on_connect, on_disconnect=on_disconnect) as app:
+        client = await app.connect()
+        await client.close()
+        await trio.sleep(1)
+    about = {(record.getMessage().split()[0], *_about(record)) for record in caplog.records}
+    assert ("refused", None, "test") in about
+    assert ("on_disconnect", client.connection_id, None) in about
+
+
+def _about(record: logging.LogRecord) -> tuple[str | None, str | None]:
+    return getattr(record, "connection", None), getattr(record, "client", None)

@@ -41,6 +41,15 @@ def test_an_object_a_line() -> None:
     }
 
 
+def test_which_client_a_line_is_about() -> None:
+    about = record("refused")
+    about.connection, about.client = "c1", "192.0.2.1:5"
+    found = json.loads(JsonFormatter().format(about))
+    assert (found["trioswitch.connection.id"], found["client.address"]) == ("c1", "192.0.2.1:5")
+    plain = json.loads(JsonFormatter().format(record("started")))
+    assert not {"trioswitch.connection.id", "client.address"} & plain.keys()
+
+
 def test_what_is_left_out_is_told_as_an_object_too() -> None:
     reading, writing = os.pipe()
     handler = NonBlockingHandler(writing)

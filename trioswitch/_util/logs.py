@@ -32,6 +32,10 @@ class TextFormatter(logging.Formatter):
         return super().formatMessage(record)
 
 
+_ABOUT: Final = {"trioswitch.connection.id": "connection", "client.address": "client"}
+"""Fields of JSON lines, and the attributes of records (`extra`) that they come from, where a line is about one of these."""
+
+
 class JsonFormatter(logging.Formatter):
     """One JSON object a line, with the names of the Elastic Common Schema (https://www.elastic.co/docs/reference/ecs)."""
 
@@ -51,6 +55,9 @@ class JsonFormatter(logging.Formatter):
         }
         if self._node:
             line["service.node.name"] = self._node
+        for name, attribute in _ABOUT.items():
+            if (value := getattr(record, attribute, None)) is not None:
+                line[name] = value
         if record.exc_info and record.exc_info[1] is not None:
             line["error.type"] = type(record.exc_info[1]).__name__
             line["error.message"] = str(record.exc_info[1])

@@ -195,7 +195,7 @@ class ConnectionDriver:
                     self.cause = self.cause or CloseCause.DRAIN  # cancelled from outside
                     self.outbox.end()
         except* Exception:
-            _log.exception("connection %s failed", self.id)
+            _log.exception("connection %s failed", self.id, extra={"connection": self.id})
             if self._reading_over is None:  # nobody has closed it for another cause
                 self.cause = CloseCause.INTERNAL
         finally:
@@ -221,7 +221,7 @@ class ConnectionDriver:
         except PeerGone as gone:
             return gone
         except Exception:
-            _log.exception("connection %s: a command failed", self.id)
+            _log.exception("connection %s: a command failed", self.id, extra={"connection": self.id})
             return PeerGone(CloseCause.INTERNAL)
 
     def _execute(self, messages: list[bytes], execute: Execute) -> list[bytes] | None:
@@ -288,7 +288,7 @@ class ConnectionDriver:
                 if gone.cause not in (CloseCause.CLIENT_LEFT, CloseCause.CLIENT_AWAY):
                     await self.transport.wait_closed()
             except PeerGone:
-                _log.debug("connection %s went while it was closed", self.id)
+                _log.debug("connection %s went while it was closed", self.id, extra={"connection": self.id})
 
     def close(
         self, cause: CloseCause, reason: str | None = None, *, flush: bool = True, code: int | None = None
@@ -316,7 +316,7 @@ class ConnectionDriver:
                 await self.transport.send_close(self._code, self._reason)
                 await reading_over.wait()
             except PeerGone:
-                _log.debug("connection %s went while it was closed", self.id)
+                _log.debug("connection %s went while it was closed", self.id, extra={"connection": self.id})
         scope.cancel()
 
     def fail(self, cause: CloseCause) -> None:
@@ -376,7 +376,9 @@ class ConnectionDriver:
         except (Refused, DeliveryError, StoreError, UnencodableData) as error:
             self.reply_error(code_of(error), str(error), command.id)
         except Exception:
-            _log.exception("connection %s: the handler for %r failed", self.id, command.type)
+            _log.exception(
+                "connection %s: the handler for %r failed", self.id, command.type, extra={"connection": self.id}
+            )
             self.reply_error("internal", f"the handler for `{command.type}` failed", command.id)
         else:
             if command.id is not None:

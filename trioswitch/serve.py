@@ -72,12 +72,14 @@ async def serve(
     pages: Pages | None = None,
     reuse_port: bool = False,
     proxy_protocol: bool = False,
+    sockets: Sequence[socket.socket] = (),
     task_status: trio.TaskStatus[Server] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Accept clients for a switch, on a TCP port (0: any free one) or a Unix socket, until cancelled or stopped.
 
     `host` is one address or several; `::` is all addresses of the machine, those of IPv4 included. A Unix socket gets the
     permissions `uds_mode` and the group `uds_group`: whoever may write to it may connect, such as a proxy of another user.
+    `sockets` are sockets that listen already, in the place of these: of systemd, say. They are closed in the end.
     With `reuse_port`, several processes listen on the same port, and the kernel spreads the connections.
     With `proxy_protocol`, those who connect from one of `Options.trusted_proxies` must begin with a PROXY header, of version 1 or
     2, which tells the address of the client; others are served without.
@@ -88,7 +90,9 @@ async def serve(
     if not 0 <= port <= 65535:
         raise ServeError(f"{port} is not a valid port (0 to 65535)")
     path = None if uds is None else os.fspath(uds)
-    if path is not None:
+    if sockets:
+        listeners, path = list(sockets), None
+    elif path is not None:
         listeners = [unix_listener(path, uds_mode, uds_group)]
     else:
         listeners = await tcp_listeners([host] if isinstance(host, str) else host, port, reuse_port=reuse_port)
@@ -278,7 +282,9 @@ def _server(
 ) -> Server:
     if uds is not None:
         return Server((f"ws+unix:{uds}",), (), None, scope)
-    names = [listener.getsockname() for listener in listeners]
+    names = [listener.getsockname() for listener in listeners if listener.family != socket.AF_UNIX]
+    if not names:
+        return Server(tuple(f"ws+unix:{listener.getsockname()}" for listener in listeners), (), None, scope)
     scheme = "wss" if tls else "ws"
     urls = tuple(f"{scheme}://{address(name)}{at}" for name in names)
     pages = tuple(f"http{scheme[2:]}://{address(name)}/" for name in names)

@@ -7,6 +7,7 @@ import signal
 import socket
 import ssl
 import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
@@ -309,6 +310,45 @@ async def _reload(program: Program, configure: Callable[[str, str], None], secre
     program.process.send_signal(signal.SIGHUP)
     await trio.sleep(0.5)
     assert await lets_in(secrets[1])
+
+
+SYSTEMD = """
+import os, sys
+os.dup2(int(sys.argv[1]), 3)
+os.environ |= {"LISTEN_FDS": "1", "LISTEN_PID": str(os.getpid())}
+os.execv(sys.executable, [sys.executable, "-m", "trioswitch", "serve", *sys.argv[2:]])
+"""
+
+
+def _with_socket(listener: socket.socket, *arguments: str) -> subprocess.Popen[bytes]:
+    """Start the server as systemd does that holds its socket: as descriptor 3."""
+    command = [sys.executable, "-c", SYSTEMD, str(listener.fileno()), *arguments]
+    return subprocess.Popen(command, pass_fds=[listener.fileno()], stderr=subprocess.PIPE)
+
+
+@pytest.mark.slow
+def test_systemd_holds_the_port_while_the_server_is_replaced() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = listener.getsockname()
+        for _ in range(2):
+            with socket.create_connection(address, timeout=30) as client:  # before the server runs
+                client.sendall(b"GET /health/live HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+                with _with_socket(listener, "--port", "1") as server:
+                    assert client.recv(1000).startswith(b"HTTP/1.1 200")
+                    server.send_signal(signal.SIGTERM)
+                    _, said = server.communicate(timeout=30)
+                    assert server.returncode == 0
+                    assert f"listens on ws://127.0.0.1:{address[1]}/ws".encode() in said
+
+
+@pytest.mark.slow
+def test_a_socket_of_systemd_that_others_reach_needs_tokens_too() -> None:
+    with socket.create_server(("0.0.0.0", 0)) as listener, _with_socket(listener) as server:
+        _, said = server.communicate(timeout=30)
+        assert (server.returncode, b"--insecure" in said) == (2, True)
+    with socket.create_server(("127.0.0.1", 0)) as listener, _with_socket(listener, "--workers", "2") as server:
+        _, said = server.communicate(timeout=30)
+        assert (server.returncode, b"for one process" in said) == (2, True)
 
 
 @pytest.mark.kill

@@ -1,9 +1,28 @@
-"""Telling systemd what the service does (sd_notify(3)); it does nothing where systemd did not ask for it."""
+"""Telling systemd what the service does (sd_notify(3)), and taking the sockets that it holds for the service (sd_listen_fds(3)).
+
+Both do nothing where systemd did not ask for it.
+"""
 
 import os
 import socket
+from typing import Final
 
-__all__ = ["notify"]
+__all__ = ["inherited_sockets", "notify"]
+
+FIRST: Final = 3
+"""The descriptor of the first of these sockets."""
+
+
+def inherited_sockets() -> list[socket.socket]:
+    """The listening sockets that systemd has given to this process, once: its children are not to take them for theirs."""
+    count = os.environ.pop("LISTEN_FDS", "")
+    if os.environ.pop("LISTEN_PID", "") != str(os.getpid()) or not count.isdecimal():
+        return []
+    sockets = [socket.socket(fileno=FIRST + number) for number in range(int(count))]
+    for each in sockets:
+        each.set_inheritable(False)
+        each.setblocking(False)
+    return sockets
 
 
 def notify(state: str) -> None:

@@ -4,6 +4,7 @@ import argparse
 import logging
 import os
 import resource
+import socket
 import sys
 from collections.abc import Iterator, Sequence
 from typing import NoReturn
@@ -13,6 +14,7 @@ import trio
 from .._util import interrupts
 from .._util.logs import JsonFormatter, NonBlockingHandler, TextFormatter
 from .._util.process import collect_rarely, keep_freed_memory
+from .._util.systemd import inherited_sockets
 from ..bench.cli import add_bench
 from ..client.terminal import add_connect
 from ..errors import ServeError, StoreError
@@ -53,7 +55,13 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     try:
         chosen = with_settings(parse, chosen.parser, os.environ)
         options = chosen_options(chosen)
-        check_exposure([] if chosen.uds else chosen.host or [], chosen.settings, insecure=chosen.insecure)
+        chosen.sockets = inherited_sockets()
+        hosts = [each.getsockname()[0] for each in chosen.sockets if each.family != socket.AF_UNIX]
+        if not chosen.sockets:
+            hosts = [] if chosen.uds else chosen.host or []
+        check_exposure(hosts, chosen.settings, insecure=chosen.insecure)
+        if chosen.workers > 1 and chosen.sockets:
+            raise ValueError("argument --workers: not allowed with a socket of systemd, which is for one process")
         context = tls_context(chosen.tls_cert, chosen.tls_key)
         if chosen.uds is not None and chosen.port_given:
             raise ValueError("argument --port: not allowed with --uds, which listens on a Unix socket only")

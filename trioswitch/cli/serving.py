@@ -181,6 +181,7 @@ async def _serve_on(
         transport=chosen.transport,
         pages=pages,
         proxy_protocol=chosen.proxy_protocol,
+        sockets=chosen.sockets,
         reuse_port=chosen.worker_hub is not None,
         task_status=task_status,
     )

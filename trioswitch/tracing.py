@@ -126,10 +126,12 @@ class Tracing:
         """
         await trio.lowlevel.checkpoint()
         found = self._traces.get(trace)
-        if found is None:
-            if len(self._traces) >= MAX_TRACES:
+        if found is None or (found.user, found.room) != (user, room):
+            if found is None and len(self._traces) >= MAX_TRACES:
                 raise ValueError(f"there are {MAX_TRACES} traces already")
             found = self._traces[trace] = _Trace(user, room)
+            for connection in self._connections.find(list(self._taps)):  # some may be followed no more
+                self._look(connection)
             for connection in self._followed_by(found):
                 self._look(connection, begins=True)
         for gone in set(self._taps).difference(self._connections.ids):

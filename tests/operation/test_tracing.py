@@ -107,6 +107,20 @@ async def test_a_trace_that_nobody_polls_ends_and_the_outbox_is_direct_again(aut
         assert (await admin.trace("t", user="ada"))["events"] == []  # it has begun anew
 
 
+async def test_a_name_that_is_used_for_something_else_begins_anew(autojump_clock: MockClock) -> None:
+    async with open_test_switch() as app:
+        admin = app.switch.administration
+        ada = await app.connect()
+        await ada.join("hall", user_id="ada")
+        await admin.trace("t", user="ada")
+        await app.switch.publish("hall", 1)
+        await ada.receive_until(data=1)
+        assert (await admin.trace("t", room="other"))["events"] == []
+        await app.switch.publish("hall", 2)
+        await ada.receive_until(data=2)
+        assert await admin.trace("t", room="other") == {"events": [], "missed": 0, "connections": 0}
+
+
 async def test_it_is_bounded(autojump_clock: MockClock) -> None:
     async with open_test_switch() as app:
         admin = app.switch.administration

@@ -210,6 +210,7 @@ class Administration:
         check_text("the name of a trace", trace, 255)
         if (user is None) == (room is None):
             raise ValueError("say what to follow: a user or a room")
+        check_text("what to follow", room if user is None else user, 255)
         found = await self._everywhere("trace", trace=trace, user=user, room=room)
         return {
             "events": sorted([event for each in found for event in each["events"]], key=lambda event: event["at"]),

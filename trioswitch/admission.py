@@ -385,14 +385,14 @@ class Admission:
             connection.close(CloseCause.UNAUTHORISED)
 
     async def _tell(self, on_disconnect: OnDisconnect, connection: ConnectionDriver) -> None:
-        about, cause = {"connection": connection.id}, connection.cause or CloseCause.VANISHED
+        assert connection.cause is not None
         with trio.CancelScope(shield=True, deadline=trio.current_time() + self.options.hook_timeout) as scope:
             try:
-                await on_disconnect(connection.public, cause)
+                await on_disconnect(connection.public, connection.cause)
             except Exception:
-                _log.exception("on_disconnect failed for connection %s", connection.id, extra=about)
+                _log.exception("on_disconnect failed for %s", connection.id, extra={"connection": connection.id})
         if scope.cancelled_caught:
-            _log.error("on_disconnect took too long for connection %s", connection.id, extra=about)
+            _log.error("on_disconnect took too long for %s", connection.id, extra={"connection": connection.id})
 
 
 def _is_loopback(local: object) -> bool:

@@ -191,7 +191,15 @@ def _assemble(
     revocations = Revocations()
     authentication = Authentication(hooks.authenticate, hooks.on_connect, revocations)
     sign_in = SignIn(
-        authentication, hooks.check_room_token, hooks.on_expire, connections, presence, inbox, limits, options.max_rooms
+        authentication,
+        hooks.check_room_token,
+        hooks.on_expire,
+        options.hook_timeout,
+        connections,
+        presence,
+        inbox,
+        limits,
+        options.max_rooms,
     )
     commands = Commands(
         options, connections, groups, rooms, presence, publisher, recovery, sessions, inbox, handlers, hooks, sign_in

@@ -33,6 +33,8 @@ KEPT: Final = 60.0
 MAX_ANSWER: Final = 1024 * 1024
 """Bytes of an answer."""
 MAX_CONCURRENT: Final = 10_000
+LATEST: Final = 2.0**53
+"""Seconds since 1970: a later time, or none such as NaN, is not a time that a connection expires."""
 
 
 class Backend:
@@ -114,7 +116,7 @@ class Backend:
         if result is None or result.get("expired"):
             raise Refused("the token has expired", code="unauthorised")
         expires_at = result.get("expire_at", 0)
-        if isinstance(expires_at, bool) or not isinstance(expires_at, int | float):
+        if isinstance(expires_at, bool) or not isinstance(expires_at, int | float) or not 0 <= expires_at < LATEST:
             self._fail(f"its answer to refresh is not valid: expire_at is {expires_at!r}")
             raise Refused("the backend failed", code="unavailable")
         return expires_at or None

@@ -269,7 +269,7 @@ class Options:
         ge(1),
     )
     close_timeout: float = option(5.0, "seconds for flushing and closing one connection", gt(0))
-    hook_timeout: float = option(5.0, "seconds that on_disconnect may take", gt(0))
+    hook_timeout: float = option(5.0, "seconds that on_disconnect and on_expire may take", gt(0))
     node_name: str = attrs.field(
         default="",
         validator=_name,

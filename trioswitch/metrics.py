@@ -200,13 +200,17 @@ class Traffic:
     bytes_received: int = 0
     outbox_waits: Histogram = attrs.field(factory=lambda: Histogram(WAIT_BOUNDS))
     outbox_batches: Histogram = attrs.field(factory=lambda: Histogram(BATCH_BOUNDS))
-    crowded_at: float = inf
+    crowded_at: float = attrs.field(default=inf, init=False)
     """Bytes that wait in all outboxes above which `on_crowded` is called."""
-    on_crowded: Callable[[], None] = lambda: None
+    on_crowded: Callable[[], None] = attrs.field(default=lambda: None, init=False)
     drops: Counter[Drop] = attrs.field(factory=Counter)
     _by_room: dict[str, tuple[str, Counter[Drop]]] = attrs.field(factory=dict)
     """The pattern of its policy, and its drops."""
     _by_policy: Counter[tuple[str, str]] = attrs.field(factory=Counter)
+
+    def watch(self, crowded_at: float, on_crowded: Callable[[], None]) -> None:
+        """Have this called again and again while more than so many bytes wait in all outboxes."""
+        self.crowded_at, self.on_crowded = crowded_at, on_crowded
 
     def open_room(self, room: str, policy: str) -> None:
         """`policy` is the pattern of the room's policy."""

@@ -3,6 +3,7 @@
 import logging
 
 import attrs
+import trio
 from msgspec import UNSET, UnsetType
 
 from ._util import clock
@@ -60,6 +61,7 @@ class SignIn:
         authentication: Authentication,
         check_room_token: CheckRoomToken | None,
         on_expire: OnExpire | None,
+        hook_timeout: float,
         connections: ConnectionDirectory,
         presence: Presence,
         inbox: Inbox,
@@ -70,6 +72,7 @@ class SignIn:
         self._authentication = authentication
         self._check_room_token = check_room_token
         self._on_expire = on_expire
+        self._hook_timeout = hook_timeout
         self._connections = connections
         self._presence = presence
         self._inbox = inbox
@@ -143,10 +146,14 @@ class SignIn:
 
     def expire(self, connection: ConnectionDriver, expires_at: float | None) -> None:
         """Its token runs out at another time, in seconds since 1970; None: never."""
+        self.renew(connection, attrs.evolve(self._base(connection), expires_at=expires_at))
+
+    def _base(self, connection: ConnectionDriver) -> Identity:
+        """Its identity, without its tokens for rooms."""
         grants = self._grants.get(connection.id)
         identity = connection.identity if grants is None else grants.base
         assert identity is not None
-        self.renew(connection, attrs.evolve(identity, expires_at=expires_at))
+        return identity
 
     async def grant(self, connection: ConnectionDriver, room: str, token: str) -> None:
         """The client has a token for one room: let it do what the token says. Raises Refused, and what a hook raises."""
@@ -187,7 +194,7 @@ class SignIn:
             if room is None:
                 if self._on_expire is None:
                     connection.close(CloseCause.UNAUTHORISED, "the token has expired")
-                else:
+                elif connection.cause is None:
                     connection.start_soon(self._ask_again, connection, self._on_expire)
                 continue
             grants = self._grants[id]
@@ -198,16 +205,23 @@ class SignIn:
 
     async def _ask_again(self, connection: ConnectionDriver, on_expire: OnExpire) -> None:
         """The application says until when a connection may stay, if it may."""
+        expired = self._base(connection)
         try:
-            expires_at = await without_group(on_expire(connection.public))
+            with trio.fail_after(self._hook_timeout):
+                expires_at = await without_group(on_expire(connection.public))
+            if connection.cause is not None or self._base(connection) is not expired:
+                return  # it has been closed, or its client has sent a new token
             if expires_at is not None and expires_at <= clock.wall_time():
                 raise Refused("the token has expired", code="unauthorised")
-            if connection.cause is None:
-                self.expire(connection, expires_at)
+            self.expire(connection, expires_at)
         except Refused as refused:
-            # It may come back when whoever has to know can be asked again.
-            is_away = refused.code == "unavailable"
-            connection.close(CloseCause.OVERLOADED if is_away else CloseCause.UNAUTHORISED, refused.message)
+            if self._base(connection) is expired:
+                # It may come back when whoever has to know can be asked again.
+                is_away = refused.code == "unavailable"
+                connection.close(CloseCause.OVERLOADED if is_away else CloseCause.UNAUTHORISED, refused.message)
+        except trio.TooSlowError:
+            _log.error("connection %s: on_expire took too long", connection.id, extra={"connection": connection.id})
+            connection.close(CloseCause.OVERLOADED, "nobody says whether the client may stay")
         except Exception:
             _log.exception("connection %s: on_expire failed", connection.id, extra={"connection": connection.id})
             connection.close(CloseCause.INTERNAL)

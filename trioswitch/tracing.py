@@ -6,7 +6,7 @@ every message can be seen. Other connections are not touched.
 """
 
 from collections import deque
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import Any, Final
 
 import attrs
@@ -31,6 +31,8 @@ TRACE_TIME: Final = 10.0
 """Seconds after the last poll that a trace ends."""
 MAX_TRACES: Final = 8
 """On each node."""
+YIELD_EVERY: Final = 100
+"""Connections after which other tasks run."""
 MAX_EVENTS: Final = 2000
 """Events that a trace holds between two polls; what comes beyond is counted."""
 _POLICY: Final = frozenset({Drop.OVERFLOW, Drop.RESYNC, Drop.CONFLATED, Drop.BLOCK_TIMEOUT})
@@ -41,7 +43,7 @@ _POLICY: Final = frozenset({Drop.OVERFLOW, Drop.RESYNC, Drop.CONFLATED, Drop.BLO
 class _Trace:
     user: str | None
     room: str | None
-    ends_at: float = 0.0
+    ends_at: float
     events: deque[dict[str, Any]] = attrs.field(factory=deque)
     missed: int = 0
 
@@ -115,7 +117,7 @@ class Tracing:
         self._options = options
         self._traces: dict[str, _Trace] = {}
         self._taps: dict[str, _Tap] = {}  # by connection
-        self._changed = Wakeup()
+        self._begun = Wakeup()
         connections.on_added(self._added)
         presence.on_connection(self._look)
 
@@ -129,42 +131,52 @@ class Tracing:
         if found is None or (found.user, found.room) != (user, room):
             if found is None and len(self._traces) >= MAX_TRACES:
                 raise ValueError(f"there are {MAX_TRACES} traces already")
-            found = self._traces[trace] = _Trace(user, room)
-            for connection in self._connections.find(list(self._taps)):  # some may be followed no more
-                self._look(connection)
-            for connection in self._followed_by(found):
-                self._look(connection, begins=True)
+            found = self._traces[trace] = _Trace(user, room, trio.current_time() + TRACE_TIME)
+            self._begun.notify()
+            await self._look_at(self._tapped())  # some may be followed no more
+            await self._look_at(self._followed_by(found), begins=True)
         for gone in set(self._taps).difference(self._connections.ids):
             del self._taps[gone]
         found.ends_at = trio.current_time() + TRACE_TIME
-        self._changed.notify()
         events, missed = list(found.events), found.missed
         found.events.clear()
         found.missed = 0
-        return {"events": events, "missed": missed, "connections": len(self._followed_by(found))}
+        return {
+            "events": events,
+            "missed": missed,
+            "connections": sum([found in tap.traces for tap in self._taps.values()]),
+        }
 
-    def _followed_by(self, trace: _Trace) -> Collection[ConnectionDriver]:
+    def _tapped(self) -> list[ConnectionDriver]:
+        return self._connections.find(list(self._taps))
+
+    def _followed_by(self, trace: _Trace) -> list[ConnectionDriver]:
         if trace.user is not None:
             return list(self._connections.of_user(trace.user))
         room = self._rooms.get(trace.room or "")
         return [] if room is None else self._connections.find(room.membership.members)
 
+    async def _look_at(self, connections: list[ConnectionDriver], *, begins: bool = False) -> None:
+        for number, connection in enumerate(connections, 1):
+            if connection.cause is None:  # else it was closed meanwhile
+                self._look(connection, begins=begins)
+            if not number % YIELD_EVERY:
+                await trio.lowlevel.checkpoint()
+
     async def run(self) -> None:
         """The task that ends traces."""
         while True:
-            with trio.move_on_at(min([trace.ends_at for trace in self._traces.values()], default=trio.current_time())):
-                await self._changed.wait()
-            if not self._traces:
-                await self._changed.wait()
+            while not self._traces:
+                await self._begun.wait()
+            await trio.sleep_until(min([trace.ends_at for trace in self._traces.values()]))
             now = trio.current_time()
             ended = [name for name, trace in self._traces.items() if trace.ends_at <= now]
             for name in ended:
                 del self._traces[name]
             if ended:
-                for connection in self._connections.find(list(self._taps)):
-                    self._look(connection)
-                if not self._traces:
-                    self._taps.clear()  # of connections that have ended
+                await self._look_at(self._tapped())
+            if not self._traces:
+                self._taps.clear()  # of connections that have ended
 
     def _added(self, connection: ConnectionDriver) -> None:
         if self._traces:

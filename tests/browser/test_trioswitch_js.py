@@ -474,6 +474,32 @@ async def test_a_wrong_token_ends_it(browser: Browser) -> None:
         assert "connected" not in await page.evaluate("states()")
 
 
+COUNT = """{
+    let number = 0;
+    window.client = trioswitch.connect("ws", { token: async () => `token ${++number}` });
+    watch(client, "state");
+}"""
+"""A client whose function gives another token at each call."""
+
+
+async def test_who_is_refused_before_it_has_signed_in_again_does_not_come_back(browser: Browser) -> None:
+    opened = []
+
+    async def on_connect(request: trioswitch.ConnectRequest) -> None:
+        opened.append(request)
+        if len(opened) > 1:
+            raise trioswitch.Refused("you are not wanted any more", code="unauthorised")
+
+    async def authenticate(_token: str) -> trioswitch.Identity:
+        return trioswitch.Identity(user="ada", expires_at=time.time() + 0.4)
+
+    async with serving(authenticate=authenticate, on_connect=on_connect) as (_, url):
+        page = await open_page(browser, url)
+        await page.evaluate(COUNT)
+        await page.wait_for("client.state === 'ended'")
+        assert (await events(page, "state"))[-1]["code"] == 4500
+
+
 async def test_a_token_that_ran_out_is_replaced_when_there_is_another_one(browser: Browser) -> None:
     async def authenticate(token: str) -> trioswitch.Identity:
         if int(token.removeprefix("token ")) >= 4:
@@ -482,11 +508,7 @@ async def test_a_token_that_ran_out_is_replaced_when_there_is_another_one(browse
 
     async with serving(authenticate=authenticate) as (_, url):
         page = await open_page(browser, url)
-        await page.evaluate("""{
-            let number = 0;
-            window.client = trioswitch.connect("ws", { token: async () => `token ${++number}` });
-            watch(client, "state");
-        }""")
+        await page.evaluate(COUNT)
         await page.wait_for("client.state === 'ended'")
         states = await page.evaluate("states()")
         assert states.count("connected") >= 2, states
@@ -502,11 +524,7 @@ async def test_a_function_gives_a_new_token_before_the_old_one_runs_out(browser:
 
     async with serving(authenticate=authenticate) as (_, url):
         page = await open_page(browser, url)
-        await page.evaluate("""{
-            let number = 0;
-            window.client = trioswitch.connect("ws", { token: async () => `token ${++number}` });
-            watch(client, "state");
-        }""")
+        await page.evaluate(COUNT)
         with trio.fail_after(PATIENCE):
             while len(tokens) < 4:
                 await trio.sleep(0.05)

@@ -109,6 +109,9 @@ async def test_the_backend_says_how_long_a_client_may_stay() -> None:
         ({"result": {"expire_at": 1}}, (4500, "the token has expired")),
         ({"error": {"code": 103, "message": "no"}}, (4500, "no")),
         ({"result": {"expire_at": "soon"}}, (4003, "the backend failed")),
+        (b'{"result": {"expire_at": NaN}}', (4003, "the backend failed")),
+        (b'{"result": {"expire_at": 1e999}}', (4003, "the backend failed")),
+        (b'{"result": {"expire_at": 1' + b"0" * 400 + b"}}", (4003, "the backend failed")),
         (500, (4003, "the backend failed")),
     ],
 )

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import re
 import signal
 import socket
@@ -24,6 +25,7 @@ from servers import Program, run
 from trio.testing import MockClock
 
 from trioswitch import Options, Page, RoomPolicy, StoreError, serve
+from trioswitch._util import systemd
 from trioswitch.api import Api, ApiKey
 from trioswitch.cli.operation import check_exposure, post_alarm
 from trioswitch.monitoring import Alarm, Monitor, Thresholds, health_pages, metrics_page
@@ -339,6 +341,17 @@ def test_systemd_holds_the_port_while_the_server_is_replaced() -> None:
                     _, said = server.communicate(timeout=30)
                     assert server.returncode == 0
                     assert f"listens on ws://127.0.0.1:{address[1]}/ws".encode() in said
+
+
+def test_descriptors_that_are_no_sockets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(systemd, "FIRST", 100_000)
+    monkeypatch.setenv("LISTEN_FDS", "1")
+    monkeypatch.setenv("LISTEN_PID", str(os.getpid()))
+    with pytest.raises(
+        ValueError, match="LISTEN_FDS promises 1 sockets from descriptor 100000 on: Bad file descriptor"
+    ):
+        systemd.inherited_sockets()
+    assert systemd.inherited_sockets() == []  # they are taken once
 
 
 @pytest.mark.slow

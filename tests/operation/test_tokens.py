@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from trio.testing import MockClock
 
-from trioswitch import Identity, Options, Refused, RoomPolicy
+from trioswitch import Connection, Identity, Options, Refused, RoomPolicy
 from trioswitch._util import clock
 from trioswitch.auth.expiry import Expiries
 from trioswitch.auth.key_ring import JwksUrl, KeyRing
@@ -353,6 +353,33 @@ async def test_a_token_opens_rooms_and_runs_out(autojump_clock: MockClock) -> No
             assert app.switch.connections("ada")
             assert await closing(client) == (4500, "the token has expired")
             assert trio.current_time() == pytest.approx(300, abs=1)
+
+
+@pytest.mark.parametrize(("takes", "renews", "stays"), [(1.0, True, True), (1.0, False, False), (100.0, False, False)])
+async def test_the_application_is_asked_when_an_identity_expires(
+    takes: float, renews: bool, stays: bool, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A token that comes while it thinks about it counts; and it has `hook_timeout` seconds."""
+
+    async def on_expire(_connection: Connection) -> float | None:
+        await trio.sleep(takes)
+        raise Refused("not any more", code="unauthorised")
+
+    with deterministic(1):
+        authenticate = _at(clock.wall_time())
+        async with open_test_switch(authenticate=authenticate, on_expire=on_expire) as app:
+            client = await app.connect("/ws?token=60")
+            await trio.sleep(60.5)
+            if renews:
+                await client.ask("authenticate", token="300")
+                await trio.sleep(60)
+                assert (await client.ask("heartbeat"))["type"] == "ack"
+                assert stays
+                return
+            code, _reason = await closing(client)
+            assert code == (4500 if takes < 5 else 4003)
+            assert trio.current_time() == pytest.approx(60 + min(takes, 5), abs=0.5)
+            assert ("took too long" in caplog.text) == (takes > 5)
 
 
 def _at(started: float) -> Any:

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,9 +12,11 @@ import trio
 from servers import PATIENCE, run
 from trio.testing import MockClock
 
-from trioswitch import Options, RoomPolicy
+from trioswitch import Options, RoomPolicy, open_switch, serve
+from trioswitch.api import Api, ApiKey
 from trioswitch.client import open_client
 from trioswitch.testing import TestSwitch, open_test_cluster, open_test_switch
+from trioswitch.web import Page, Request, Route
 
 
 def _seen(found: dict[str, Any]) -> list[tuple[Any, ...]]:
@@ -199,13 +202,46 @@ async def test_the_command_shows_it(tmp_path: Any) -> None:
         ("", "http://127.0.0.1:1", 2, "TRIOSWITCH_API_KEY"),
         ("k", "ws://127.0.0.1:1", 2, "--url must be a URL"),
         ("k", "http://127.0.0.1:1", 1, "cannot be asked"),
+        ("k", "OTHER", 1, "is not the API of trioswitch"),
+        ("wrong", "SERVER", 1, "the server refuses"),
     ],
 )
 async def test_the_command_says_what_is_wrong(key: str, url: str, status: int, sentence: str) -> None:
-    command = [sys.executable, "-m", "trioswitch", "trace", "--room", "hall", "--url", url]
-    done = await trio.run_process(
-        command, check=False, capture_stderr=True, env={**os.environ, "TRIOSWITCH_API_KEY": key}
-    )
+    async def other(_request: Request) -> Page:
+        return Page(b"[]", "application/json")
+
+    async with open_switch() as switch, trio.open_nursery() as nursery:
+        pages: Any = {"/api/trace": Api(switch, [ApiKey(KEY)]).route if url == "SERVER" else Route(other, "POST")}
+        server = await nursery.start(partial(serve, switch, port=0, pages=pages))
+        if url in ("SERVER", "OTHER"):
+            url = f"http://127.0.0.1:{server.port}"
+        command = [sys.executable, "-m", "trioswitch", "trace", "--room", "hall", "--url", url]
+        environment = {**os.environ, "TRIOSWITCH_API_KEY": key}
+        done = await trio.run_process(command, check=False, capture_stderr=True, env=environment)
+        nursery.cancel_scope.cancel()
     assert done.returncode == status
     assert sentence in done.stderr.decode()
     assert "Traceback" not in done.stderr.decode()
+
+
+@pytest.mark.slow
+async def test_the_command_ends_when_nobody_reads_it() -> None:
+    async with open_switch() as switch, trio.open_nursery() as nursery:
+        server = await nursery.start(partial(serve, switch, port=0, pages=Api(switch, [ApiKey(KEY)]).pages))
+        url = f"http://127.0.0.1:{server.port}"
+        command = [sys.executable, "-m", "trioswitch", "trace", "--room", "hall", "--url", url]
+        environment = {**os.environ, "TRIOSWITCH_API_KEY": KEY}
+        async with switch.subscribe("hall"):
+            process = await trio.lowlevel.open_process(
+                command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
+            )
+            assert process.stdout is not None
+            assert process.stderr is not None
+            await process.stdout.receive_some()
+            await process.stdout.aclose()
+            async with open_client(f"ws://127.0.0.1:{server.port}/ws", user_id="ada") as client, client.room("hall"):
+                with trio.fail_after(PATIENCE):
+                    assert await process.wait() == 0
+            assert await process.stderr.receive_some() == b""
+            await process.stderr.aclose()
+        nursery.cancel_scope.cancel()

@@ -347,6 +347,7 @@ async def test_without_a_stderr_it_serves_all_the_same(tmp_path: Path, stderr: s
         (["serve", "--transport", "pigeon"], "pigeon"),
         (["serve", "--log-level", "loud"], "loud"),
         (["serve", "--tls-key", "k.pem"], "--tls-key: needs --tls-cert"),
+        (["serve", "--proxy-protocol"], "--proxy-protocol: needs --trusted-proxy"),
         (["serve", "--tls-cert", "no-such-file.pem"], "no-such-file.pem"),
         (["serve", "--tls-cert", "/"], "--tls-cert"),
         (["serve", "--batch-messages", "0"], "--batch-messages"),

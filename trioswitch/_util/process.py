@@ -24,11 +24,12 @@ KEPT: Final = 16 * 1024 * 1024
 OWN_BLOCK: Final = 4 * 1024 * 1024
 """Bytes from which a block comes from the kernel by itself, and goes back there when it is freed."""
 YOUNG: Final = 5000
+"""New containers until the young ones are collected; Python has 700."""
 MIDDLE: Final = 3
+"""Collections of young ones until those of middle age are collected: 15,000 containers, which takes a few milliseconds."""
 OLD: Final = 93
-"""Containers until the young ones are collected, collections of young ones until those of middle age are, and of these until
-a full one: which comes after 1.4 million more containers, of which a connection has 53. Cycles of old objects wait for one, in
-250 MB at most. 15,000 containers take a few milliseconds."""
+"""Collections of middle age until a full one. It comes after 1.4 million more containers, of which a connection has 53. Cycles of
+old objects wait for one, in 250 MB at most."""
 
 FILE_RESERVE: Final = 64
 """Open files that are reserved for other uses than connections."""

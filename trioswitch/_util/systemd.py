@@ -14,11 +14,17 @@ FIRST: Final = 3
 
 
 def inherited_sockets() -> list[socket.socket]:
-    """The listening sockets that systemd has given to this process, once: its children are not to take them for theirs."""
+    """The listening sockets that systemd has given to this process, once: its children are not to take them for theirs.
+
+    Raises ValueError for descriptors that are no sockets.
+    """
     count = os.environ.pop("LISTEN_FDS", "")
     if os.environ.pop("LISTEN_PID", "") != str(os.getpid()) or not count.isdecimal():
         return []
-    sockets = [socket.socket(fileno=FIRST + number) for number in range(int(count))]
+    try:
+        sockets = [socket.socket(fileno=FIRST + number) for number in range(int(count))]
+    except OSError as error:
+        raise ValueError(f"LISTEN_FDS promises {count} sockets from descriptor {FIRST} on: {error.strerror}") from None
     for each in sockets:
         each.set_inheritable(False)
         each.setblocking(False)

@@ -63,6 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         if chosen.workers > 1 and chosen.sockets:
             raise ValueError("argument --workers: not allowed with a socket of systemd, which is for one process")
         context = tls_context(chosen.tls_cert, chosen.tls_key)
+        if chosen.proxy_protocol and not chosen.trusted_proxy:
+            raise ValueError("argument --proxy-protocol: needs --trusted-proxy, which says whose headers are believed")
         if chosen.uds is not None and chosen.port_given:
             raise ValueError("argument --port: not allowed with --uds, which listens on a Unix socket only")
         if chosen.workers > 1 and chosen.uds is not None:

@@ -58,6 +58,9 @@ def _run(chosen: argparse.Namespace) -> int:
         return trio.run(partial(_follow, httpx, url, {**asked, "trace": f"cli {secrets.token_hex(8)}"}))
     except KeyboardInterrupt:
         return OK
+    except BrokenPipeError:  # whoever read it has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OK
 
 
 async def _follow(httpx: Any, url: str, request: Mapping[str, str]) -> int:
@@ -67,10 +70,13 @@ async def _follow(httpx: Any, url: str, request: Mapping[str, str]) -> int:
             try:
                 answer = (await client.post(url, json=request)).json()
             except (httpx.HTTPError, ValueError) as error:
-                print(f"trioswitch: {url} cannot be asked: {error or type(error).__name__}", file=sys.stderr)
+                say(f"trioswitch: {url} cannot be asked: {str(error) or type(error).__name__}")
+                return FAILED
+            if not isinstance(answer, dict) or not answer.keys() & {"error", "result"}:
+                say(f"trioswitch: {url} is not the API of trioswitch: set --url")
                 return FAILED
             if "error" in answer:
-                print(f"trioswitch: the server refuses: {answer['error']['message']}", file=sys.stderr)
+                say(f"trioswitch: the server refuses: {answer['error']['message']}")
                 return FAILED
             found = answer["result"]
             if found["connections"] != followed:

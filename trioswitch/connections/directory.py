@@ -80,7 +80,7 @@ class ConnectionDirectory:
         self._on_user = callback
 
     def on_added(self, callback: Callable[[ConnectionDriver], None]) -> None:
-        """Have this called with a connection that a user has, or has from now on."""
+        """Have this called with each connection that is added to those of a user."""
         self._on_added = callback
 
     # --- who there is

@@ -185,7 +185,7 @@ class Flusher:
         return 0
 
     def shed(self, priority: int, size: int) -> int:
-        """Drop messages of a priority until `size` bytes are gone. Returns how many bytes went. The client is told."""
+        """As `Outbox.shed`."""
         before = self._waiting_bytes
         if gone := self._collect().shed(priority, size):
             self._forget(gone, Drop.SHED, tell=True)

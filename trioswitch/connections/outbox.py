@@ -258,7 +258,7 @@ class Outbox:
         return 0 if self._flusher is None else self._flusher.waiting_bytes
 
     def shed(self, priority: int, size: int) -> int:
-        """Drop what waits with a priority until `size` bytes are gone. Returns how many bytes went. The client is told."""
+        """Drop waiting messages of one priority, up to `size` bytes. Returns how many bytes were dropped. The client is told."""
         return 0 if self._flusher is None else self._flusher.shed(priority, size)
 
     async def wait_space(self) -> None:

@@ -1,4 +1,4 @@
-"""The byte budget of all outboxes together: before it is used up, those that hold most give way, and not whoever comes next.
+"""Load shedding: before all outboxes together use up their byte budget, the fullest ones lose messages.
 
 Without it, slow clients that fill the budget would make every outbox count as full, those of clients that read included.
 """
@@ -26,18 +26,20 @@ PRIORITIES: Final = range(11)
 
 
 class Shedding:
-    """Sheds the lowest priorities first, and of a priority what waits in the fullest outboxes. `run` is its task."""
+    """Drops waiting messages: those of the lowest priority first, and of one priority those in the fullest outbox first.
+
+    `run` is its task.
+    """
 
     def __init__(self, outboxes: Callable[[], Iterable[Outbox]], traffic: Traffic, budget: int) -> None:
         self._outboxes = outboxes
         self._traffic = traffic
         self._budget = budget
         self._crowded = Wakeup()
-        traffic.crowded_at = int(HIGH * budget)
-        traffic.on_crowded = self._crowded.notify
+        traffic.watch(HIGH * budget, self._crowded.notify)
 
     async def run(self) -> None:
-        """Wait for the budget to be nearly used up, and shed, forever."""
+        """Whenever the budget is nearly used up, shed until there is space again. Never returns."""
         while True:
             while self._traffic.waiting_bytes <= self._traffic.crowded_at:
                 await self._crowded.wait()
@@ -46,7 +48,8 @@ class Shedding:
             await trio.sleep(PAUSE)
 
     async def _shed(self) -> None:
-        fullest = sorted(self._outboxes(), key=lambda outbox: outbox.waiting_bytes, reverse=True)
+        filled = [outbox for outbox in self._outboxes() if outbox.waiting_bytes]
+        fullest = sorted(filled, key=lambda outbox: outbox.waiting_bytes, reverse=True)
         for priority in PRIORITIES:
             for number, outbox in enumerate(fullest, 1):
                 excess = self._traffic.waiting_bytes - int(LOW * self._budget)

@@ -18,7 +18,7 @@ const RETRY_DELAY = 3;  // seconds before a command is repeated that the server 
 const RETRIED = new Set(["not_stored", "unavailable"]);  // the codes of such answers
 const PAGE_SIZE = 1000;  // messages in one answer to `history`: the greatest number that the server allows
 const TAKEN_OVER = 4002;  // the close code for a session that another connection has resumed
-const UNAUTHORISED = 4500;
+const UNAUTHORISED = 4500;  // the close code for a token that is wrong, or has run out
 const RENEW_AT = 0.8;  // the share of a token's time after which a new one is sent
 const MIN_RENEWAL = 1;  // seconds
 const LONGEST_TIMER = 2 ** 31 - 1;  // milliseconds: browsers run a timer with a longer delay at once
@@ -163,7 +163,8 @@ class Link {
     if (this.#greetedAt === Infinity) this.#socket.close();
     else if (this.#socket.readyState === WebSocket.OPEN) this.#abandoned.push(this.#socket);
     this.#socket = null;
-    if (code >= 4500 && code <= 4999 && !(code === UNAUTHORISED && this.#renews())) return this.#onState({ state: "ended", code, reason });
+    const isFinal = code >= 4500 && code <= 4999 && !(code === UNAUTHORISED && this.#renews());
+    if (isFinal) return this.#onState({ state: "ended", code, reason });
     if (performance.now() - this.#greetedAt > LAST_CEILING * 1000) this.#attempt = 0;
     const ceiling = Math.min(LAST_CEILING, FIRST_CEILING * 2 ** this.#attempt++);
     const delay = this.#advice ?? Math.random() * ceiling;
@@ -601,6 +602,7 @@ export class Client extends Emitter {
   #lose({ code }) {
     if (this.#connection === null) return;
     this.#connection = null;
+    this.#signedIn = false;
     clearTimeout(this.#renewal);
     if (code === TAKEN_OVER) this.#session = null;  // to resume it would take it away from the other connection
     for (const { membership } of this.#rooms.values()) membership.lose();
@@ -612,7 +614,6 @@ export class Client extends Emitter {
   /** The server has greeted: identify, resume the session, join the rooms, and send what is not acknowledged. */
   async #begin({ connection_id, user_id, session }) {
     this.#connection = connection_id;
-    this.#signedIn = false;
     this.#aside = [];
     this.user = user_id;
     if (this.#token !== null && !(await this.#authenticate(connection_id))) return;
@@ -660,7 +661,7 @@ export class Client extends Emitter {
     this.user = answer.user_id ?? this.user;
     this.#signedIn = answer.type === "ack";
     if (this.#signedIn) this.#renewLater(connection, answer.expires);
-    if (answer.type === "ack" || answer.code === "not_available") return true;  // not available: the server takes no tokens
+    if (this.#signedIn || answer.code === "not_available") return true;  // not available: the server takes no tokens
     if (answer.code !== "unauthorised") this.#link.giveUp(`the server could not check the token: ${answer.message}`);
     return false;
   }

@@ -48,7 +48,7 @@ def _run(chosen: argparse.Namespace) -> int:
         if not os.environ.get(KEY):
             raise ValueError(f"the API needs a key: set {KEY}")
     except ImportError as error:
-        say(str(error))
+        say(f"trioswitch: error: {error}")
         return USAGE
     except ValueError as error:
         say_problems(error)
